@@ -1,0 +1,79 @@
+"""headcount: how many of your model's attention heads actually work?
+
+Importing the package loads nothing: each name is imported from its module when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headcount.errors import HeadcountError
+    from headcount.evaluation.evaluate import Benchmark, Evaluation, evaluate
+    from headcount.heads import HeadGeometry, HeadSet
+    from headcount.interventions import Fixed, Policy, Random, Threshold
+    from headcount.measure import measure_heads
+    from headcount.models.instrument import Probe, head_geometry, instrument
+    from headcount.models.loading import load
+    from headcount.scores import all_scores, get_score, score
+    from headcount.store import Run, open_run
+    from headcount.thresholds import thresholds
+
+_MODULES = {
+    "Benchmark": "evaluation.evaluate",
+    "Evaluation": "evaluation.evaluate",
+    "Fixed": "interventions",
+    "HeadGeometry": "heads",
+    "HeadSet": "heads",
+    "HeadcountError": "errors",
+    "Policy": "interventions",
+    "Probe": "models.instrument",
+    "Random": "interventions",
+    "Run": "store",
+    "Threshold": "interventions",
+    "all_scores": "scores",
+    "evaluate": "evaluation.evaluate",
+    "get_score": "scores",
+    "head_geometry": "models.instrument",
+    "instrument": "models.instrument",
+    "load": "models.loading",
+    "measure_heads": "measure",
+    "open_run": "store",
+    "score": "scores",
+    "thresholds": "thresholds",
+}
+
+__all__ = [
+    "Benchmark",
+    "Evaluation",
+    "Fixed",
+    "HeadGeometry",
+    "HeadSet",
+    "HeadcountError",
+    "Policy",
+    "Probe",
+    "Random",
+    "Run",
+    "Threshold",
+    "all_scores",
+    "evaluate",
+    "get_score",
+    "head_geometry",
+    "instrument",
+    "load",
+    "measure_heads",
+    "open_run",
+    "score",
+    "thresholds",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'headcount' has no attribute {name!r}")
+    value = getattr(import_module(f"headcount.{_MODULES[name]}"), name)
+    globals()[name] = value  # also takes the place of the submodule of the same name
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

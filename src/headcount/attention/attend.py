@@ -1,0 +1,61 @@
+"""One layer's attention with everything that scores may ask about it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from headcount.attention.blocks import attend_in_blocks
+from headcount.attention.fused import attend_fused
+from headcount.attention.inputs import AttentionInputs, Positions
+from headcount.attention.measurements import WEIGHT_MEASUREMENTS
+
+
+def attend(
+    inputs: AttentionInputs,
+    positions: Positions,
+    *,
+    needs: frozenset[str] = frozenset(),
+    projection_factor: Callable[[], Tensor] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Attention output, and the measurements in ``needs``; nothing else is computed.
+
+    Args:
+        inputs: query, key, value, mask and scaling of the layer.
+        positions: which positions are real tokens.
+        needs: names of ``LayerMeasurements`` fields, ``uniform`` excepted.
+        projection_factor: gives R ``[head, head_dim, head_dim]`` with ‖R_h o‖ = ‖W_h o‖ for each head's slice W_h of
+            the output projection; called only when ``contribution_norm`` is needed.
+
+    Returns:
+        Output ``[batch, head, query, head_dim]`` and ``{measurement: float32 [batch, head]}``.
+    """
+    weight_needs = needs & WEIGHT_MEASUREMENTS
+    if weight_needs or inputs.softcap is not None or inputs.sinks is not None:
+        output, measured = attend_in_blocks(inputs, positions, needs=weight_needs)
+    else:
+        output, measured = attend_fused(inputs), {}
+    length = inputs.query.shape[2]
+
+    if needs & {"first_value_norm", "value_norm"}:
+        norms = _norm(inputs.value[:, :, :length])  # [batch, key-value head, key]
+        if "first_value_norm" in needs:
+            measured["first_value_norm"] = positions.at(norms, positions.first).repeat_interleave(inputs.group_size, 1)
+        if "value_norm" in needs:
+            measured["value_norm"] = positions.mean(norms).repeat_interleave(inputs.group_size, 1)
+    if needs & {"last_output_norm", "output_norm"}:
+        norms = _norm(output)  # [batch, head, query]
+        if "last_output_norm" in needs:
+            measured["last_output_norm"] = positions.at(norms, positions.last)
+        if "output_norm" in needs:
+            measured["output_norm"] = positions.mean(norms)
+    if "contribution_norm" in needs:
+        assert projection_factor is not None
+        contribution = torch.einsum("bhtd,hcd->bhtc", output.float(), projection_factor())
+        measured["contribution_norm"] = positions.mean(_norm(contribution))
+    return output, measured
+
+
+def _norm(vectors: Tensor) -> Tensor:
+    """L2 norm over the last dimension, in float32."""
+    return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float32)

@@ -1,0 +1,102 @@
+"""Which heads a model has, and sets of them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from headcount.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerHeads:
+    """The heads of one attention layer.
+
+    ``index`` is the layer's position in the model (``layer_idx``); ``head_dim`` is the size of a head's
+    output, which is the size of its values and may differ from that of queries and keys.
+    """
+
+    index: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key-value head."""
+        return self.num_attention_heads // self.num_key_value_heads
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadGeometry:
+    """Every attention layer of a model, in the order in which the model calls them.
+
+    Layers without attention (hybrid models) are left out; layers may differ in their number of heads.
+    """
+
+    layers: tuple[LayerHeads, ...]
+
+    @property
+    def layer_indices(self) -> list[int]:
+        return [layer.index for layer in self.layers]
+
+    @property
+    def max_attention_heads(self) -> int:
+        return max(layer.num_attention_heads for layer in self.layers)
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads of the whole model."""
+        return sum(layer.num_attention_heads for layer in self.layers)
+
+    def exists(self) -> np.ndarray:
+        """bool [layer, head]: True where the layer has that query head."""
+        heads = np.arange(self.max_attention_heads)
+        return np.stack([heads < layer.num_attention_heads for layer in self.layers])
+
+
+@dataclass(frozen=True)
+class HeadSet:
+    """A set of query heads, each named by (layer index, head index).
+
+    >>> HeadSet([(0, 3), (2, 1)]) | HeadSet([(0, 3), (1, 0)])
+    HeadSet([(0, 3), (1, 0), (2, 1)])
+    """
+
+    heads: frozenset[tuple[int, int]]
+
+    def __init__(self, heads: Iterable[tuple[int, int]] = ()) -> None:
+        pairs = []
+        for pair in heads:
+            try:
+                layer, head = pair
+                pairs.append((int(layer), int(head)))
+            except (TypeError, ValueError):
+                raise InputError(f"A head is a pair (layer, head) of whole numbers, not {pair!r}.") from None
+        object.__setattr__(self, "heads", frozenset(pairs))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(sorted(self.heads))
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    def __contains__(self, head: object) -> bool:
+        return head in self.heads
+
+    def __or__(self, other: "HeadSet") -> "HeadSet":
+        return HeadSet(self.heads | other.heads)
+
+    def __repr__(self) -> str:
+        return f"HeadSet({list(self)})"
+
+    def check(self, geometry: HeadGeometry) -> None:
+        """Raise InputError if a head of the set is not one of the model's."""
+        counts = {layer.index: layer.num_attention_heads for layer in geometry.layers}
+        for layer, head in self:
+            if not 0 <= head < counts.get(layer, 0):
+                raise InputError(
+                    f"Head {head} of layer {layer} does not exist: attention layers are "
+                    f"{min(counts)}…{max(counts)} with up to {max(counts.values())} query heads. "
+                    "Count layers and heads from 0."
+                )

@@ -1,0 +1,171 @@
+"""Policies: which heads are zeroed on an input, decided layer by layer from what the layer measures."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from headcount.attention.measurements import LayerMeasurements
+from headcount.errors import InputError
+from headcount.heads import HeadSet
+from headcount.scores import get_score
+
+
+class Policy(Protocol):
+    """Decides which heads of a layer are zeroed, for each example of a batch on its own."""
+
+    @property
+    def exclude_layers(self) -> frozenset[int]:
+        """Layers (indices in the model) that the policy never touches."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The measurements the decision reads."""
+        ...
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the ``uniform`` measurement it reads; None for the run's."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Short unique name, such as ``ahon_ln:0.1`` or ``awft@0.8``."""
+        ...
+
+    def decide(
+        self, layer: int, measurements: LayerMeasurements, shape: tuple[int, int], device: torch.device
+    ) -> Tensor:
+        """bool ``[batch, head]`` of ``shape``: True where the head is zeroed."""
+        ...
+
+
+def _layers(layers: Iterable[int]) -> frozenset[int]:
+    chosen = frozenset(layers)
+    if wrong := [layer for layer in chosen if not isinstance(layer, int) or layer < 0]:
+        raise InputError(f"exclude_layers holds layer indices counted from 0, not {wrong[0]!r}.")
+    return chosen
+
+
+def _share(share: float) -> float:
+    if not 0 <= share <= 1:
+        raise InputError(f"A share of heads lies between 0 and 1, not {share!r}; write 10% as 0.10.")
+    return float(share)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """Zero the heads whose score on the input is beyond a threshold.
+
+    Args:
+        score: id or alias of a registered score.
+        threshold: heads strictly below it (scores inactive when low) or above it (high) are zeroed.
+        share: the share of heads the threshold was derived from, for labels and tables.
+        exclude_layers: layers never touched.
+
+    Raises:
+        InputError: unknown score, or a threshold that is not a number.
+    """
+
+    score: str
+    threshold: float
+    share: float | None = field(default=None, kw_only=True)
+    exclude_layers: frozenset[int] = field(default=frozenset(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "score", get_score(self.score).id)
+        object.__setattr__(self, "threshold", float(self.threshold))
+        object.__setattr__(self, "exclude_layers", _layers(self.exclude_layers))
+        if math.isnan(self.threshold):
+            raise InputError(f"The threshold for {self.score} is NaN. Give a number, or measure the score first.")
+        if self.share is not None:
+            object.__setattr__(self, "share", _share(self.share))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return get_score(self.score).needs
+
+    @property
+    def seed(self) -> int | None:
+        return None
+
+    @property
+    def label(self) -> str:
+        return f"{self.score}@{self.threshold:g}" if self.share is None else f"{self.score}:{self.share:g}"
+
+    def decide(
+        self, layer: int, measurements: LayerMeasurements, shape: tuple[int, int], device: torch.device
+    ) -> Tensor:
+        score = get_score(self.score)
+        return score.inactive(score(measurements), self.threshold)
+
+
+@dataclass(frozen=True)
+class Random:
+    """Zero each head of each layer and example independently with probability ``share``.
+
+    The draw depends on the seed and the example's tokens alone, so it is the same in any batch.
+    """
+
+    share: float
+    seed: int = 0
+    exclude_layers: frozenset[int] = field(default=frozenset(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "share", _share(self.share))
+        object.__setattr__(self, "exclude_layers", _layers(self.exclude_layers))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"uniform"})
+
+    @property
+    def label(self) -> str:
+        return f"random:{self.share:g}" if self.seed == 0 else f"random:{self.share:g}#{self.seed}"
+
+    def decide(
+        self, layer: int, measurements: LayerMeasurements, shape: tuple[int, int], device: torch.device
+    ) -> Tensor:
+        return measurements.uniform < self.share
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """Zero the same heads on every input.
+
+    Args:
+        heads: a HeadSet, or (layer, head) pairs.
+        name: its label in tables.
+    """
+
+    heads: HeadSet
+    name: str = field(default="fixed", kw_only=True)
+    exclude_layers: frozenset[int] = field(default=frozenset(), kw_only=True)
+
+    def __post_init__(self) -> None:
+        heads = self.heads if isinstance(self.heads, HeadSet) else HeadSet(self.heads)
+        object.__setattr__(self, "heads", heads)
+        object.__setattr__(self, "exclude_layers", _layers(self.exclude_layers))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def seed(self) -> int | None:
+        return None
+
+    @property
+    def label(self) -> str:
+        return self.name
+
+    def decide(
+        self, layer: int, measurements: LayerMeasurements, shape: tuple[int, int], device: torch.device
+    ) -> Tensor:
+        chosen = torch.zeros(shape[1], dtype=torch.bool)
+        chosen[[head for of_layer, head in self.heads if of_layer == layer]] = True
+        return chosen.to(device).expand(shape)

@@ -1,0 +1,113 @@
+"""Measure every head of a model on a list of inputs."""
+
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from headcount.errors import InputError
+from headcount.models.batching import (
+    Progress,
+    check_lengths,
+    data_fingerprint,
+    input_device,
+    no_progress,
+    pad,
+    run_in_batches,
+)
+from headcount.models.instrument import instrument
+from headcount.models.loading import fingerprint
+from headcount.scores import select_scores
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def measure_heads(
+    model: "PreTrainedModel",
+    inputs: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    scores: str | Iterable[str] = "all",
+    batch_tokens: int = 4096,
+    seed: int = 0,
+    too_long: str = "refuse",
+    progress: Progress = no_progress,
+) -> xr.Dataset:
+    """Every score of every query head on every input, with nothing zeroed, in one pass over the inputs.
+
+    Every token of an input counts and padding never does: the numbers do not depend on how inputs are batched,
+    beyond rounding.
+
+    Args:
+        model: a causal language model, as from ``load``.
+        inputs: texts, or lists of token ids, to which nothing is added.
+        tokenizer: needed for texts; adds the special tokens it adds by default.
+        scores: ids or aliases, or ``"all"``.
+        batch_tokens: tokens in a batch, padding included.
+        seed: of the ``random`` score.
+        too_long: what to do with an input longer than the model's positions: ``refuse``, or ``cut`` its end off.
+        progress: called with (inputs done, inputs in all).
+
+    Returns:
+        Dataset with one float32 variable per score id, dims (example, layer, head), coordinates ``num_tokens``
+        (example), ``layer`` (index in the model) and ``head``. NaN where a layer has fewer heads, or where a score is
+        not defined (the layer's mean is 0). Attributes name the model, the inputs, the seed and the versions.
+
+    Raises:
+        InputError: no or empty inputs, texts without a tokenizer, unknown scores, inputs too long.
+        ModelError: a model that cannot be measured.
+    """
+    rows, num_cut = check_lengths(token_ids(inputs, tokenizer), model, too_long=too_long)
+    chosen = [score.id for score in select_scores(scores)]
+    device = input_device(model)
+    order: list[int] = []
+    with instrument(model, scores=chosen, seed=seed) as probe, torch.inference_mode():
+
+        def run(batch: list[int]) -> None:
+            tokens, mask = pad([rows[i] for i in batch], device)
+            model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
+            order.extend(batch)
+
+        run_in_batches([len(row) for row in rows], batch_tokens, run, progress)
+        table = probe.scores
+    table = table.isel(example=np.argsort(order))
+    return table.assign_attrs(
+        model=str(getattr(model.config, "_name_or_path", "")),
+        model_fingerprint=fingerprint(model),
+        data_fingerprint=data_fingerprint(rows),
+        dtype=str(model.dtype).removeprefix("torch."),
+        seed=seed,
+        num_cut=num_cut,
+        **versions(),
+    )
+
+
+def token_ids(
+    inputs: Sequence[str] | Sequence[Sequence[int]], tokenizer: "PreTrainedTokenizerBase | None"
+) -> list[list[int]]:
+    """Inputs as lists of token ids. Raises InputError for no inputs, an empty one, or a text without a tokenizer."""
+    if isinstance(inputs, str) or not isinstance(inputs, Sequence):
+        raise InputError(f"inputs is a list of texts or of token-id lists, not a {type(inputs).__name__}.")
+    if not inputs:
+        raise InputError("No inputs were given. Give at least one text or list of token ids.")
+    rows = []
+    for i, given in enumerate(inputs):
+        if isinstance(given, str):
+            if tokenizer is None:
+                raise InputError(f"Input {i} is a text: pass the model's tokenizer, or lists of token ids.")
+            row = tokenizer(given, verbose=False)["input_ids"]
+        else:
+            row = [int(token) for token in given]
+        if not row or (isinstance(given, str) and not given.strip()):
+            raise InputError(f"Input {i} is empty. Leave empty inputs out.")
+        rows.append(list(row))
+    return rows
+
+
+def versions() -> dict[str, Any]:
+    """Versions of headcount and of the libraries that its numbers depend on."""
+    return {f"{name}_version": version(name) for name in ("headcount", "torch", "transformers")}

@@ -1,0 +1,137 @@
+"""Token-id lists in batches of similar length, and what to do when a batch does not fit in memory."""
+
+import hashlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from headcount.errors import InputError, ModelError
+from headcount.models.loading import max_positions
+
+#: Called with (examples done, examples in all).
+Progress = Callable[[int, int], None]
+
+
+def no_progress(done: int, total: int) -> None:
+    """Report nothing."""
+
+
+def batches_by_tokens(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices in batches of at most ``batch_tokens`` tokens, padding included; longest first, at least one a batch.
+
+    >>> list(batches_by_tokens([3, 9, 2, 4], batch_tokens=8))
+    [[1], [3, 0], [2]]
+    """
+    if batch_tokens < 1:
+        raise InputError(f"batch_tokens is the number of tokens in a batch, at least 1; got {batch_tokens}.")
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Rows padded on the right: token ids and 0/1 mask, both int64 ``[batch, position]``."""
+    width = max(map(len, rows))
+    tokens = torch.zeros(len(rows), width, dtype=torch.int64)
+    mask = torch.zeros(len(rows), width, dtype=torch.int64)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
+        mask[i, : len(row)] = 1
+    return tokens.to(device), mask.to(device)
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model wants its token ids, whatever devices its layers are on."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, Tensor)
+    return weight.device
+
+
+def run_in_batches(
+    lengths: Sequence[int], batch_tokens: int, run: Callable[[list[int]], None], progress: Progress = no_progress
+) -> None:
+    """Call ``run`` with the indices of each batch; on running out of memory halve the batch, say so once, and go on.
+
+    ``run`` must leave nothing behind when it raises.
+
+    Raises:
+        ModelError: a single example does not fit in memory.
+    """
+    warned, done = False, 0
+    waiting = list(batches_by_tokens(lengths, batch_tokens))[::-1]
+    while waiting:
+        batch = waiting.pop()
+        try:
+            run(batch)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+            tokens = lengths[batch[0]]
+            if len(batch) == 1:
+                raise ModelError(
+                    f"One example of {tokens} tokens does not fit in memory. Shorten the inputs (--max-length), use a smaller "
+                    "dtype, or spread the model over devices (--device-map auto)."
+                ) from None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if not warned:
+                warnings.warn(
+                    f"A batch of {len(batch)} × {tokens} tokens does not fit in memory and was halved; "
+                    "a smaller --batch-tokens spares the attempt.",
+                    stacklevel=2,
+                )
+                warned = True
+            half = len(batch) // 2
+            waiting += [batch[half:], batch[:half]]
+            continue
+        done += len(batch)
+        progress(done, len(lengths))
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "not enough memory" in text or "can't allocate memory" in text or "out of memory" in text
+
+
+def check_lengths(
+    rows: Sequence[Sequence[int]], model: PreTrainedModel, *, too_long: str = "refuse"
+) -> tuple[list[list[int]], int]:
+    """Rows that fit the model's positions, and how many were cut.
+
+    Args:
+        rows: token ids.
+        model: whose positions bound the length.
+        too_long: ``refuse``, or ``cut`` to keep the first tokens of rows that are longer.
+
+    Raises:
+        InputError: a row is longer than the model's positions and ``too_long`` is ``refuse``.
+    """
+    if too_long not in ("refuse", "cut"):
+        raise InputError(f"too_long is 'refuse' or 'cut', not {too_long!r}.")
+    bound = max_positions(model)
+    longer = [i for i, row in enumerate(rows) if bound is not None and len(row) > bound]
+    if longer and too_long == "refuse":
+        raise InputError(
+            f"{len(longer)} of {len(rows)} inputs are longer than the model's {bound} positions (input {longer[0]} has "
+            f"{len(rows[longer[0]])} tokens). Cut them with --too-long cut (too_long='cut'), or split them."
+        )
+    return [list(row[:bound]) for row in rows], len(longer)
+
+
+def data_fingerprint(rows: Sequence[Sequence[int]]) -> str:
+    """Identifies inputs: 16 hex digits over their token ids, in order."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(np.asarray([len(row), *row], dtype="<i8").tobytes())
+    return digest.hexdigest()[:16]

