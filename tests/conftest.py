@@ -1,0 +1,40 @@
+"""Models that tests share: the demo model, and tiny random ones built from configurations."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from headcount.models.loading import load
+
+TINY = {
+    "vocab_size": 256,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def demo() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The demo model in float32, and its tokenizer."""
+    return load("demo", dtype="float32")
+
+
+@pytest.fixture
+def tiny() -> Callable[..., PreTrainedModel]:
+    """Builds a tiny random model: ``tiny()`` a Llama, ``tiny("qwen2", num_hidden_layers=1)`` another."""
+
+    def build(model_type: str = "llama", *, seed: int = 0, **changes: object) -> PreTrainedModel:
+        torch.manual_seed(seed)
+        config = AutoConfig.for_model(model_type, **(TINY | changes))
+        return AutoModelForCausalLM.from_config(config).float().eval()
+
+    return build
