@@ -1,0 +1,105 @@
+"""How large a share of the heads can be zeroed before accuracy falls by more than a margin."""
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from headcount.analysis.outcomes import interval, pair_outcomes, resampled_means
+from headcount.errors import InputError
+
+
+def last_crossing(shares: ArrayLike, accuracies: ArrayLike, floor: float) -> tuple[float, bool]:
+    """Where a curve falls below ``floor`` for good: the share, and whether that is only a lower bound.
+
+    The points, sorted by share, are joined by straight lines. The answer is the last share at which the curve crosses
+    ``floor`` downwards and does not come back. A curve that ends at or above ``floor`` has no such place: then it is
+    the largest share, as a lower bound. A curve that is below throughout gives 0.
+
+    Source: arXiv 2504.03889, Table 2. Differs: the authors print 0 where we give a lower bound.
+
+    Raises:
+        InputError: no points, not as many shares as accuracies, or NaN among them.
+
+    >>> last_crossing([0.0, 0.5, 1.0], [0.50, 0.50, 0.25], floor=0.375)
+    (0.75, False)
+    """
+    x, y = np.asarray(shares, dtype=float), np.asarray(accuracies, dtype=float)
+    if x.ndim != 1 or x.shape != y.shape or x.size == 0 or np.isnan([x, y]).any():
+        raise InputError(
+            f"Expected as many shares as accuracies, at least one, none NaN; got {shares} and {accuracies}."
+        )
+    share, is_lower_bound = _last_crossings(x[None], y[None], floor)
+    return float(share[0]), bool(is_lower_bound[0])
+
+
+def removable_table(
+    outcomes: pd.DataFrame,
+    *,
+    metric: str = "acc",
+    margin: float = 0.01,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """The share of heads that each score lets one zero within ``margin`` of the baseline's accuracy.
+
+    A score's curve starts at share 0 with no change, and has one point for each of its policies: the realised share
+    and the change of accuracy on the questions that the policy and the baseline both have. The interval is a
+    percentile bootstrap over questions, within tasks: every point of every curve and the baseline are resampled
+    together. It accounts for which questions were asked, not for the choice of the best score among several.
+
+    Returns:
+        One row a score, in order of first appearance: score; removable_share; is_lower_bound (the curve does not end
+        below the margin); low and high (``high`` equal to ``largest_share_measured`` means at least that);
+        largest_share_measured. Shares are fractions of all heads, 0..1.
+
+    Raises:
+        InputError: no baseline, an unknown metric, no common questions, or a margin below 0.
+    """
+    if not margin >= 0:
+        raise InputError(
+            f"margin is a fall of accuracy as a fraction of 1 (0.01 for 1 point), 0 or more; got {margin}."
+        )
+    paired = pair_outcomes(outcomes, metric)
+    values = np.hstack([paired.share_zeroed, paired.change])  # [question, 2 · policy]
+    rng = np.random.default_rng(seed)
+    samples = resampled_means(values, paired.tasks, resamples=resamples, rng=rng)
+    measured = np.nanmean(values, axis=0, keepdims=True)
+    rows = []
+    for score in dict.fromkeys(filter(None, paired.scores)):
+        points = [i for i, other in enumerate(paired.scores) if other == score]
+        x, y = _curves(measured, points)
+        removable, is_lower_bound = _last_crossings(x, y, -margin)
+        largest = float(x.max())
+        crossings, never = _last_crossings(*_curves(samples, points), -margin)
+        low, high = interval(np.where(never, largest, np.minimum(crossings, largest)), confidence)
+        rows.append((score, float(removable[0]), bool(is_lower_bound[0]), float(low), float(high), largest))
+    return pd.DataFrame(
+        rows, columns=["score", "removable_share", "is_lower_bound", "low", "high", "largest_share_measured"]
+    )
+
+
+def _curves(means: NDArray[np.float64], points: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Shares and changes, [curve, point], from ``means`` [curve, 2 · policy]; (0, 0) stands first."""
+    share, change = np.hsplit(means, 2)
+    origin = np.zeros((len(means), 1))
+    return np.hstack([origin, share[:, points]]), np.hstack([origin, change[:, points]])
+
+
+def _last_crossings(
+    x: NDArray[np.float64], y: NDArray[np.float64], floor: float
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """``last_crossing`` of many curves at once: x and y are [curve, point]."""
+    order = np.argsort(x, axis=1, kind="stable")
+    x, y = np.take_along_axis(x, order, axis=1), np.take_along_axis(y, order, axis=1)
+    below = y < floor
+    # Index of the last point that is not below; -1 when all are.
+    last_above = np.where(below.all(axis=1), -1, below.shape[1] - 1 - np.argmax(~below[:, ::-1], axis=1))
+    is_lower_bound = last_above == below.shape[1] - 1
+    rows = np.arange(len(x))
+    left = np.clip(last_above, 0, None)
+    right = np.minimum(left + 1, below.shape[1] - 1)
+    fall = y[rows, left] - y[rows, right]
+    part = np.divide(y[rows, left] - floor, fall, out=np.zeros(len(x)), where=(last_above >= 0) & ~is_lower_bound)
+    crossing = x[rows, left] + part * (x[rows, right] - x[rows, left])
+    return np.where(last_above < 0, 0.0, crossing), is_lower_bound

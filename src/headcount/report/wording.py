@@ -1,0 +1,124 @@
+"""How numbers are said, the same on the page and in the terminal."""
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any
+
+import pandas as pd
+
+NOT_MEASURED = "–"
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction as a percentage; a dash for NaN.
+
+    >>> percent(0.123)
+    '12.3%'
+    """
+    return NOT_MEASURED if math.isnan(fraction) else f"{100 * fraction:.{digits}f}%"
+
+
+def points(fraction: float) -> str:
+    """A change of a fraction in percentage points, always signed; a dash for NaN.
+
+    >>> points(-0.015), points(0.0)
+    ('−1.5', '0.0')
+    """
+    if math.isnan(fraction):
+        return NOT_MEASURED
+    text = f"{100 * fraction:+.1f}".replace("-", "−")
+    return "0.0" if text in ("+0.0", "−0.0") else text
+
+
+def change_with_interval(row: Any) -> str:
+    """The change of one row of the accuracy table in points, with its interval where there is one."""
+    if math.isnan(row.change_low):
+        return NOT_MEASURED if row.policy == "baseline" else points(row.change)
+    return f"{points(row.change)} [{points(row.change_low)}, {points(row.change_high)}]"
+
+
+def policy_name(row: Any) -> str:
+    """The score where heads were chosen by a share of it, else the policy's own label."""
+    return row.policy if not row.score or math.isnan(row.share_asked) else row.score
+
+
+def removable_with_interval(row: Any) -> str:
+    """One row of the removable table: "12.3% [8.1, 17.0]", "≥ 24.1% [20.3, ≥ 24.1]" for a lower bound."""
+    bound = "≥ " if row.is_lower_bound else ""
+    high = "≥ " if open_above(row) else ""
+    return f"{bound}{percent(row.removable_share)} [{100 * row.low:.1f}, {high}{100 * row.high:.1f}]"
+
+
+def open_above(row: Any) -> bool:
+    """Whether the interval of a removable share ends only because no larger share was measured."""
+    return row.high >= row.largest_share_measured
+
+
+def rows(table: pd.DataFrame) -> list[Any]:
+    """The rows of a table with its columns as attributes."""
+    return list(table.itertuples(index=False))
+
+
+def best_row(removable: pd.DataFrame) -> Any | None:
+    """The row of the score with the largest removable share, the random baseline aside; None without one."""
+    scored = [row for row in rows(removable) if row.score != "random"]
+    return max(scored, key=lambda row: row.removable_share, default=None)
+
+
+def answer(removable: pd.DataFrame, *, metric: str, margin: float, tasks: Sequence[str], confidence: float) -> str:
+    """The one sentence that a reader takes home: the best score's removable share with its interval, and random's."""
+    best = best_row(removable)
+    fall = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
+    within = f"within {fall} of {' and '.join(tasks) or 'the'} {metric_name(metric)}"
+    randoms = [row for row in rows(removable) if row.score == "random"]
+    at_random = " ".join(f"{'at least ' * row.is_lower_bound}{_whole(row.removable_share)}" for row in randoms)
+    if best is None:
+        return f"{at_random[:1].upper()}{at_random[1:]} of heads, chosen at random, can be zeroed {within}."
+    if best.is_lower_bound:
+        interval = f"{_whole(best.low)} or more"
+    elif open_above(best):
+        interval = f"{_whole(best.low)} to at least {_whole(best.high)}"
+    else:
+        interval = f"{_whole(best.low)[:-1]}–{_whole(best.high)}"
+    share = f"{'At least ' if best.is_lower_bound else ''}{_whole(best.removable_share)}"
+    sentence = f"{share} of heads can be zeroed {within} by {best.score} ({percent(confidence, 0)} interval {interval})"
+    return f"{sentence}; random heads: {at_random}." if at_random else f"{sentence}."
+
+
+def caveats(
+    accuracy: pd.DataFrame, removable: pd.DataFrame, *, margin: float, confidence: float, chance: float | None
+) -> list[str]:
+    """What a careful reader must know before repeating the answer; empty when nothing is to be said."""
+    baseline = rows(accuracy.head(1))[0]
+    spread = math.sqrt(max(baseline.accuracy * (1 - baseline.accuracy), 0) / baseline.num_questions)
+    half_width = NormalDist().inv_cdf((1 + confidence) / 2) * spread
+    said = []
+    if half_width > 0.01:
+        said.append(
+            f"Few questions: with {baseline.num_questions:,} the baseline's accuracy is itself known only to within "
+            f"±{100 * half_width:.1f} points, so a fall of {100 * margin:g} is hard to tell from luck. "
+            "Read the interval, not the single number."
+        )
+    if chance is not None and baseline.accuracy - half_width <= chance:
+        said.append(
+            f"Near chance: guessing would give {percent(chance)} and the baseline has {percent(baseline.accuracy)}. "
+            "Where a model cannot do the task, zeroing heads has little to take away."
+        )
+    tried = sum(row.score != "random" for row in rows(removable))
+    if tried > 1 and (best := best_row(removable)):
+        said.append(
+            f"{best.score} is the best of {tried} scores on these very questions, which flatters it; "
+            "the interval does not correct for that. Confirm it on other questions."
+        )
+    return said
+
+
+def metric_name(metric: str) -> str:
+    """A metric of lm-eval as a reader says it."""
+    return {"acc": "accuracy", "acc_norm": "length-normalised accuracy"}.get(metric, metric)
+
+
+def _whole(fraction: float) -> str:
+    """A share in running text: whole percent, one decimal below 10% where it says more."""
+    return percent(fraction, 0 if fraction >= 0.0995 or fraction == 0 else 1)
