@@ -1,0 +1,55 @@
+"""The command line: one file a command, each of which parses, calls the library and prints."""
+
+import sys
+import warnings
+
+import typer
+
+from headcount.cli.console import errors, show_warning
+from headcount.errors import HeadcountError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="How many of your model's attention heads actually work?",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"headcount {version('headcount')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 2."""
+    from headcount.cli import demo, evaluate, measure, report, scores, thresholds  # noqa: F401  (each adds its command)
+
+    warnings.showwarning = show_warning
+    try:
+        app()
+    except HeadcountError as error:
+        errors.print(f"[bold red]Error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        errors.print("\nStopped. What was finished is in the run's folder; the same command goes on from there.")
+        sys.exit(130)
+
+
+def _escaped(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()))

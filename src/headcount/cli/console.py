@@ -1,0 +1,62 @@
+"""What commands print with: standard output for results, standard error for progress, notes and errors."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from headcount.models.batching import Progress as ProgressCallback
+
+output = Console()
+errors = Console(stderr=True)
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Python warnings as one readable line; other libraries' housekeeping is not the user's business."""
+    if issubclass(category, UserWarning):
+        errors.print(f"[yellow]Note:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+
+
+class Steps:
+    """A progress bar for each step of a command: what runs, how far, how long still."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+
+    def start(self, what: str, total: int | None = None) -> ProgressCallback:
+        """A new line; call what it returns with (done, total)."""
+        task = self._progress.add_task(escape(what), total=total)
+
+        def update(done: int, total: int) -> None:
+            self._progress.update(task, completed=done, total=total)
+
+        return update
+
+    def say(self, text: str) -> None:
+        """A line above the bars."""
+        self._progress.console.print(text, highlight=False)
+
+
+@contextmanager
+def steps() -> Iterator[Steps]:
+    """Progress bars on standard error."""
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=18),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("[dim]left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors) as progress:
+        yield Steps(progress)

@@ -1,0 +1,61 @@
+"""Options that several commands share."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="Hub id, local folder, .gguf file, or [bold]demo[/].", show_default=False)
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/MODEL-DATA-TIME]")
+]
+Task = Annotated[
+    list[str] | None,
+    typer.Option("--task", "-t", help="lm-eval task or group; repeat for several.", rich_help_panel="Data"),
+]
+NumFewshot = Annotated[
+    int | None,
+    typer.Option("--num-fewshot", min=0, help="Examples in each prompt. [default: the task's]", rich_help_panel="Data"),
+]
+Limit = Annotated[
+    float | None,
+    typer.Option("--limit", help="Questions a task (or a share of them below 1), or texts.", rich_help_panel="Data"),
+]
+Offline = Annotated[
+    bool,
+    typer.Option(
+        "--offline", help="Never use the network: benchmarks from the benchmark package.", rich_help_panel="Data"
+    ),
+]
+IncludePath = Annotated[
+    Path | None,
+    typer.Option("--include-path", help="Folder with lm-eval task files of your own.", rich_help_panel="Data"),
+]
+ChatTemplate = Annotated[
+    bool | None,
+    typer.Option(
+        "--chat-template/--no-chat-template",
+        help="Put prompts into the model's chat template. [default: for instruct models]",
+        rich_help_panel="Data",
+    ),
+]
+Dtype = Annotated[
+    str, typer.Option(help="auto (the checkpoint's own), float32, bfloat16 or float16.", rich_help_panel="Model")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …", rich_help_panel="Model")]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(help="Spread the model over devices, as in transformers: auto, balanced, …", rich_help_panel="Model"),
+]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the hub.", rich_help_panel="Model")]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Load pickle weights, which can run any code.", rich_help_panel="Model")
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.", rich_help_panel="Model")
+]
+BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens in a batch, padding included.")]
+Seed = Annotated[int, typer.Option(help="Of random heads and few-shot samples.")]

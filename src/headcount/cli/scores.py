@@ -1,0 +1,19 @@
+"""``headcount scores``: the registry."""
+
+from rich.table import Table
+
+from headcount.cli import app
+from headcount.cli.console import output
+
+
+@app.command()
+def scores() -> None:
+    """List every score: id, name, when a head is inactive, unit, source, aliases."""
+    from headcount.scores import all_scores
+
+    table = Table(box=None, header_style="bold")
+    for heading in ("id", "name", "inactive when", "unit", "source", "aliases"):
+        table.add_column(heading, overflow="fold", no_wrap=heading == "id")
+    for score in all_scores():
+        table.add_row(score.id, score.name, score.inactive_when, score.unit, score.source, ", ".join(score.aliases))
+    output.print(table)
