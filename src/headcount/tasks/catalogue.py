@@ -1,0 +1,113 @@
+"""The names that lm-eval knows, and which of its tasks a text model can do."""
+
+import functools
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from headcount.errors import TaskError, nearest
+from headcount.tasks.quiet import quiet
+
+
+def task_names() -> list[str]:
+    """Names of all of lm-eval's tasks, groups and tags."""
+    with quiet():
+        return sorted(_index())
+
+
+def task_manager(include_path: str | Path | None) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    index = _index()
+    if include_path is None:
+        own = {}
+    elif not Path(include_path).is_dir():
+        raise TaskError(f"include_path {str(include_path)!r} is no folder; expected one that holds lm-eval task files.")
+    else:
+        own = TaskManager(include_path=str(include_path), include_defaults=False).task_index
+        if not own:
+            raise TaskError(
+                f"include_path {str(include_path)!r} holds no task file that lm-eval can read; expected *.yaml files "
+                "with a `task:` or `group:` name. `lm_eval validate` says what is wrong with one."
+            )
+    manager = TaskManager(include_defaults=False)
+    manager.task_index.update(index | own)
+    return manager
+
+
+@functools.cache
+def _index() -> dict[str, Any]:
+    """lm-eval's names, kept on disk: lm-eval reads 14,000 files to learn them, which takes ten seconds."""
+    import lm_eval
+    import lm_eval.tasks
+    from lm_eval.tasks._index import Entry, Kind
+
+    root = Path(lm_eval.tasks.__file__).parent
+    changed = [path.stat().st_mtime_ns for path in root.rglob("*.yaml")]
+    stamp = [1, lm_eval.__version__, str(root), len(changed), max(changed)]  # 1: version of this file format
+    file = Path(os.environ.get("HEADCOUNT_CACHE") or platformdirs.user_cache_dir("headcount")) / "lm_eval_tasks.json"
+    saved: dict[str, Any] = {}
+    with suppress(OSError, ValueError):
+        saved = json.loads(file.read_text(encoding="utf-8"))
+    if saved.get("stamp") != stamp:
+        saved = {"stamp": stamp, "entries": _read_index()}
+        partial = file.with_suffix(f".{os.getpid()}")
+        with suppress(OSError):  # a cache that cannot be written costs time only
+            file.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(saved), encoding="utf-8")
+            partial.replace(file)
+    return {
+        name: Entry(
+            name=name, kind=Kind[kind], yaml_path=path and Path(path), cfg=dict.fromkeys(needs, True), tags=set(tags)
+        )
+        for name, (kind, path, tags, needs) in saved["entries"].items()
+    }
+
+
+def _read_index() -> dict[str, tuple[str, str | None, list[str], list[str]]]:
+    from lm_eval.tasks import TaskManager
+
+    return {
+        name: (
+            entry.kind.name,
+            entry.yaml_path and str(entry.yaml_path),
+            sorted(entry.tags),
+            [key for key in ("unsafe_code", "doc_to_image", "doc_to_audio") if (entry.cfg or {}).get(key)],
+        )
+        for name, entry in TaskManager().task_index.items()
+    }
+
+
+def check_name(name: str, index: dict[str, Any]) -> None:
+    if name not in index:
+        hint = nearest(name, index)
+        if hint.startswith("Known"):
+            hint = "`lm_eval ls tasks` lists all that exist; your own need include_path."
+        raise TaskError(f"{name!r} is none of the {len(index):,} benchmarks that lm-eval knows. {hint}")
+    _refuse(name, set(index[name].cfg or ()))
+
+
+def check_supported(task: Any) -> None:
+    needs = {"unsafe_code"} if getattr(task, "UNSAFE_CODE", False) else set()
+    _refuse(task_label(task), needs | ({"doc_to_image"} if getattr(task, "MULTIMODAL", False) else set()))
+
+
+def _refuse(name: str, needs: set[str]) -> None:
+    if "unsafe_code" in needs:
+        raise TaskError(
+            f"Task {name!r} runs code written by the model, which headcount does not do. Choose another task."
+        )
+    if {"doc_to_image", "doc_to_audio"} & needs:
+        raise TaskError(f"Task {name!r} shows images or plays sound; expected text alone. Choose another task.")
+
+
+def task_label(task: Any) -> str:
+    return task.config.task or type(task).__name__  # a task written as a class learns its name last
+
+
+def reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:300].rstrip('.')}"
