@@ -35,6 +35,7 @@ def evaluate(
     exclude_layer: Annotated[
         list[int] | None, typer.Option(help="Layer never touched, counted from 0; repeat.")
     ] = None,
+    scores_from: options.ScoresFrom = None,
     metric: Annotated[str, typer.Option(help="lm-eval metric for the table.")] = "acc",
     num_fewshot: options.NumFewshot = None,
     limit: options.Limit = None,
@@ -77,6 +78,10 @@ def evaluate(
         policies = resolve_policies(requests, run, benchmark, progress, thresholds_from=thresholds_from, seed=seed)
         evaluate_into(run, benchmark, policies, progress)
     print_results(run, metric)
+    if benchmark.num_truncated:
+        output.print(
+            f"{benchmark.num_truncated} inputs were longer than the model's positions: their starts were cut off, as in lm-eval."
+        )
 
 
 def resolve_policies(

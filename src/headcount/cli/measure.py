@@ -27,6 +27,7 @@ def measure(
     score: Annotated[
         list[str] | None, typer.Option(help="Score to measure; repeat for several. [default: all]")
     ] = None,
+    scores_from: options.ScoresFrom = None,
     num_fewshot: options.NumFewshot = None,
     limit: options.Limit = None,
     text_column: Annotated[

@@ -9,6 +9,23 @@ Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Hub id, local folder, .gguf file, or [bold]demo[/].", show_default=False)
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
+
+
+def _load_scores(files: list[Path] | None) -> list[Path] | None:
+    if files:
+        from headcount.scores import load_scores
+
+        for file in files:
+            load_scores(file)
+    return files
+
+
+ScoresFrom = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--scores-from", callback=_load_scores, help="Python file with scores of your own; repeat for several."
+    ),
+]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/MODEL-DATA-TIME]")
 ]

@@ -17,6 +17,7 @@ def report(
     output_file: Annotated[
         Path | None, typer.Option("--output", "-o", help="HTML file. [default: RUN/report.html]")
     ] = None,
+    scores_from: options.ScoresFrom = None,
 ) -> None:
     """Write one HTML page that shows a run; it needs no network and no server."""
     from headcount.store import open_run

@@ -70,7 +70,6 @@ def model_facts(loaded: LoadedModel) -> dict[str, Any]:
         "name": default_name(loaded.name),
         "fingerprint": fingerprint(loaded.model),
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
-        "device": str(loaded.model.device),
         "num_heads": geometry.num_heads,
         "layers": [vars(layer) for layer in geometry.layers],
     }
@@ -107,8 +106,9 @@ def open_or_create(folder: Path, facts: dict[str, Any]) -> Run:
     """
     if not is_run(folder):
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return Run.create(folder, created=now, command=command_line(), versions=versions(), **facts)
+        return Run.create(folder, created=now, command=command_line(), commands=[], versions=versions(), **facts)
     run = open_run(folder)
+    run.manifest["commands"].append(command_line())
     differing = [
         f"{part} {difference}"
         for part in ("model", "data", "settings")

@@ -2,12 +2,12 @@
 
 from rich.table import Table
 
-from headcount.cli import app
+from headcount.cli import app, options
 from headcount.cli.console import output
 
 
 @app.command()
-def scores() -> None:
+def scores(scores_from: options.ScoresFrom = None) -> None:
     """List every score: id, name, when a head is inactive, unit, source, aliases."""
     from headcount.scores import all_scores
 

@@ -16,6 +16,7 @@ def thresholds(
     share: Annotated[
         list[float] | None, typer.Option(help="Share of heads; repeat. [default: 0, 0.05, …, 0.30]")
     ] = None,
+    scores_from: options.ScoresFrom = None,
 ) -> None:
     """Find, for each measured score, the threshold beyond which a share of heads is inactive."""
     from headcount.scores import get_score

@@ -85,8 +85,7 @@ def run_in_batches(
                 torch.cuda.empty_cache()
             if not warned:
                 warnings.warn(
-                    f"A batch of {len(batch)} × {tokens} tokens does not fit in memory and was halved; "
-                    "a smaller --batch-tokens spares the attempt.",
+                    "A batch does not fit in memory and was halved; a smaller batch_tokens (--batch-tokens) spares the attempt.",
                     stacklevel=2,
                 )
                 warned = True
@@ -125,6 +124,11 @@ def check_lengths(
         raise InputError(
             f"{len(longer)} of {len(rows)} inputs are longer than the model's {bound} positions (input {longer[0]} has "
             f"{len(rows[longer[0]])} tokens). Cut them with --too-long cut (too_long='cut'), or split them."
+        )
+    if longer:
+        warnings.warn(
+            f"{len(longer)} of {len(rows)} inputs were longer than the model's {bound} positions: their ends were cut off.",
+            stacklevel=2,
         )
     return [list(row[:bound]) for row in rows], len(longer)
 

@@ -14,15 +14,15 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
 from headcount.attention.attend import attend
-from headcount.attention.inputs import AttentionInputs
-from headcount.attention.measurements import LayerMeasurements
+from headcount.attention.inputs import AttentionInputs, Positions
+from headcount.attention.measurements import RAW_TENSORS, LayerMeasurements
 from headcount.errors import InputError, ModelError
 from headcount.heads import HeadGeometry, LayerHeads
 from headcount.interventions import Fixed, Policy
 from headcount.models.attention_function import read_call
 from headcount.models.batching import input_device
 from headcount.models.context import ForwardContext
-from headcount.models.projection import output_projection, projection_factor
+from headcount.models.projection import head_slices, output_projection, projection_factor
 from headcount.scores import Score, select_scores
 
 _counter = itertools.count()
@@ -184,15 +184,16 @@ class _Recorder:
         policy = self._policy if self._policy and layer not in self._policy.exclude_layers else None
         policy_needs = policy.needs if policy else frozenset()
         positions = context.positions.to(inputs.query.device)
+        needs = (self._score_needs | policy_needs) - {"uniform"}
         output, measured = attend(
             inputs,
             positions,
-            needs=(self._score_needs | policy_needs) - {"uniform"},
+            needs=needs - RAW_TENSORS,
             projection_factor=lambda: self._factor(module, layer, inputs),
         )
-        scores = [
-            score(self._measurements(measured, score.needs, self._seed, layer, context)) for score in self._scores
-        ]
+        if needs & RAW_TENSORS:
+            measured |= self._raw_tensors(needs, module, inputs, positions, output)
+        scores = [self._score(score, measured, layer, output, context) for score in self._scores]
         zeroed = None
         if policy is not None:
             seed = self._seed if policy.seed is None else policy.seed
@@ -224,9 +225,39 @@ class _Recorder:
         self.probe._zeroed.append(zeroed)
         self.probe._num_tokens.append(num_tokens)
 
+    def _score(
+        self, score: Score, measured: dict[str, Tensor], layer: int, output: Tensor, context: ForwardContext
+    ) -> Tensor:
+        values = score(self._measurements(measured, score.needs, self._seed, layer, context))
+        if values.shape != output.shape[:2]:
+            raise InputError(
+                f"Score {score.id!r} gave shape {tuple(values.shape)}; one number for each example and query head, "
+                f"{tuple(output.shape[:2])}, was expected. Average over tokens with m.token_mean(…)."
+            )
+        return values
+
+    def _raw_tensors(
+        self, needs: frozenset[str], module: nn.Module, inputs: AttentionInputs, positions: Positions, output: Tensor
+    ) -> dict[str, Tensor]:
+        batch, heads, length = inputs.query.shape[:3]
+        raw = {
+            "query": inputs.query,
+            "key": inputs.key[:, :, :length],
+            "value": inputs.value[:, :, :length],
+            "output": output,
+            "real": positions.real
+            if positions.real is not None
+            else torch.ones(batch, length, dtype=torch.bool, device=output.device),
+        }
+        if "o_proj" in needs:
+            raw["o_proj"] = head_slices(output_projection(module), heads, output.shape[-1], like=inputs.value)
+        return {name: tensor for name, tensor in raw.items() if name in needs or name == "real"}
+
     def _measurements(
         self, measured: dict[str, Tensor], needs: frozenset[str], seed: int, layer: int, context: ForwardContext
     ) -> LayerMeasurements:
+        wanted = needs | {"real"} if needs & RAW_TENSORS else needs  # token_mean reads `real`
+        measured = {name: tensor for name, tensor in measured.items() if name in wanted}
         if "uniform" not in needs:
             return LayerMeasurements(**measured)
         place = self._places[layer]

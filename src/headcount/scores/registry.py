@@ -1,7 +1,10 @@
 """The catalogue of score functions: one decorated function each, found by id or alias."""
 
+import os
+import runpy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
@@ -39,6 +42,7 @@ class Score:
 
 _SCORES: dict[str, Score] = {}
 _NAMES: dict[str, str] = {}  # lower-case id or alias → id
+_FILES: dict[Path, list[Score]] = {}  # files whose scores are registered
 
 
 def score(
@@ -115,3 +119,32 @@ def select_scores(scores: str | Iterable[str]) -> list[Score]:
     if not names:
         raise InputError("No score was given. Name at least one, or 'all'.")
     return list({s.id: s for s in map(get_score, names)}.values())
+
+
+def load_scores(file: str | os.PathLike[str]) -> list[Score]:
+    """Run a Python file that registers scores with ``@headcount.score``; the scores it added.
+
+    Raises:
+        InputError: no such file, an error in it, or no score in it.
+    """
+    path = Path(file).resolve()
+    if path in _FILES:
+        return _FILES[path]
+    if not path.is_file():
+        raise InputError(
+            f"There is no file {str(file)!r} to load scores from. Give a Python file with @headcount.score functions."
+        )
+    before = set(_SCORES)
+    try:
+        runpy.run_path(str(path), run_name=path.stem)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"{str(file)!r} cannot be run ({type(error).__name__}: {error}). Correct it and try again."
+        ) from error
+    added = [entry for id, entry in _SCORES.items() if id not in before]
+    if not added:
+        raise InputError(f"{str(file)!r} registers no score. Decorate a function in it with @headcount.score(…).")
+    _FILES[path] = added
+    return added
