@@ -4,7 +4,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from headcount.models.loading import load
 
@@ -38,3 +45,16 @@ def tiny() -> Callable[..., PreTrainedModel]:
         return AutoModelForCausalLM.from_config(config).float().eval()
 
     return build
+
+
+@pytest.fixture(scope="session")
+def letters() -> PreTrainedTokenizerBase:
+    """A tokenizer with one token for each printable ASCII character, within the tiny models' vocabulary."""
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    vocabulary = {token: i for i, token in enumerate([*special, "\n", *map(chr, range(32, 127))])}
+    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex("[\\s\\S]"), behavior="isolated")
+    backend.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )

@@ -56,7 +56,4 @@ def test_list_is_that_of_the_code(part):
 if __name__ == "__main__":
     for part, (_, write) in PARTS.items():
         file, before, _, after = _split(part)
-        file.write_text(
-            f"{before}\n{write()}\n\n{after}" if part == "supported families" else f"{before}{write()}\n{after}",
-            "utf-8",
-        )
+        file.write_text(f"{before}\n{write()}\n\n{after}", "utf-8")

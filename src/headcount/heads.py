@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from operator import index
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class HeadSet:
         for pair in heads:
             try:
                 layer, head = pair
-                pairs.append((int(layer), int(head)))
+                pairs.append((index(layer), index(head)))
             except (TypeError, ValueError):
                 raise InputError(f"A head is a pair (layer, head) of whole numbers, not {pair!r}.") from None
         object.__setattr__(self, "heads", frozenset(pairs))

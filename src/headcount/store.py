@@ -3,9 +3,9 @@
 ::
 
     RUN/
-      run.json                 format, model, data, settings, versions, and the SHA-256 of every file below
+      run.json                 format, model, data, settings, versions, thresholds of each score at each share, and the
+                               SHA-256 of every file below
       scores/00000.safetensors one float32 tensor [example, layer, head] per score, and num_tokens [example]
-      thresholds.json          thresholds of each score at each share
       outcomes/*.parquet       one row per question, one file per policy
       metrics/*.parquet        lm-eval's aggregated metrics, one file per policy
 """
@@ -55,7 +55,7 @@ class Run:
                 raise RunError(f"{str(folder)!r} is not empty. Give the run a folder of its own with -o.")
         except OSError as error:
             raise _cannot_write(folder, error) from error
-        run._save_manifest()
+        run._save_manifest(run.manifest)
         return run
 
     def __repr__(self) -> str:
@@ -71,9 +71,8 @@ class Run:
         facts = {"scores": list(tensors), "layers": table["layer"].values.tolist(), "attrs": table.attrs}
         tensors["num_tokens"] = table["num_tokens"].values.astype(np.int64)
         number = len(self._names("scores/"))
-        self._add(
-            f"scores/{number:05d}.safetensors", save_safetensors(tensors, {"headcount": json.dumps(facts, default=str)})
-        )
+        content = save_safetensors(tensors, {"headcount": json.dumps(facts, default=str)})
+        self._add({f"scores/{number:05d}.safetensors": content})
 
     @property
     def has_scores(self) -> bool:
@@ -85,25 +84,36 @@ class Run:
         return xr.concat(tables, "example", combine_attrs="override") if tables else None
 
     def set_thresholds(self, cuts: xr.Dataset) -> None:
-        content = {
-            "share": cuts["share"].values.tolist(),
-            "thresholds": {str(k): v.values.tolist() for k, v in cuts.items()},
-        }
-        self._add("thresholds.json", json.dumps(content, indent=1).encode())
+        values = {str(name): of_score.values.tolist() for name, of_score in cuts.items()}
+        self._save_manifest(self.manifest | {"thresholds": {"share": cuts["share"].values.tolist(), "scores": values}})
 
     def thresholds(self) -> xr.Dataset | None:
         """Thresholds, dim (share,), one variable per score; None if they were not computed."""
-        if "thresholds.json" not in self.manifest["files"]:
+        known = self.manifest.get("thresholds")
+        if known is None:
             return None
-        content = self._read("thresholds.json", json.loads)
-        cuts = {name: ("share", values) for name, values in content["thresholds"].items()}
-        return xr.Dataset(cuts, coords={"share": content["share"]})
+        try:
+            cuts = {name: ("share", values) for name, values in known["scores"].items()}
+            return xr.Dataset(cuts, coords={"share": known["share"]})
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            file = str(self.path / _MANIFEST)
+            raise RunError(
+                f"The thresholds in {file!r} cannot be read ({error}). Find them again with `headcount thresholds`."
+            ) from error
 
     def add_outcomes(self, policy: str, outcomes: pd.DataFrame, metrics: pd.DataFrame) -> None:
         """Keep what one policy did. A policy's earlier outcomes are replaced."""
-        name = re.sub(r"[^A-Za-z0-9_.-]+", "-", policy)[:80] + "-" + hashlib.sha256(policy.encode()).hexdigest()[:6]
-        self._add(f"metrics/{name}.parquet", _parquet(metrics), save=False)
-        self._add(f"outcomes/{name}.parquet", _parquet(outcomes))
+        stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", policy)[:80] + "-" + hashlib.sha256(policy.encode()).hexdigest()[:6]
+        files = {}
+        for folder, frame in (("metrics", metrics), ("outcomes", outcomes)):
+            content = _parquet(frame)
+            files[f"{folder}/{stem}-{hashlib.sha256(content).hexdigest()[:6]}.parquet"] = content
+        replaced = [
+            name
+            for name in self.manifest["files"]
+            if name.rpartition("-")[0] in (f"metrics/{stem}", f"outcomes/{stem}")
+        ]
+        self._add(files, replaced)
 
     def outcomes(self) -> pd.DataFrame | None:
         """Every question under every policy, in the order in which policies were run; None if there are none."""
@@ -127,11 +137,19 @@ class Run:
     def _names(self, folder: str) -> list[str]:
         return [name for name in self.manifest["files"] if name.startswith(folder)]
 
-    def _add(self, name: str, content: bytes, *, save: bool = True) -> None:
-        write_atomically(self.path / name, content)
-        self.manifest["files"][name] = hashlib.sha256(content).hexdigest()
-        if save:
-            self._save_manifest()
+    def _add(self, files: dict[str, bytes], replaced: Iterable[str] = ()) -> None:
+        """Write new files, then name them in the manifest, then delete those that they replace.
+
+        A name is never written twice with different content, so that a stop at any point leaves a whole run.
+        """
+        named = {name: checksum for name, checksum in self.manifest["files"].items() if name not in replaced}
+        for name, content in files.items():
+            write_atomically(self.path / name, content)
+            named[name] = hashlib.sha256(content).hexdigest()
+        self._save_manifest(self.manifest | {"files": named})
+        for name in set(replaced) - set(named):
+            with suppress(OSError):
+                (self.path / name).unlink()
 
     def _read(self, name: str, parse: Callable[[bytes], Any]) -> Any:
         file = self.path / name
@@ -140,11 +158,12 @@ class Run:
             if hashlib.sha256(content).hexdigest() != self.manifest["files"][name]:
                 raise RunError(f"{str(file)!r} is not what was written (its checksum differs). Make the run again.")
             return parse(content)
-        except (OSError, SafetensorError, ValueError) as error:
+        except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
             raise RunError(f"{str(file)!r} cannot be read ({error}). Make the run again.") from error
 
-    def _save_manifest(self) -> None:
-        write_atomically(self.path / _MANIFEST, json.dumps(self.manifest, indent=1, default=str).encode())
+    def _save_manifest(self, manifest: dict[str, Any]) -> None:
+        write_atomically(self.path / _MANIFEST, json.dumps(manifest, indent=1, default=str).encode())
+        self.manifest = manifest
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

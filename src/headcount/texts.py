@@ -108,7 +108,9 @@ def _read_hub(source: str, column: str, limit: int | None) -> Iterator[str]:
                 raise InputError(
                     f"{source!r} has no column {column!r}. {nearest(column, row)} Choose with --text-column."
                 )
-            yield row[column]
+            if row[column] is not None and not isinstance(row[column], str):
+                raise InputError(f"Column {column!r} of {source!r} holds no texts. Choose another with --text-column.")
+            yield row[column] or ""
     except InputError:
         raise
     except Exception as error:  # datasets raises many kinds of error for data that cannot be had
