@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Protocol
 
 import torch
@@ -45,14 +46,20 @@ class Policy(Protocol):
 
 
 def _layers(layers: Iterable[int]) -> frozenset[int]:
+    if not isinstance(layers, Iterable):
+        raise InputError(f"exclude_layers is a collection of layer indices, such as [0, 1], not {layers!r}.")
     chosen = frozenset(layers)
     if wrong := [layer for layer in chosen if not isinstance(layer, int) or layer < 0]:
         raise InputError(f"exclude_layers holds layer indices counted from 0, not {wrong[0]!r}.")
     return chosen
 
 
+def _except(layers: frozenset[int]) -> str:
+    return f" except layer {', '.join(map(str, sorted(layers)))}" if layers else ""
+
+
 def _share(share: float) -> float:
-    if not 0 <= share <= 1:
+    if not isinstance(share, Real) or not 0 <= share <= 1:
         raise InputError(f"A share of heads lies between 0 and 1, not {share!r}; write 10% as 0.10.")
     return float(share)
 
@@ -78,7 +85,10 @@ class Threshold:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "score", get_score(self.score).id)
-        object.__setattr__(self, "threshold", float(self.threshold))
+        try:
+            object.__setattr__(self, "threshold", float(self.threshold))
+        except (TypeError, ValueError):
+            raise InputError(f"The threshold for {self.score} is a number, not {self.threshold!r}.") from None
         object.__setattr__(self, "exclude_layers", _layers(self.exclude_layers))
         if math.isnan(self.threshold):
             raise InputError(f"The threshold for {self.score} is NaN. Give a number, or measure the score first.")
@@ -95,7 +105,8 @@ class Threshold:
 
     @property
     def label(self) -> str:
-        return f"{self.score}@{self.threshold:g}" if self.share is None else f"{self.score}:{self.share:g}"
+        name = f"{self.score}@{self.threshold:.12g}" if self.share is None else f"{self.score}:{self.share:.12g}"
+        return name + _except(self.exclude_layers)
 
     def decide(
         self, layer: int, measurements: LayerMeasurements, shape: tuple[int, int], device: torch.device
@@ -125,7 +136,8 @@ class Random:
 
     @property
     def label(self) -> str:
-        return f"random:{self.share:g}" if self.seed == 0 else f"random:{self.share:g}#{self.seed}"
+        name = f"random:{self.share:.12g}" if self.seed == 0 else f"random:{self.share:.12g}#{self.seed}"
+        return name + _except(self.exclude_layers)
 
     def decide(
         self, layer: int, measurements: LayerMeasurements, shape: tuple[int, int], device: torch.device

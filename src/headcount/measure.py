@@ -101,7 +101,12 @@ def token_ids(
                 raise InputError(f"Input {i} is a text: pass the model's tokenizer, or lists of token ids.")
             row = tokenizer(given, verbose=False)["input_ids"]
         else:
-            row = [int(token) for token in given]
+            try:
+                row = [int(token) for token in given]
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"Input {i} is neither a text nor a list of token ids, but {given!r:.50}. Give one list of ids per input."
+                ) from None
         if not row or (isinstance(given, str) and not given.strip()):
             raise InputError(f"Input {i} is empty. Leave empty inputs out.")
         rows.append(list(row))

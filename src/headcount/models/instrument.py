@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
 from headcount.attention.attend import attend
@@ -257,14 +257,14 @@ class _Recorder:
         self, measured: dict[str, Tensor], needs: frozenset[str], seed: int, layer: int, context: ForwardContext
     ) -> LayerMeasurements:
         wanted = needs | {"real"} if needs & RAW_TENSORS else needs  # token_mean reads `real`
-        measured = {name: tensor for name, tensor in measured.items() if name in wanted}
-        if "uniform" not in needs:
-            return LayerMeasurements(**measured)
-        place = self._places[layer]
-        draws = context.uniform(seed, len(self._places), self._geometry.max_attention_heads)
-        heads = self._geometry.layers[place].num_attention_heads
-        device = next(iter(measured.values())).device if measured else None
-        return LayerMeasurements(**measured, uniform=draws[:, place, :heads].to(device))
+        declared = {name: tensor for name, tensor in measured.items() if name in wanted}
+        if "uniform" in needs:
+            place = self._places[layer]
+            draws = context.uniform(seed, len(self._places), self._geometry.max_attention_heads)
+            heads = self._geometry.layers[place].num_attention_heads
+            device = next(iter(measured.values())).device if measured else None
+            declared["uniform"] = draws[:, place, :heads].to(device)
+        return LayerMeasurements(**declared)
 
     def _factor(self, module: nn.Module, layer: int, inputs: AttentionInputs) -> Tensor:
         if layer not in self._factors:
@@ -336,11 +336,15 @@ def _attention_replaced(
         stack.callback(AttentionInterface._global_mapping.pop, name)
         AttentionMaskInterface.register(name, mask)
         stack.callback(AttentionMaskInterface._global_mapping.pop, name)
-        configs = {id(m.config): m.config for m in model.modules() if isinstance(m, PreTrainedModel)}
+        # A layer may hold a configuration of its own (models pruned layer by layer), which the switch must reach too.
+        found = (getattr(module, "config", None) for module in model.modules())
+        configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}
         for config in configs.values():
             stack.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation)
         if model._can_set_attn_implementation():
             model.set_attn_implementation(name)
+            for config in configs.values():
+                config._attn_implementation_internal = name
         if model.config._attn_implementation != name:
             raise ModelError(
                 f"{type(model).__name__} computes attention itself instead of calling transformers' attention interface, "

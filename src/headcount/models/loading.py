@@ -123,7 +123,8 @@ def is_instruct(model: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     Base models may carry a template too (Qwen2.5), so the name decides, as in lm-eval.
     """
     words = re.compile(r"inst|chat|assistant|(?:^|[-_.])(?:it|sft|dpo|rlhf|rlvr)(?:[-_.]|$)", re.IGNORECASE)
-    return bool(getattr(tokenizer, "chat_template", None)) and bool(words.search(default_name(model).split("/")[-1]))
+    name = default_name(model).rstrip("/").split("/")[-1]
+    return bool(getattr(tokenizer, "chat_template", None)) and bool(words.search(name))
 
 
 def fingerprint(model: PreTrainedModel) -> str:

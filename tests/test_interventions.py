@@ -1,0 +1,137 @@
+import pytest
+import torch
+
+from headcount.attention.measurements import LayerMeasurements
+from headcount.errors import InputError
+from headcount.heads import HeadSet
+from headcount.interventions import Fixed, Random, Threshold
+
+CPU = torch.device("cpu")
+SHAPE = (1, 4)
+NAN = float("nan")
+
+
+def decide(policy, layer=0, **measured):
+    return policy.decide(layer, LayerMeasurements(**{k: torch.tensor([v]) for k, v in measured.items()}), SHAPE, CPU)[
+        0
+    ].tolist()
+
+
+def test_a_low_score_is_zeroed_strictly_below_its_threshold():
+    # 1 < 2 is zeroed; 2 equals the threshold and stays; NaN is not measured and stays.
+    assert decide(Threshold("ahon", 2.0), output_norm=[1.0, 2.0, 3.0, NAN]) == [True, False, False, False]
+
+
+def test_a_high_score_is_zeroed_strictly_above_its_threshold():
+    zeroed = decide(Threshold("awft", 0.5), first_token_weight=[0.25, 0.5, 0.75, NAN])
+    assert zeroed == [False, False, True, False]
+
+
+@pytest.mark.parametrize(("score", "threshold"), [("ahon", float("inf")), ("awft", float("-inf"))])
+def test_nan_is_never_zeroed_even_by_an_infinite_threshold(score, threshold):
+    measured = {"ahon": "output_norm", "awft": "first_token_weight"}[score]
+    assert decide(Threshold(score, threshold), **{measured: [0.0, 0.5, 1.0, NAN]}) == [True, True, True, False]
+
+
+def test_random_zeroes_draws_strictly_below_its_share():
+    assert decide(Random(0.5), uniform=[0.0, 0.49, 0.5, 0.99]) == [True, True, False, False]
+    assert decide(Random(0.0), uniform=[0.0, 0.49, 0.5, 0.99]) == [False] * 4
+    assert decide(Random(1.0), uniform=[0.0, 0.49, 0.5, 0.99]) == [True] * 4
+
+
+def test_fixed_zeroes_its_heads_of_each_layer_on_every_example():
+    policy = Fixed([(0, 1), (2, 3), (2, 0)])
+    by_layer = [policy.decide(layer, LayerMeasurements(), (2, 4), CPU).int().tolist() for layer in range(3)]
+    assert by_layer == [[[0, 1, 0, 0]] * 2, [[0, 0, 0, 0]] * 2, [[1, 0, 0, 1]] * 2]
+
+
+@pytest.mark.parametrize(
+    ("policy", "label"),
+    [
+        (Threshold("ahon_ln", 0.25, share=0.1), "ahon_ln:0.1"),
+        (Threshold("awft", 0.8), "awft@0.8"),
+        (Threshold("HONOR", 0.25, share=0), "ahon_ln:0"),
+        (Random(0.1), "random:0.1"),
+        (Random(0.1, seed=7), "random:0.1#7"),
+        (Fixed([(0, 1)]), "fixed"),
+        (Fixed([(0, 1)], name="induction"), "induction"),
+    ],
+)
+def test_labels(policy, label):
+    assert policy.label == label
+
+
+def test_policies_say_what_they_read_and_from_which_seed():
+    assert Threshold("lthon_ln", 0.1).needs == {"last_output_norm", "output_norm"}
+    assert Random(0.1).needs == {"uniform"}
+    assert Fixed([]).needs == frozenset()
+    assert (Threshold("random", 0.1).seed, Random(0.1, seed=3).seed, Fixed([]).seed) == (None, 3, None)
+
+
+def test_policies_are_values():
+    assert Threshold("HONOR", 1) == Threshold("ahon_ln", 1.0, exclude_layers=[])
+    assert Fixed([(1, 2)]) == Fixed(HeadSet([(1, 2)]))
+    assert len({Random(0.1), Random(0.1), Random(0.2)}) == 2
+    with pytest.raises(AttributeError):
+        Random(0.1).share = 0.2
+
+
+def test_unknown_score_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match=r"Unknown score 'ahom'\. Did you mean ahon"):
+        Threshold("ahom", 1.0)
+
+
+def test_a_threshold_that_is_nan_is_refused():
+    with pytest.raises(InputError, match=r"The threshold for ahon is NaN\. Give a number"):
+        Threshold("ahon", NAN)
+
+
+@pytest.mark.parametrize("share", [-0.01, 1.01, 10, NAN])
+@pytest.mark.parametrize("build", [Random, lambda share: Threshold("ahon", 1.0, share=share)])
+def test_shares_outside_0_to_1_are_refused(build, share):
+    with pytest.raises(InputError, match=r"between 0 and 1, not .*; write 10% as 0\.10"):
+        build(share)
+
+
+@pytest.mark.parametrize("wrong", [-1, 1.0, "1", None])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda layers: Threshold("ahon", 1.0, exclude_layers=layers),
+        lambda layers: Random(0.1, exclude_layers=layers),
+        lambda layers: Fixed([], exclude_layers=layers),
+    ],
+)
+def test_excluded_layers_are_indices_from_0(build, wrong):
+    assert build([2, 0, 2]).exclude_layers == {0, 2}
+    with pytest.raises(InputError, match="exclude_layers holds layer indices counted from 0, not"):
+        build([0, wrong])
+
+
+def test_fixed_refuses_what_is_not_a_head():
+    with pytest.raises(InputError, match="A head is a pair"):
+        Fixed([1, 2])
+
+
+@pytest.mark.parametrize("policy", [Fixed([(0, 8)]), Fixed([(3, 0)]), Fixed([(0, -1)])])
+def test_heads_the_model_lacks_are_refused(tiny, policy):
+    from headcount.models.instrument import instrument
+
+    with pytest.raises(InputError, match=r"does not exist: attention layers are 0…2 with up to 8 query heads"):
+        instrument(tiny(), policy=policy).__enter__()
+
+
+def test_layers_the_model_lacks_are_refused(tiny):
+    from headcount.models.instrument import instrument
+
+    with pytest.raises(InputError, match="exclude_layers names layer 3; the model's attention layers are 0…2"):
+        instrument(tiny(), policy=Random(0.1, exclude_layers=[0, 3])).__enter__()
+
+
+def test_values_of_the_wrong_type_are_refused():
+    with pytest.raises(InputError, match="is a number, not 'abc'"):
+        Threshold("ahon", "abc")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="collection of layer indices"):
+        Random(0.1, exclude_layers=3)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(InputError, match="A share of heads"):
+        Random("0.1")  # pyright: ignore[reportArgumentType]
