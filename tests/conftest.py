@@ -1,6 +1,6 @@
 """Models that tests share: the demo model, and tiny random ones built from configurations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def demo() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
 
 
 @pytest.fixture
-def tiny() -> Callable[..., PreTrainedModel]:
+def tiny() -> Iterator[Callable[..., PreTrainedModel]]:
     """Builds a tiny random model: ``tiny()`` a Llama, ``tiny("qwen2", num_hidden_layers=1)`` another."""
 
     def build(model_type: str = "llama", *, seed: int = 0, **changes: object) -> PreTrainedModel:
@@ -44,7 +44,10 @@ def tiny() -> Callable[..., PreTrainedModel]:
         config = AutoConfig.for_model(model_type, **(TINY | changes))
         return AutoModelForCausalLM.from_config(config).float().eval()
 
-    return build
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on a busy machine threads waiting for each other take longer than these models
+    yield build
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

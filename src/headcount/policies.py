@@ -23,10 +23,10 @@ class PolicyRequest:
     def needs_threshold(self) -> bool:
         return self.threshold is None and self.score != "random"
 
-    def resolve(self, cuts: xr.Dataset | None) -> Policy:
-        """The policy, with its threshold out of ``cuts`` (as from ``thresholds``) if it needs one."""
+    def resolve(self, cuts: xr.Dataset | None, *, seed: int = 0) -> Policy:
+        """The policy, with its threshold out of ``cuts`` (as from ``thresholds``) if it needs one; ``seed`` is for random."""
         if self.score == "random" and self.share is not None:
-            return Random(self.share, exclude_layers=self.exclude_layers)
+            return Random(self.share, seed, exclude_layers=self.exclude_layers)
         threshold = self.threshold
         if threshold is None:
             assert cuts is not None

@@ -44,9 +44,6 @@ def main() -> None:
     except HeadcountError as error:
         errors.print(f"[bold red]Error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        errors.print("\nStopped. What was finished is in the run's folder; the same command goes on from there.")
-        sys.exit(130)
 
 
 def _escaped(error: Exception) -> str:

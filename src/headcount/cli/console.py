@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -49,7 +50,7 @@ class Steps:
 
 @contextmanager
 def steps() -> Iterator[Steps]:
-    """Progress bars on standard error."""
+    """Progress bars on standard error; Ctrl-C inside is one sentence and exit code 130."""
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=18),
@@ -58,5 +59,12 @@ def steps() -> Iterator[Steps]:
         TextColumn("[dim]left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=errors) as progress:
-        yield Steps(progress)
+    try:
+        with Progress(*columns, console=errors) as progress:
+            yield Steps(progress)
+    except KeyboardInterrupt:
+        errors.print(
+            "Stopped. What was finished is kept in the run's folder; the same command with -o FOLDER goes on from there.",
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None

@@ -44,11 +44,10 @@ def demo(
         )
         facts = {"model": model_facts(loaded), "data": benchmark_facts(benchmark, [TASK]), "settings": {"seed": seed}}
         run = open_or_create(output_folder or default_folder("demo", [TASK]), facts)
-        if not run.has_scores:
-            ids = [score.id for score in all_scores()]
-            measure_into(
-                run, loaded.model, benchmark.inputs(), ids, progress, batch_tokens=benchmark.lm.batch_tokens, seed=seed
-            )
+        ids = [score.id for score in all_scores()]
+        measure_into(
+            run, loaded.model, benchmark.inputs(), ids, progress, batch_tokens=benchmark.lm.batch_tokens, seed=seed
+        )
         scores = run.scores()
         assert scores is not None
         run.set_thresholds(thresholds(scores, ALL_SHARES))
@@ -64,4 +63,4 @@ def demo(
         highlight=False,
     )
     print_results(run, "acc")
-    output.print(f"Page: {page}", highlight=False, soft_wrap=True)
+    output.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)

@@ -54,7 +54,7 @@ def evaluate(
     """Zero inactive heads, chosen anew for each input, while a benchmark runs, and compare with the untouched model."""
     if not task:
         raise InputError("Say which benchmark to run: --task NAME, such as arc_easy or mmlu.")
-    requests = [parse_policy(text, exclude_layers=exclude_layer or ()) for text in policy or []]
+    requests = list(dict.fromkeys(parse_policy(text, exclude_layers=exclude_layer or ()) for text in policy or []))
     with steps() as progress:
         from headcount.cli.runs import (
             benchmark_facts,
@@ -99,7 +99,7 @@ def resolve_policies(
 
     wanted = list(dict.fromkeys(request.score for request in requests if request.needs_threshold))
     if not wanted:
-        return [request.resolve(None) for request in requests]
+        return [request.resolve(None, seed=seed) for request in requests]
     source = run
     if thresholds_from is not None:
         source = open_run(thresholds_from)
@@ -108,7 +108,7 @@ def resolve_policies(
                 f"{str(thresholds_from)!r} measured another model ({source.manifest['model']['name']}, {theirs}) than this one "
                 f"({run.manifest['model']['name']}, {ours}). Measure this model, or leave --thresholds-from out."
             )
-    elif not run.has_scores:
+    else:
         measure_into(
             run,
             benchmark.lm.model,
@@ -129,17 +129,29 @@ def resolve_policies(
     cuts = thresholds(scores[wanted], shares)
     if source is run:
         run.set_thresholds(thresholds(scores, sorted({*shares, *_shares_known(run)})))
-    return [request.resolve(cuts) for request in requests]
+    return [request.resolve(cuts, seed=seed) for request in requests]
 
 
 def evaluate_into(run: Run, benchmark: "Benchmark", policies: list["Policy"], progress: Steps) -> None:
-    """Run the baseline and the policies that the run does not hold yet, each kept as soon as it is done."""
-    have = set(run.policies())
+    """Run the baseline and the policies that the run does not hold yet, each kept as soon as it is done.
+
+    Raises:
+        RunError: the run holds a policy of this name with another threshold.
+    """
+    from headcount.interventions import Threshold
+
+    outcomes = run.outcomes()
+    have = {} if outcomes is None else outcomes.groupby("policy")["threshold"].first().to_dict()
     waiting = [None, *policies]
     labels = ["baseline", *(policy.label for policy in policies)]
     for number, (policy, label) in enumerate(zip(waiting, labels, strict=True), 1):
         name = f"{number}/{len(waiting)} {label}"
         if label in have:
+            if isinstance(policy, Threshold) and policy.threshold != have[label]:
+                raise RunError(
+                    f"{str(run.path)!r} holds {label} with threshold {have[label]:g}; this command gives {policy.threshold:g}. "
+                    "Choose another folder with -o."
+                )
             progress.start(f"{name} (done before)", 1)(1, 1)
             continue
         result = benchmark.run(policy, progress=progress.start(name, benchmark.num_inputs))
@@ -154,8 +166,10 @@ def print_results(run: Run, metric: str) -> None:
 
     outcomes = run.outcomes()
     assert outcomes is not None
-    print_tables(output, accuracy_table(outcomes, metric=metric), removable_table(outcomes, metric=metric))
-    output.print(f"\nRun:  {run.path}", highlight=False, soft_wrap=True)
+    try:
+        print_tables(output, accuracy_table(outcomes, metric=metric), removable_table(outcomes, metric=metric))
+    finally:  # an unknown metric must not hide where hours of work are
+        output.print(f"\nRun:  {run.path}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _shares_known(run: Run) -> list[float]:

@@ -95,13 +95,15 @@ def measure(
             rows, data = benchmark.inputs(), benchmark_facts(benchmark, task)
         facts = {"model": model_facts(loaded), "data": data, "settings": {"seed": seed}}
         run = open_or_create(output_folder or default_folder(model, task or texts or []), facts)
-        if run.has_scores:
+        if (before := run.scores()) is not None and (
+            set(before.data_vars) != set(ids) or before.sizes["example"] >= len(rows)
+        ):
             raise InputError(f"{str(run.path)!r} already holds scores. Choose another folder with -o.")
         measure_into(run, loaded.model, rows, ids, progress, batch_tokens=batch_tokens, seed=seed, too_long=too_long)
     output.print(
         f"Measured {len(ids)} scores of {facts['model']['num_heads']} heads on {len(rows)} inputs.", highlight=False
     )
-    output.print(f"Run: {run.path}", highlight=False, soft_wrap=True)
+    output.print(f"Run: {run.path}", highlight=False, soft_wrap=True, markup=False)
 
 
 def measure_into(
@@ -115,13 +117,21 @@ def measure_into(
     seed: int,
     too_long: str = "refuse",
 ) -> None:
-    """Measure the rows and keep them in the run, a shard at a time."""
+    """Measure the rows that the run does not hold yet, and keep them in it, a shard at a time.
+
+    A measurement that was stopped goes on with the scores that it began with.
+    """
     from headcount.measure import measure_heads
     from headcount.models.batching import check_lengths
 
     rows, _ = check_lengths(rows, model, too_long=too_long)
+    first = 0
+    if (before := run.scores()) is not None:
+        ids, first = [str(name) for name in before.data_vars], before.sizes["example"]
+    if first >= len(rows):
+        return
     update = progress.start(f"Measuring {len(ids)} score{'s' * (len(ids) > 1)}", len(rows))
-    for start in range(0, len(rows), SHARD):
+    for start in range(first, len(rows), SHARD):
         table = measure_heads(
             model, rows[start : start + SHARD], scores=ids, batch_tokens=batch_tokens, seed=seed,
             progress=lambda done, _, start=start: update(start + done, len(rows)),
@@ -132,6 +142,6 @@ def measure_into(
 def _texts(sources: list[str], column: str, limit: float | None) -> list[str]:
     from headcount.texts import load_texts
 
-    if limit is not None and limit != int(limit):
+    if limit is not None and not limit.is_integer():
         raise InputError(f"--limit is a whole number of texts, not {limit}.")
     return load_texts(sources, column=column, limit=None if limit is None else int(limit))

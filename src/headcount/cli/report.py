@@ -22,7 +22,7 @@ def report(
     """Write one HTML page that shows a run; it needs no network and no server."""
     from headcount.store import open_run
 
-    output.print(f"Page: {write_report(open_run(run), output_file)}", highlight=False, soft_wrap=True)
+    output.print(f"Page: {write_report(open_run(run), output_file)}", highlight=False, soft_wrap=True, markup=False)
 
 
 def write_report(run: Run, file: Path | None = None) -> Path:

