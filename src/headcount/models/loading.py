@@ -14,11 +14,11 @@ from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from headcount.cache import cache_folder
 from headcount.errors import InputError, ModelError
 
 DEMO = "demo"
@@ -185,7 +185,7 @@ def _demo_folder() -> Path:
     gguf = Path(spec.origin).parent / _DEMO_FILE
     with gguf.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    cache = Path(os.environ.get("HEADCOUNT_CACHE") or platformdirs.user_cache_dir("headcount"))
+    cache = cache_folder()
     folder = cache / f"demo-{content}-transformers-{transformers.__version__}"
     if folder.is_dir():
         return folder

@@ -7,8 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
+from headcount.cache import cache_folder
 from headcount.errors import TaskError, nearest
 from headcount.tasks.quiet import quiet
 
@@ -49,7 +48,7 @@ def _index() -> dict[str, Any]:
     root = Path(lm_eval.tasks.__file__).parent
     changed = [path.stat().st_mtime_ns for path in root.rglob("*.yaml")]
     stamp = [1, lm_eval.__version__, str(root), len(changed), max(changed)]  # 1: version of this file format
-    file = Path(os.environ.get("HEADCOUNT_CACHE") or platformdirs.user_cache_dir("headcount")) / "lm_eval_tasks.json"
+    file = cache_folder() / "lm_eval_tasks.json"
     saved: dict[str, Any] = {}
     with suppress(OSError, ValueError):
         saved = json.loads(file.read_text(encoding="utf-8"))
