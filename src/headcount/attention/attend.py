@@ -9,6 +9,7 @@ from headcount.attention.blocks import attend_in_blocks
 from headcount.attention.fused import attend_fused
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import WEIGHT_MEASUREMENTS
+from headcount.attention.ways import attend_and_weigh
 
 
 def attend(
@@ -31,8 +32,10 @@ def attend(
         Output ``[batch, head, query, head_dim]`` and ``{measurement: float32 [batch, head]}``.
     """
     weight_needs = needs & WEIGHT_MEASUREMENTS
-    if weight_needs or inputs.softcap is not None or inputs.sinks is not None:
-        output, measured = attend_in_blocks(inputs, positions, needs=weight_needs)
+    if weight_needs:
+        output, measured = attend_and_weigh(inputs, positions, needs=weight_needs)
+    elif inputs.softcap is not None or inputs.sinks is not None:
+        output, measured = attend_in_blocks(inputs, positions)
     else:
         output, measured = attend_fused(inputs), {}
     length = inputs.query.shape[2]
