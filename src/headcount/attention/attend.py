@@ -11,6 +11,9 @@ from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import WEIGHT_MEASUREMENTS
 from headcount.attention.ways import attend_and_weigh
 
+#: Tokens whose norms are computed at a time, in float32.
+_TOKENS_AT_A_TIME = 512
+
 
 def attend(
     inputs: AttentionInputs,
@@ -54,11 +57,16 @@ def attend(
             measured["output_norm"] = positions.mean(norms)
     if "contribution_norm" in needs:
         assert projection_factor is not None
-        contribution = torch.einsum("bhtd,hcd->bhtc", output.float(), projection_factor())
-        measured["contribution_norm"] = positions.mean(_norm(contribution))
+        measured["contribution_norm"] = positions.mean(_norm(output, projection_factor().mT))
     return output, measured
 
 
-def _norm(vectors: Tensor) -> Tensor:
-    """L2 norm over the last dimension, in float32."""
-    return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float32)
+def _norm(vectors: Tensor, factor: Tensor | None = None) -> Tensor:
+    """L2 norm in float32 over the last dimension of ``[batch, head, token, dim]``, each head times its ``factor`` first.
+
+    A few tokens at a time: a float32 copy of them all would double the memory of attention.
+    """
+    parts = (part.float() for part in vectors.split(_TOKENS_AT_A_TIME, dim=2))
+    return torch.cat(
+        [torch.linalg.vector_norm(part if factor is None else part @ factor, dim=-1) for part in parts], -1
+    )

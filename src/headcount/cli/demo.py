@@ -62,5 +62,5 @@ def demo(
         f"chat template, {time.monotonic() - start:.0f} s.\n",
         highlight=False,
     )
-    print_results(run, "acc")
+    print_results(run)
     output.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)

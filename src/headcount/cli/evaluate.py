@@ -36,7 +36,9 @@ def evaluate(
         list[int] | None, typer.Option(help="Layer never touched, counted from 0; repeat.")
     ] = None,
     scores_from: options.ScoresFrom = None,
-    metric: Annotated[str, typer.Option(help="lm-eval metric for the table.")] = "acc",
+    metric: Annotated[
+        str | None, typer.Option(help="lm-eval metric for the table. [default: acc, or the task's first]")
+    ] = None,
     num_fewshot: options.NumFewshot = None,
     limit: options.Limit = None,
     chat_template: options.ChatTemplate = None,
@@ -158,14 +160,17 @@ def evaluate_into(run: Run, benchmark: "Benchmark", policies: list["Policy"], pr
         run.add_outcomes(label, result.outcomes, result.metrics)
 
 
-def print_results(run: Run, metric: str) -> None:
+def print_results(run: Run, metric: str | None = None) -> None:
     """The tables, and where the run is."""
     from headcount.analysis.accuracy import accuracy_table
+    from headcount.analysis.outcomes import metrics_of
     from headcount.analysis.removable import removable_table
     from headcount.report import print_tables
 
     outcomes = run.outcomes()
     assert outcomes is not None
+    known = metrics_of(outcomes)
+    metric = metric or ("acc" if "acc" in known or not known else known[0])
     try:
         print_tables(output, accuracy_table(outcomes, metric=metric), removable_table(outcomes, metric=metric))
     finally:  # an unknown metric must not hide where hours of work are

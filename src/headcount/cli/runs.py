@@ -108,10 +108,11 @@ def open_or_create(folder: Path, facts: dict[str, Any]) -> Run:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return Run.create(folder, created=now, command=command_line(), commands=[], versions=versions(), **facts)
     run = open_run(folder)
-    run.manifest["commands"].append(command_line())
+    run.manifest.setdefault("commands", []).append(command_line())
+    same_model = facts["model"]["fingerprint"] == run.manifest.get("model", {}).get("fingerprint")
     differing = [
         f"{part} {difference}"
-        for part in ("model", "data", "settings")
+        for part in ("data", "settings") if same_model else ("model", "data", "settings")
         for difference in differences(facts[part], run.manifest.get(part, {}))
     ]
     if differing:
