@@ -110,10 +110,9 @@ def open_or_create(folder: Path, facts: dict[str, Any]) -> Run:
     run = open_run(folder)
     run.manifest.setdefault("commands", []).append(command_line())
     same_model = facts["model"]["fingerprint"] == run.manifest.get("model", {}).get("fingerprint")
+    parts = ("data", "settings") if same_model else ("model", "data", "settings")  # a path may be spelled another way
     differing = [
-        f"{part} {difference}"
-        for part in ("data", "settings") if same_model else ("model", "data", "settings")
-        for difference in differences(facts[part], run.manifest.get(part, {}))
+        f"{part} {difference}" for part in parts for difference in differences(facts[part], run.manifest.get(part, {}))
     ]
     if differing:
         raise RunError(
