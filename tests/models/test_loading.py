@@ -242,3 +242,27 @@ def test_the_demo_model(demo):
     assert (model.config.num_hidden_layers, model.config.num_attention_heads) == (30, 9)
     assert model.config._name_or_path == "SmolLM2-135M-Instruct (Q4_1)"
     assert not hasattr(model.config, "quantization_config")
+
+
+def test_a_hub_repository_is_judged_by_its_files_before_anything_is_fetched(monkeypatch):
+    from types import SimpleNamespace
+
+    from huggingface_hub import HfApi
+
+    files = [SimpleNamespace(rfilename=name) for name in ("config.json", "pytorch_model.bin")]
+    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    with pytest.raises(ModelError, match=r"owner/name has its weights only as pickle .*--allow-pickle"):
+        load("owner/name")
+
+
+def test_a_hub_that_cannot_be_asked_leaves_the_local_cache(monkeypatch):
+    from huggingface_hub import HfApi
+
+    def unreachable(*_, **__):
+        raise ConnectionError("Name or service not known")
+
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    with pytest.raises(
+        ModelError, match="Unknown model 'owner/name': neither a folder here nor to be had from the hub"
+    ):
+        load("owner/name")

@@ -16,7 +16,7 @@ SHARES = (0.05, 0.10, 0.20, 0.30)
 @app.command()
 def demo(
     output_folder: options.Output = None,
-    limit: Annotated[int, typer.Option(min=2, help="Questions of ARC-Easy.")] = 200,
+    limit: Annotated[int, typer.Option(min=2, help="Questions of ARC-Easy.")] = 150,
     seed: options.Seed = 0,
 ) -> None:
     """Measure the demo model on ARC-Easy, zero its inactive heads, and show what that costs. A few minutes."""
@@ -40,7 +40,7 @@ def demo(
 
         loaded = load_model("demo", progress, offline=True)
         benchmark = prepare_benchmark(
-            loaded, [TASK], progress, chat_template=False, offline=True, limit=limit, seed=seed
+            loaded, [TASK], progress, chat_template=False, offline=True, limit=limit, seed=seed, batch_tokens=2048
         )
         facts = {"model": model_facts(loaded), "data": benchmark_facts(benchmark, [TASK]), "settings": {"seed": seed}}
         run = open_or_create(output_folder or default_folder("demo", [TASK]), facts)

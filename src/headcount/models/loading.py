@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.cache import cache_folder
@@ -66,7 +68,7 @@ def load(
     else:
         source = name
         options["revision"] = revision
-        _check_source(name, revision, allow_pickle)
+        options["local_files_only"] = not _check_source(name, revision, allow_pickle)
 
     wanted = _DTYPES.get(dtype) or (_gguf_dtype(torch_device) if is_gguf else "auto")
     placement = {"device_map": device_map} if device_map is not None else {}
@@ -226,8 +228,8 @@ def _forget_quantization(model: PreTrainedModel) -> None:
             delattr(holder, mark)
 
 
-def _check_source(name: str, revision: str | None, allow_pickle: bool) -> None:
-    """Say what is wrong with a folder or hub id before transformers does so at length."""
+def _check_source(name: str, revision: str | None, allow_pickle: bool) -> bool:
+    """Say what is wrong with a folder or hub id before transformers does so at length; whether the hub can be asked."""
     folder = Path(name)
     if folder.is_dir():
         files = {file.name for file in folder.iterdir()}
@@ -236,8 +238,22 @@ def _check_source(name: str, revision: str | None, allow_pickle: bool) -> None:
             hint = f" It holds {ggufs[0]}: give that file." if ggufs else " Give a folder saved with save_pretrained."
             raise ModelError(f"The folder {name!r} has no config.json.{hint}")
         _check_files(name, files, allow_pickle)
-    elif folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or folder.exists():
+        return False
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or folder.exists():
         raise ModelError(f"There is no model folder {name!r}. Check the path.")
+    try:
+        repository = HfApi().model_info(name, revision=revision, timeout=10)
+    except GatedRepoError as error:
+        raise ModelError(f"{name} is gated: accept its terms on the hub and log in (`hf auth login`).") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise ModelError(
+            f"Unknown model {name!r}: neither a folder here nor on the hub{f' at {revision!r}' if revision else ''}. Check "
+            "the name, log in if it is private (`hf auth login`), or use `demo`."
+        ) from error
+    except Exception:  # no network, a wrong proxy, offline mode, …: what is in the hub's local cache may still serve
+        return False
+    _check_files(name, {file.rfilename for file in repository.siblings or ()}, allow_pickle)
+    return True
 
 
 def _check_files(name: str, files: set[str], allow_pickle: bool) -> None:
