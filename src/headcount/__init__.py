@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from headcount.models.loading import load
     from headcount.scores import all_scores, get_score, score
     from headcount.store import Run, open_run
-    from headcount.thresholds import thresholds
+    from headcount.thresholding import thresholds
 
 _MODULES = {
     "Benchmark": "evaluation.evaluate",
@@ -39,7 +39,7 @@ _MODULES = {
     "measure_heads": "measure",
     "open_run": "store",
     "score": "scores",
-    "thresholds": "thresholds",
+    "thresholds": "thresholding",
 }
 
 __all__ = [

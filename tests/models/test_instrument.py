@@ -14,7 +14,7 @@ from headcount.interventions import Fixed, Random, Threshold
 from headcount.measure import measure_heads
 from headcount.models.instrument import head_geometry, instrument
 from headcount.scores import all_scores
-from headcount.thresholds import thresholds
+from headcount.thresholding import thresholds
 
 TOKENS = torch.randint(3, 256, (3, 12), generator=torch.Generator().manual_seed(1))
 ALL_HEADS_OF_LAYER_0 = [(0, head) for head in range(8)]

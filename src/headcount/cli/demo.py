@@ -35,8 +35,8 @@ def demo(
         )
         from headcount.policies import parse_policy
         from headcount.scores import all_scores
-        from headcount.thresholds import SHARES as ALL_SHARES
-        from headcount.thresholds import thresholds
+        from headcount.thresholding import SHARES as ALL_SHARES
+        from headcount.thresholding import thresholds
 
         loaded = load_model("demo", progress, offline=True)
         benchmark = prepare_benchmark(

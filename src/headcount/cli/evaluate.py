@@ -97,7 +97,7 @@ def resolve_policies(
 ) -> list["Policy"]:
     """Policies with their thresholds; measures the benchmark's own inputs into the run if their scores are not there yet."""
     from headcount.cli.measure import measure_into
-    from headcount.thresholds import thresholds
+    from headcount.thresholding import thresholds
 
     wanted = list(dict.fromkeys(request.score for request in requests if request.needs_threshold))
     if not wanted:

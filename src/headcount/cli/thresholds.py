@@ -21,8 +21,8 @@ def thresholds(
     """Find, for each measured score, the threshold beyond which a share of heads is inactive."""
     from headcount.scores import get_score
     from headcount.store import open_run
-    from headcount.thresholds import SHARES
-    from headcount.thresholds import thresholds as find_thresholds
+    from headcount.thresholding import SHARES
+    from headcount.thresholding import thresholds as find_thresholds
 
     opened = open_run(run)
     scores = opened.scores()

@@ -27,7 +27,7 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
     console.print(policies)
     if removable.empty:
         return
-    shares = _table("Heads that can be zeroed within the margin", "Score", "Removable share [95%]", "Measured up to")
+    shares = _table("Heads that can be zeroed within 1 point", "Score", "Removable share [95%]", "Measured up to")
     for row in rows(removable):
         shares.add_row(Text(row.score), removable_with_interval(row), percent(row.largest_share_measured))
     console.print()

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from headcount.errors import InputError
 from headcount.scores import get_score
-from headcount.thresholds import SHARES, thresholds
+from headcount.thresholding import SHARES, thresholds
 
 
 def table(**scores) -> xr.Dataset:
