@@ -14,19 +14,7 @@ from transformers import (
 )
 
 from headcount.models.loading import load
-
-TINY = {
-    "vocab_size": 256,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
+from tests.models.families import COMMON
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +29,7 @@ def tiny() -> Iterator[Callable[..., PreTrainedModel]]:
 
     def build(model_type: str = "llama", *, seed: int = 0, **changes: object) -> PreTrainedModel:
         torch.manual_seed(seed)
-        config = AutoConfig.for_model(model_type, **(TINY | changes))
+        config = AutoConfig.for_model(model_type, **(COMMON | changes))
         return AutoModelForCausalLM.from_config(config).float().eval()
 
     threads = torch.get_num_threads()

@@ -3,7 +3,7 @@
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-_COMMON = {
+COMMON = {
     "vocab_size": 256,
     "hidden_size": 64,
     "intermediate_size": 96,
@@ -130,7 +130,7 @@ REFUSED: dict[str, dict[str, object]] = {
 def build(model_type: str, *, seed: int = 0) -> PreTrainedModel:
     """A tiny random float32 model in evaluation mode, its weights large enough for heads to differ."""
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(model_type, **(_COMMON | {**FAMILIES, **REFUSED}[model_type]))
+    config = AutoConfig.for_model(model_type, **(COMMON | {**FAMILIES, **REFUSED}[model_type]))
     model = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():

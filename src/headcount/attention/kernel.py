@@ -10,8 +10,9 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import platformdirs
 import torch
+
+from headcount.cache import cache_folder
 
 _SOURCE = Path(__file__).with_name("softmax.c")
 # Not -ffast-math: linking with it makes gcc set the whole process to flush subnormal numbers to zero.
@@ -41,7 +42,7 @@ def load_kernel() -> ctypes.CDLL:
     key = "\0".join([_SOURCE.read_text(), *compiler, *flags, platform.machine(), platform.system()])
     name = f"softmax-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     try:
-        folder = _cache_folder()
+        folder = _kernel_folder()
         if not (folder / name).exists():
             _build([*compiler, *flags], folder / name)
         library = ctypes.CDLL(str(folder / name))
@@ -59,8 +60,8 @@ def _compiler() -> list[str]:
     raise KernelUnavailable(f"no C compiler ({' '.join(named) or 'cc, gcc or clang'}) was found")
 
 
-def _cache_folder() -> Path:
-    chosen = Path(os.environ.get("HEADCOUNT_CACHE") or platformdirs.user_cache_dir("headcount")) / "kernels"
+def _kernel_folder() -> Path:
+    chosen = cache_folder() / "kernels"
     try:
         chosen.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
