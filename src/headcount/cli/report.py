@@ -29,13 +29,17 @@ def write_report(run: Run, file: Path | None = None) -> Path:
     """The run's page, written to ``file`` (default: report.html in the run's folder)."""
     from headcount.report import render_page
     from headcount.store import write_atomically
+    from headcount.thresholding import thresholds
 
     scores, outcomes = run.scores(), run.outcomes()
     if scores is None and outcomes is None:
         raise RunError(
             f"{str(run.path)!r} holds neither scores nor outcomes yet. Run `headcount measure` or `evaluate` first."
         )
-    page = render_page(manifest=run.manifest, scores=scores, thresholds=run.thresholds(), outcomes=outcomes)
+    cuts = run.thresholds()
+    if cuts is None and scores is not None:
+        cuts = thresholds(scores)
+    page = render_page(manifest=run.manifest, scores=scores, thresholds=cuts, outcomes=outcomes)
     file = file or run.path / "report.html"
     write_atomically(file, page.encode())
     return file
