@@ -303,3 +303,26 @@ def test_output_norms_alone_come_from_the_fused_kernel(monkeypatch):
     inputs, positions = make()
     output, _ = attend(inputs, positions, needs=frozenset({"output_norm", "last_output_norm"}))
     assert torch.equal(output, attend_fused(inputs))
+
+
+@pytest.mark.parametrize("way", ways.WAYS)
+def test_nan_stays_nan_and_stays_where_it_is(way):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(1, 4, 12, 8), torch.randn(1, 2, 12, 8), torch.randn(1, 2, 12, 8)
+    query[0, 1, 5, 0] = float("nan")
+    inputs = AttentionInputs(query=query, key=key, value=value, mask=None, scaling=8**-0.5)
+    output, measured = run(way, inputs, Positions.from_mask(None, 1, 12, query.device))
+    if way != "fused":  # PyTorch's fused CPU kernel gives 0 for such a row, in plain sdpa too
+        assert output.isnan().any(-1)[0].nonzero().tolist() == [[1, 5]]
+    for name in NEEDS:
+        assert measured[name][0].isnan().tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("way", ["compiled", "plain"])
+def test_one_token_has_entropy_0_exactly(way):
+    torch.manual_seed(0)
+    query, key, value = torch.randn(3, 4, 1, 8), torch.randn(3, 2, 1, 8), torch.randn(3, 2, 1, 8)
+    inputs = AttentionInputs(query=query, key=key, value=value, mask=None, scaling=8**-0.5)
+    _, measured = run(way, inputs, Positions.from_mask(None, 3, 1, query.device))
+    assert (measured["entropy"] == 0).all()
+    assert (measured["first_token_weight"] == 1).all()
