@@ -1,10 +1,12 @@
 import numpy as np
 import pandas as pd
 import pytest
+from lm_eval.api.metrics import aggregate_subtask_metrics
 
 from headcount.analysis import accuracy_table
 from headcount.analysis.accuracy import mcnemar
-from headcount.analysis.outcomes import resampled_means
+from headcount.analysis.bootstrap import interval, resampled_means
+from headcount.analysis.change import PairedCounts
 from headcount.errors import InputError
 
 
@@ -50,7 +52,9 @@ def test_values_worked_by_hand(outcomes):
     assert zeroed["share_asked"] == 0.1
     # 4 discordant, 1 gained: P(≤1 of 4) = (1 + 4) / 16, doubled: 0.625
     assert zeroed["p_mcnemar"] == pytest.approx(0.625)
-    assert (fixed["change"], fixed["change_low"], fixed["change_high"], fixed["p_mcnemar"]) == (0, 0, 0, 1)
+    assert (fixed["change"], fixed["p_mcnemar"]) == (0, 1)
+    # No change in 5 questions proves little: (5x − ½)² = 1.96² · 5 · x (1 − x) at x = 0.5371, either side.
+    assert (fixed["change_low"], fixed["change_high"]) == pytest.approx((-0.5371, 0.5371), abs=1e-4)
     assert np.isnan(fixed["share_asked"])
 
 
@@ -81,32 +85,60 @@ def test_same_seed_same_interval_and_input_untouched(outcomes):
     pd.testing.assert_frame_equal(outcomes, before)
 
 
-def test_interval_draws_within_tasks():
-    # Every question of task a changes by +1, every one of b by −1: within tasks nothing varies.
-    table = accuracy_table(
-        pd.concat([
-            rows("baseline", [0] * 10, task="a"), rows("baseline", [1] * 10, task="b"),
-            rows("random:0.1", [1] * 10, task="a"), rows("random:0.1", [0] * 10, task="b"),
-        ])
-    )  # fmt: skip
-    assert (table.loc[1, "change_low"], table.loc[1, "change_high"]) == (0, 0)
+def test_tasks_weigh_as_lm_eval_weighs_the_subjects_of_mmlu():
+    # 1 of 4 and 10 of 20 right: 11 of 24 by size, 3 / 8 by subject.
+    subjects = {"a": [1, 0, 0, 0], "b": [1] * 10 + [0] * 10}
+    table = accuracy_table(pd.concat([rows("baseline", right, task=task) for task, right in subjects.items()]))
+    by_size = aggregate_subtask_metrics([1 / 4, 10 / 20], [4, 20], weight_by_size=True)
+    assert table.loc[0, "accuracy"] == pytest.approx(by_size) == pytest.approx(11 / 24)
 
 
-def test_interval_covers_the_truth():
-    # 300 studies of 150 questions whose change is −1, 0, +1 with probabilities 0.15, 0.75, 0.10: truth −0.05. Each is
-    # one policy against a baseline of 0. Nominal 95%; three standard errors of 300 studies are 3.8 points.
-    change = np.random.default_rng(1).choice([-1, 0, 1], p=[0.15, 0.75, 0.10], size=(300, 150))
-    studies = [rows(str(number), values) for number, values in enumerate(change)]
-    table = accuracy_table(pd.concat([rows("baseline", np.zeros(150)), *studies]), resamples=1_000).iloc[1:]
-    assert 0.91 <= table.eval("change_low <= -0.05 <= change_high").mean() <= 0.99
+def test_verdict_is_about_the_margin():
+    # 1,000 questions. few: 2 lost; even: 60 lost, 50 gained, a fall of 1 point; many: 60 lost.
+    def pair(name, lost, gained):
+        question = np.arange(1000)
+        return [rows("baseline", question < lost), rows(name, (question >= lost) & (question < lost + gained))]
+
+    right = {"few": pair("few", 2, 0), "even": pair("even", 60, 50), "many": pair("many", 60, 0)}
+    verdicts = {name: accuracy_table(pd.concat(pair)).set_index("policy").loc[name] for name, pair in right.items()}
+    assert {name: row["within_margin"] for name, row in verdicts.items()} == {
+        "few": "shown", "even": "undecided", "many": "refuted",
+    }  # fmt: skip
+    for row in verdicts.values():
+        assert (row["change_bound"] >= -0.01) == (row["confidence_within"] >= 0.95)
+        assert row["change_low"] < row["change_bound"] < row["change"]
+    wider = accuracy_table(pd.concat(right["many"]), margin=0.1).loc[1]
+    assert wider["within_margin"] == "shown"
 
 
-def test_resampled_means_leave_nan_out_and_keep_columns_together():
-    values = np.array([[1.0, 2.0, np.nan], [3.0, 6.0, 5.0], [4.0, 8.0, 5.0]])
-    means = resampled_means(values, np.zeros(3, dtype=int), resamples=200, rng=np.random.default_rng(0))
-    np.testing.assert_allclose(means[:, 1], 2 * means[:, 0])
-    assert set(means[~np.isnan(means[:, 2]), 2]) == {5.0}
-    assert np.isnan(means[:, 2]).any()  # some draw has only question 0
+@pytest.mark.parametrize("questions_a_task", [1, 2, 5, 60])
+def test_intervals_cover_the_truth(questions_a_task):
+    # 400 studies of 60 questions. In one task of four the change is −1 with probability 0.4, in the others −1 or 1 with
+    # 0.05 each. Then the same with partial credit: the change times a uniform number. Nominal 95%; three standard errors
+    # of 400 studies are 3.3 points.
+    tasks = np.arange(60) // questions_a_task
+    hard = tasks % 4 == 0
+    luck = np.random.default_rng(3).random((2, 60, 400))
+    change = np.where(hard[:, None], -1.0 * (luck[0] < 0.4), 1.0 * (luck[0] < 0.05) - (luck[0] > 0.95))
+    truth = -0.4 * hard.mean()
+    studies = [PairedCounts.of(column, tasks) for column in change.T]
+    assert 0.917 <= np.mean([study.lower(0.975) <= truth <= study.upper(0.975) for study in studies]) <= 0.995
+    samples = resampled_means(change * luck[1], tasks, resamples=1_000, rng=np.random.default_rng(0))
+    low, high = interval(samples, 0.95, tasks)
+    assert 0.917 <= np.mean((low <= truth / 2) & (truth / 2 <= high)) <= 0.995
+
+
+def test_a_finer_metric_has_a_verdict_too():
+    nats = np.random.default_rng(0).normal(-1.0, 0.1, 100)
+    outcomes = pd.concat([
+        rows(name, np.zeros(100)).assign(gold_loglikelihood=nats + shift)
+        for name, shift in (("baseline", 0.0), ("same", 0.0), ("worse", -0.5 + np.linspace(-0.1, 0.1, 100)))
+    ])  # fmt: skip
+    table = accuracy_table(outcomes, metric="gold_loglikelihood", margin=0.05).set_index("policy")
+    assert table["within_margin"].tolist()[1:] == ["shown", "refuted"]
+    assert table.loc["worse", "change"] == pytest.approx(-0.5)
+    assert -0.55 < table.loc["worse", "change_low"] < table.loc["worse", "change_bound"] < -0.5
+    assert table.loc["worse", "confidence_within"] < 0.001
 
 
 @pytest.mark.parametrize(("gained", "lost", "p"), [(0, 0, 1.0), (0, 5, 2 / 32), (5, 0, 2 / 32), (2, 2, 1.0)])

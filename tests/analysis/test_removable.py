@@ -92,6 +92,30 @@ def test_table_by_hand():
     assert table.loc["awft", "high"] == table.loc["awft", "largest_share_measured"]
 
 
+def test_margin_relative_to_the_baseline():
+    # baseline 0.5: 10 percent of it are 5 points. 0.5 → 0.46 → 0.40: halfway −0.05 is 1/6 of the way from 0.2 to 0.3.
+    outcomes = outcomes_of(
+        ("baseline", "", 0.0, right(100)), ("a:0.20", "a", 0.2, right(92)), ("a:0.30", "a", 0.3, right(80))
+    )
+    table = removable_table(outcomes, margin=0.1, relative=True)
+    assert table.loc[0, "removable_share"] == pytest.approx(0.2 + 0.1 / 6)
+    assert removable_table(outcomes, margin=0.05).loc[0, "removable_share"] == pytest.approx(0.2 + 0.1 / 6)
+
+
+def test_share_shown_stops_at_the_first_that_is_not():
+    # Of 1,000 questions: 1 lost is shown to be within a point, 8 lost is not, and what comes after it does not count.
+    outcomes = outcomes_of(
+        ("baseline", "", 0.0, right(500, 1000)),
+        ("a:0.30", "a", 0.3, right(500, 1000)),
+        ("a:0.10", "a", 0.1, right(499, 1000)),
+        ("a:0.20", "a", 0.2, right(492, 1000)),
+        ("b:0.10", "b", 0.1, right(400, 1000)),
+    )
+    table = removable_table(outcomes).set_index("score")
+    assert table["share_shown"].to_dict() == {"a": pytest.approx(0.1), "b": 0}
+    assert table.loc["a", "is_lower_bound"]
+
+
 def test_interval_covers_the_truth():
     # All right at baseline; a question turns wrong with probability 0.4 · share, so the change is −0.4 · share, a
     # straight line that crosses −0.04 at share 0.1.
@@ -109,6 +133,11 @@ def test_same_seed_same_table_and_no_scores_no_rows():
     outcomes = outcomes_of(("baseline", "", 0.0, right(100)), ("a:0.1", "a", 0.1, right(95)))
     pd.testing.assert_frame_equal(removable_table(outcomes, seed=1), removable_table(outcomes, seed=1))
     assert removable_table(outcomes[outcomes["policy"] == "baseline"]).empty
+
+
+def test_one_question_could_mean_anything():
+    table = removable_table(outcomes_of(("baseline", "", 0.0, right(1, 1)), ("a:0.1", "a", 0.1, right(1, 1))))
+    assert table.loc[0, ["low", "high", "share_shown"]].tolist() == [0, 0.1, 0]
 
 
 def test_margin_is_not_negative():

@@ -1,5 +1,6 @@
-"""Per-question outcomes: what both tables read from them, and how their questions are resampled."""
+"""Per-question outcomes: what the tables read from them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,13 +11,15 @@ from headcount.errors import InputError, nearest
 
 BASELINE = "baseline"
 
-# Columns of outcomes that are never a metric.
+#: Columns that can be averaged like a metric, and are finer than one: they say something near chance too.
+MEASURES = ("gold_loglikelihood", "kl_from_baseline")
+
+# Columns of outcomes that are never a metric of lm-eval's.
 _NOT_METRICS = frozenset({
-    "policy", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "loglikelihoods", "share_zeroed",
-    "num_inputs", "num_tokens",
+    "policy", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
+    "share_zeroed", "num_inputs", "num_tokens", "items", "zeroed_heads", *MEASURES,
 })  # fmt: skip
 _NEEDED = ("policy", "score", "share_asked", "task", "doc_id", "share_zeroed")
-_CELLS_A_CHUNK = 4_000_000  # draws held at once while resampling: tens of MB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,19 +37,28 @@ class PairedOutcomes:
     tasks: NDArray[np.intp]  # [question], a number for each task: the strata of the bootstrap
 
     @property
+    def binary(self) -> bool:
+        """Whether every value is 0 or 1."""
+        return bool((np.isnan(self.values) | (self.values == 0) | (self.values == 1)).all())
+
+    @property
     def change(self) -> NDArray[np.float64]:
         """``values`` minus the baseline's, [question, policy]."""
         return self.values - self.values[:, :1]
 
 
 def metrics_of(outcomes: pd.DataFrame) -> list[str]:
-    """The metric columns of ``outcomes``: numeric, and holding at least one number."""
-    columns = [str(name) for name in outcomes.columns if name not in _NOT_METRICS]
-    return [c for c in columns if pd.api.types.is_numeric_dtype(outcomes[c]) and bool(outcomes[c].notna().any())]
+    """lm-eval's metrics in ``outcomes``: numeric columns that hold at least one number."""
+    return _averageable(outcomes, [str(name) for name in outcomes.columns if name not in _NOT_METRICS])
+
+
+def _averageable(outcomes: pd.DataFrame, columns: Iterable[str]) -> list[str]:
+    present = [c for c in columns if c in outcomes.columns and pd.api.types.is_numeric_dtype(outcomes[c])]
+    return [c for c in present if bool(outcomes[c].notna().any())]
 
 
 def pair_outcomes(outcomes: pd.DataFrame, metric: str) -> PairedOutcomes:
-    """``metric`` of every policy, paired with the baseline's.
+    """``metric``, one of lm-eval's or of ``MEASURES``, of every policy, paired with the baseline's.
 
     Raises:
         InputError: missing columns, an unknown metric, no baseline, a question answered twice under one policy, or a
@@ -54,7 +66,7 @@ def pair_outcomes(outcomes: pd.DataFrame, metric: str) -> PairedOutcomes:
     """
     if missing := [name for name in _NEEDED if name not in outcomes.columns]:
         raise InputError(f"These outcomes lack the columns {', '.join(missing)}. Pass the outcomes of a headcount run.")
-    if metric not in (known := metrics_of(outcomes)):
+    if metric not in (known := metrics_of(outcomes) + _averageable(outcomes, MEASURES)):
         raise InputError(f"Unknown metric {metric!r}. {nearest(metric, known) if known else 'There is none here.'}")
     firsts = outcomes.drop_duplicates("policy")
     firsts = firsts.sort_values("policy", key=lambda policy: policy != BASELINE, kind="stable")
@@ -91,42 +103,3 @@ def pair_outcomes(outcomes: pd.DataFrame, metric: str) -> PairedOutcomes:
         share_zeroed=np.where(common, share_zeroed, np.nan),
         tasks=pd.factorize(wide.index.get_level_values("task"))[0],
     )
-
-
-def resampled_means(
-    values: NDArray[np.floating], strata: NDArray[np.integer], *, resamples: int, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Bootstrap means of each column: questions are drawn with replacement within their stratum, all columns together.
-
-    Args:
-        values: [question, column]; NaN is left out of its column's mean.
-        strata: [question], the stratum of each question.
-        resamples: how many times to draw.
-        rng: where the draws come from.
-
-    Returns:
-        [resample, column]; NaN where a resample drew no value of a column.
-    """
-    known = ~np.isnan(values)
-    stacked = np.hstack([np.where(known, values, 0.0), known.astype(float)])  # [question, 2 · column]
-    sums = np.zeros((resamples, stacked.shape[1]))
-    for stratum in np.unique(strata):
-        members = stacked[strata == stratum]
-        size = len(members)
-        step = max(1, _CELLS_A_CHUNK // size)
-        for start in range(0, resamples, step):
-            rows = min(step, resamples - start)
-            drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
-            times = np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)  # [resample, question]
-            sums[start : start + rows] += times @ members
-    total, count = np.hsplit(sums, 2)
-    return np.divide(total, count, out=np.full_like(total, np.nan), where=count > 0)
-
-
-def interval(samples: NDArray[np.floating], confidence: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Percentile interval over the first axis. Raises InputError when ``confidence`` is not between 0 and 1."""
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence is a fraction between 0 and 1 (0.95, say), not {confidence}.")
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(samples, [tail, 1 - tail], axis=0)
-    return low, high

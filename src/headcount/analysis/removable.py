@@ -4,7 +4,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from headcount.analysis.outcomes import interval, pair_outcomes, resampled_means
+from headcount.analysis.accuracy import accuracy_table
+from headcount.analysis.bootstrap import check_confidence, interval, resampled_means
+from headcount.analysis.outcomes import pair_outcomes
 from headcount.errors import InputError
 
 
@@ -28,7 +30,7 @@ def last_crossing(shares: ArrayLike, accuracies: ArrayLike, floor: float) -> tup
         raise InputError(
             f"Expected as many shares as accuracies, at least one, none NaN; got {shares} and {accuracies}."
         )
-    share, is_lower_bound = _last_crossings(x[None], y[None], floor)
+    share, is_lower_bound = _last_crossings(x[None], y[None], np.array([floor], dtype=float))
     return float(share[0]), bool(is_lower_bound[0])
 
 
@@ -37,6 +39,7 @@ def removable_table(
     *,
     metric: str = "acc",
     margin: float = 0.01,
+    relative: bool = False,
     confidence: float = 0.95,
     resamples: int = 2_000,
     seed: int = 0,
@@ -48,35 +51,67 @@ def removable_table(
     percentile bootstrap over questions, within tasks: every point of every curve and the baseline are resampled
     together. It accounts for which questions were asked, not for the choice of the best score among several.
 
+    ``share_shown`` is the careful answer: the largest measured share up to which accuracy is *shown* to stay within the
+    margin, as in ``accuracy_table``, at this share and at all smaller measured ones. Taking the shares in order and
+    stopping at the first that is not shown keeps the confidence without a correction for their number (a fixed-sequence
+    test).
+
+    Args:
+        outcomes: one row a policy and question.
+        metric: the column to average.
+        margin: the fall that is tolerated: of accuracy as a fraction of 1 (0.01 for 1 point), or with ``relative`` as a
+            fraction of the baseline's accuracy (0.01 for 1 percent of it).
+        relative: whether ``margin`` is relative.
+        confidence: of the interval, and of ``share_shown``.
+        resamples: bootstrap draws.
+        seed: of the draws.
+
     Returns:
         One row a score, in order of first appearance: score; removable_share; is_lower_bound (the curve does not end
-        below the margin); low and high (``high`` equal to ``largest_share_measured`` means at least that);
-        largest_share_measured. Shares are fractions of all heads, 0..1.
+        below the margin); low and high (``high`` equal to ``largest_share_measured`` means at least that); share_shown
+        (0 where not even the smallest is shown); largest_share_measured. Shares are fractions of all heads, 0..1.
 
     Raises:
-        InputError: no baseline, an unknown metric, no common questions, or a margin below 0.
+        InputError: no baseline, an unknown metric, no common questions, a margin below 0, or a confidence outside 0…1.
     """
+    check_confidence(confidence)
     if not margin >= 0:
         raise InputError(
             f"margin is a fall of accuracy as a fraction of 1 (0.01 for 1 point), 0 or more; got {margin}."
         )
     paired = pair_outcomes(outcomes, metric)
-    values = np.hstack([paired.share_zeroed, paired.change])  # [question, 2 · policy]
     rng = np.random.default_rng(seed)
+    values = np.hstack([paired.share_zeroed, paired.change, paired.values[:, :1]])  # [question, 2 · policy + 1]
     samples = resampled_means(values, paired.tasks, resamples=resamples, rng=rng)
     measured = np.nanmean(values, axis=0, keepdims=True)
+    floors = [-margin * means[:, -1] if relative else np.full(len(means), -margin) for means in (measured, samples)]
+    judged = accuracy_table(
+        outcomes, metric=metric, margin=-float(floors[0][0]), confidence=confidence, resamples=resamples, seed=seed
+    )
     rows = []
     for score in dict.fromkeys(filter(None, paired.scores)):
         points = [i for i, other in enumerate(paired.scores) if other == score]
-        x, y = _curves(measured, points)
-        removable, is_lower_bound = _last_crossings(x, y, -margin)
+        x, y = _curves(measured[:, :-1], points)
+        removable, is_lower_bound = _last_crossings(x, y, floors[0])
         largest = float(x.max())
-        crossings, never = _last_crossings(*_curves(samples, points), -margin)
-        low, high = interval(np.where(never, largest, np.minimum(crossings, largest)), confidence)
-        rows.append((score, float(removable[0]), bool(is_lower_bound[0]), float(low), float(high), largest))
+        crossings, never = _last_crossings(*_curves(samples[:, :-1], points), floors[1])
+        bounds = interval(np.where(never, largest, np.minimum(crossings, largest))[:, None], confidence, paired.tasks)
+        low, high = (float(bound[0]) for bound in bounds)
+        if np.isnan(samples[0, 0]):  # one question: it could be anywhere
+            low, high = 0.0, largest
+        shown = _share_shown(judged.iloc[points])
+        rows.append((score, float(removable[0]), bool(is_lower_bound[0]), low, high, shown, largest))
     return pd.DataFrame(
-        rows, columns=["score", "removable_share", "is_lower_bound", "low", "high", "largest_share_measured"]
+        rows,
+        columns=["score", "removable_share", "is_lower_bound", "low", "high", "share_shown", "largest_share_measured"],
     )
+
+
+def _share_shown(judged: pd.DataFrame) -> float:
+    """The largest realised share before the first that is not shown to be within the margin; 0 without one."""
+    ordered = judged.sort_values("share_realised", kind="stable")
+    shown = (ordered["within_margin"] == "shown").cummin().to_numpy(dtype=bool)
+    return float(np.max(ordered["share_realised"].to_numpy()[shown], initial=0.0))
 
 
 def _curves(means: NDArray[np.float64], points: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -87,12 +122,12 @@ def _curves(means: NDArray[np.float64], points: list[int]) -> tuple[NDArray[np.f
 
 
 def _last_crossings(
-    x: NDArray[np.float64], y: NDArray[np.float64], floor: float
+    x: NDArray[np.float64], y: NDArray[np.float64], floor: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """``last_crossing`` of many curves at once: x and y are [curve, point]."""
+    """``last_crossing`` of many curves at once: x and y are [curve, point], floor [curve]."""
     order = np.argsort(x, axis=1, kind="stable")
     x, y = np.take_along_axis(x, order, axis=1), np.take_along_axis(y, order, axis=1)
-    below = y < floor
+    below = y < floor[:, None]
     # Index of the last point that is not below; -1 when all are.
     last_above = np.where(below.all(axis=1), -1, below.shape[1] - 1 - np.argmax(~below[:, ::-1], axis=1))
     is_lower_bound = last_above == below.shape[1] - 1
