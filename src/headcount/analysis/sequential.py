@@ -1,0 +1,208 @@
+"""Ask questions in random order, and stop as soon as it is known whether a policy's fall is within a margin."""
+
+import math
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from headcount.analysis.bootstrap import check_confidence
+from headcount.analysis.outcomes import BASELINE, pair_outcomes
+from headcount.errors import InputError
+
+Verdict = Literal["within", "beyond"]
+
+# Shares of the wealth that are bet, side by side, each on a sixth of it: the lowest suit falls near the margin among many
+# changed answers, the highest none at all. Six cost ln 6 nats against the best one; more of them ask for more questions.
+_STAKES = np.geomspace(0.04, 0.95, 6)
+_HALVINGS = 40  # of a range of at most 2
+_ROUNDING = 1e-9  # in questions: sums of differences are whole numbers for metrics that are 0 or 1
+
+
+class SequentialTest:
+    """Whether a policy's fall over a whole benchmark is within a margin, from its questions one batch after another.
+
+    The statement is about the ``total`` questions of the benchmark and nothing else: "if all were asked, the metric
+    would fall by at most ``margin``" (*within*) or "by more" (*beyond*). The questions must come in random order,
+    without replacement, whatever the answers. Looking after every question is allowed: over all looks together the
+    verdict is wrong with probability at most 1 − ``confidence``. When all questions were asked it is exact. Other
+    questions of the same kind are another matter: ``accuracy_table`` says what these show about them.
+
+    Against "the mean change is at most −margin" a bettor stakes a share of his wealth on every next difference to come
+    out above the mean that would be left for the questions not asked yet; were it true, the wealth would be a
+    supermartingale, and reach 1 / (1 − confidence) with probability at most 1 − confidence (Ville). Another bets against
+    "at least −margin". Only one of the two can be wrong, so neither is corrected for the other.
+
+    Source: Waudby-Smith and Ramdas, Estimating means of bounded random variables by betting, JRSS B 86 (2024), Section 5
+    (sampling without replacement). Differs: a mixture over fixed stakes instead of stakes that follow the data, which
+    asks for fewer questions here, and the two one-sided tests apart.
+
+    Args:
+        total: questions of the whole benchmark.
+        margin: the fall that is tolerated, as a fraction of 1.
+        confidence: of the verdict.
+
+    Raises:
+        InputError: no questions, a margin outside 0…1 or a confidence outside 0…1.
+    """
+
+    def __init__(self, *, total: int, margin: float = 0.01, confidence: float = 0.95) -> None:
+        if total < 1:
+            raise InputError(f"total is the number of questions of the benchmark, at least 1; got {total}.")
+        if not 0 <= margin < 1:
+            raise InputError(f"margin is a fall of accuracy as a fraction of 1 (0.01 for 1 point); got {margin}.")
+        self.total = total
+        self.margin = margin
+        self.confidence = check_confidence(confidence)
+        self.differences: NDArray[np.float64] = np.zeros(0)
+        self.decided_after: int | None = None
+        self._log_wealth = np.zeros((2, len(_STAKES)))  # against "at most −margin" and against "at least −margin"
+        self._verdict: Verdict | None = None
+
+    def __repr__(self) -> str:
+        return f"<SequentialTest: {self.num_asked} of {self.total} questions, verdict {self.verdict}>"
+
+    def update(self, differences: ArrayLike) -> Verdict | None:
+        """Take in the next questions' differences, metric under the policy minus the baseline's, and say the verdict.
+
+        Raises:
+            InputError: a difference that is NaN or outside −1…1, or more questions than the benchmark has.
+        """
+        new = np.atleast_1d(np.asarray(differences, dtype=float))
+        if new.ndim != 1 or not (np.abs(new) <= 1).all():
+            raise InputError(f"Differences lie between −1 and 1, one a question; got {differences}.")
+        if self.num_asked + len(new) > self.total:
+            raise InputError(f"The benchmark has {self.total} questions; {self.num_asked + len(new)} came.")
+        crossings: list[tuple[int, Verdict]] = []
+        sides: tuple[tuple[int, Verdict], ...] = (1, "within"), (-1, "beyond")
+        for side, (sign, verdict) in enumerate(sides):
+            paths = self._log_wealth[side] + _log_wealth(
+                sign * new,
+                -sign * self.margin,
+                total=self.total,
+                asked=self.num_asked,
+                so_far=sign * float(self.differences.sum()),
+            )
+            reached = np.flatnonzero(_mixture(paths) >= -math.log1p(-self.confidence))
+            if reached.size:
+                crossings.append((self.num_asked + int(reached[0]) + 1, verdict))
+            if len(new):
+                self._log_wealth[side] = paths[-1]
+        if self._verdict is None and crossings:
+            self.decided_after, self._verdict = min(crossings)
+        self.differences = np.concatenate([self.differences, new])
+        if self.num_asked == self.total:
+            enough = self.differences.sum() >= -self.margin * self.total - _ROUNDING
+            self._verdict = "within" if enough else "beyond"
+            self.decided_after = self.decided_after or self.total
+        return self.verdict
+
+    @property
+    def num_asked(self) -> int:
+        return len(self.differences)
+
+    @property
+    def change(self) -> float:
+        """Mean difference of the questions asked so far; NaN before the first."""
+        return float(self.differences.mean()) if self.num_asked else math.nan
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """``within`` or ``beyond`` the margin; None while neither is known."""
+        return self._verdict
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The mean change over the whole benchmark lies above the first, and below the second, each with ``confidence``.
+
+        One-sided, as the verdict is: together they hold with 2 · ``confidence`` − 1. Valid whenever one looks.
+        """
+        if self.num_asked == self.total:
+            return self.change, self.change
+        return self._lower(1), -self._lower(-1)
+
+    def _lower(self, sign: int) -> float:
+        values = sign * self.differences
+        certain = (values.sum() - (self.total - self.num_asked)) / self.total
+        rejected, kept = certain, 1.0
+        for _ in range(_HALVINGS):
+            middle = (rejected + kept) / 2
+            wealth = _mixture(_log_wealth(values, middle, total=self.total, asked=0, so_far=0.0))
+            if wealth.max(initial=0.0) >= -math.log1p(-self.confidence):
+                rejected = middle
+            else:
+                kept = middle
+        return rejected
+
+
+def sequential_table(
+    outcomes: pd.DataFrame, *, total: int, metric: str = "acc", margin: float = 0.01, confidence: float = 0.95
+) -> pd.DataFrame:
+    """Each policy's ``SequentialTest`` over its questions in the order of the rows, which is that of asking.
+
+    The table of an evaluation that stopped policies as soon as they were decided: ``accuracy_table``'s bounds do not
+    hold there, because a policy's number of questions depends on its answers.
+
+    Args:
+        outcomes: one row a policy and question, each policy's in the random order in which they were asked.
+        total: questions of the whole benchmark.
+        metric: the column to compare, between 0 and 1.
+        margin: the fall that is tolerated, as a fraction of 1.
+        confidence: of the verdict, and of each bound.
+
+    Returns:
+        One row a policy other than the baseline: policy, score, share_asked, share_realised, num_questions, total,
+        change (of the questions asked), change_low, change_high (``SequentialTest.bounds``), verdict (within, beyond or
+        None), decided_after (questions; NaN without a verdict).
+
+    Raises:
+        InputError: as ``accuracy_table`` and ``SequentialTest``.
+    """
+    pair_outcomes(outcomes, metric)  # refuses what cannot be compared
+    answered = outcomes.dropna(subset=[metric])
+    of_baseline = answered[answered["policy"] == BASELINE].set_index(["task", "doc_id"])[metric]
+    rows = []
+    for policy in answered.loc[answered["policy"] != BASELINE, "policy"].unique():
+        asked = answered.loc[answered["policy"] == policy]
+        before = of_baseline.reindex(pd.MultiIndex.from_frame(asked[["task", "doc_id"]])).to_numpy(dtype=float)
+        common = ~np.isnan(before)
+        test = SequentialTest(total=total, margin=margin, confidence=confidence)
+        test.update((asked[metric].to_numpy(dtype=float) - before)[common])
+        low, high = test.bounds
+        rows.append({
+            "policy": policy,
+            "score": asked["score"].iloc[0],
+            "share_asked": asked["share_asked"].iloc[0],
+            "share_realised": asked["share_zeroed"].to_numpy(dtype=float)[common].mean(),
+            "num_questions": test.num_asked,
+            "total": total,
+            "change": test.change,
+            "change_low": low,
+            "change_high": high,
+            "verdict": test.verdict,
+            "decided_after": test.decided_after,
+        })  # fmt: skip
+    columns = ["policy", "score", "share_asked", "share_realised", "num_questions", "total", "change"]
+    return pd.DataFrame(rows, columns=[*columns, "change_low", "change_high", "verdict", "decided_after"])
+
+
+def _log_wealth(
+    differences: NDArray[np.float64], mean: float, *, total: int, asked: int, so_far: float
+) -> NDArray[np.float64]:
+    """Gains of log wealth, cumulated, [question, stake], of betting that the mean of all ``total`` exceeds ``mean``.
+
+    ``asked`` questions with sum ``so_far`` came before. Infinite from where the questions left cannot undo the excess.
+    """
+    left = total - asked - np.arange(len(differences))  # before each question
+    owed = total * mean - so_far - np.cumsum(differences)  # sum of the questions after it, if the mean were ``mean``
+    room = 1 + (owed + differences) / left  # how far their mean, with it, lies above −1
+    gain = np.ones(len(differences))
+    np.divide(1 + differences, room, out=gain, where=room > _ROUNDING / left)
+    gain[owed < -(left - 1) - _ROUNDING] = np.inf
+    return np.cumsum(np.log1p(_STAKES * (gain[:, None] - 1)), axis=0)
+
+
+def _mixture(log_wealth: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Log of the mean wealth over stakes, [question]."""
+    return np.logaddexp.reduce(log_wealth, axis=1) - math.log(log_wealth.shape[1])
