@@ -1,113 +1,17 @@
 import json
 import re
-import sys
-import warnings
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
 
-from headcount import cli
 from headcount.cli import measure as measure_module
 from headcount.evaluation.evaluate import Benchmark
 from headcount.scores import all_scores
 from headcount.store import open_run
 
-SUMS = """
-task: sums
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{q}}}} ="
-doc_to_choice: ["5", "2", "17"]
-doc_to_target: a
-num_fewshot: 0
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-"""
-SPELL = """
-task: spell
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{q}}}} ="
-doc_to_target: a
-generation_kwargs: {{until: ["\\n"], max_gen_toks: 3}}
-metric_list: [{{metric: exact_match}}]
-"""
 POLICIES = ("--policy", "ahon_ln:0.10", "--policy", "random:0.1", "-p", "awft@0.8")
-
-
-@pytest.fixture(autouse=True)
-def surroundings(tmp_path, monkeypatch):
-    """A folder of its own to work in, and nothing left behind by a command."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment on import alone
-
-
-@pytest.fixture
-def headcount(monkeypatch, capsys):
-    """Runs a command line; gives the exit code, standard output and standard error."""
-
-    def headcount(*arguments):
-        monkeypatch.setattr(sys, "argv", ["headcount", *map(str, arguments)])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("always", category=UserWarning, module=r"headcount\.")  # shown as notes
-            with pytest.raises(SystemExit) as stop:
-                cli.main()
-        captured = capsys.readouterr()
-        return stop.value.code or 0, captured.out, captured.err
-
-    return headcount
-
-
-@pytest.fixture
-def refused(headcount):
-    """Runs a command line that must end with one error line, exit code 2 and no traceback; gives that line."""
-
-    def refused(*arguments):
-        code, _, error = headcount(*arguments)
-        assert code == 2, error
-        lines = [line for line in error.splitlines() if line.startswith("Error:")]
-        assert len(lines) == 1, error
-        assert error.rstrip().endswith(lines[0])
-        assert "Traceback" not in error
-        return lines[0]
-
-    return refused
-
-
-@pytest.fixture
-def checkpoint(tiny, letters, tmp_path):
-    """The folder of a tiny Llama's checkpoint; ``checkpoint("other", seed=1)`` of another."""
-
-    def checkpoint(name="model", **changes):
-        folder = tmp_path / name
-        if not folder.exists():
-            tiny(**changes).save_pretrained(folder)
-            letters.save_pretrained(folder)
-        return folder
-
-    return checkpoint
-
-
-@pytest.fixture
-def own(tmp_path):
-    """The options for a task of our own with six questions; ``own("spell")`` for one that generates."""
-    folder = tmp_path / "tasks"
-    folder.mkdir()
-    questions = [json.dumps({"q": f"{i}+{5 - i}" if i % 2 else f"{i}-{i}+2", "a": (i + 1) % 2}) for i in range(6)]
-    (folder / "sums.jsonl").write_text("\n".join(questions))
-    for name, template in (("sums", SUMS), ("spell", SPELL)):
-        (folder / f"{name}.yaml").write_text(template.format(data=folder / "sums.jsonl"))
-
-    def own(task="sums"):
-        return "--task", task, "--include-path", folder, "--offline"
-
-    return own
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def _main(
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
-    from headcount.cli import demo, evaluate, measure, report, scores, thresholds  # noqa: F401  (each adds its command)
+    from headcount.cli import demo, evaluate, measure, prune, report, scores, thresholds  # noqa: F401  (each adds its command)
 
     warnings.showwarning = show_warning
     try:

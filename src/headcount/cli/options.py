@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -76,3 +76,21 @@ TrustRemoteCode = Annotated[
 ]
 BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens in a batch, padding included.")]
 Seed = Annotated[int, typer.Option(help="Of random heads and few-shot samples.")]
+Texts = Annotated[
+    list[str] | None,
+    typer.Option(help=".txt, .jsonl or .parquet files, or hub data sets; repeat for several.", rich_help_panel="Data"),
+]
+TextColumn = Annotated[str, typer.Option(help="Column or key that holds the text.", rich_help_panel="Data")]
+NumTexts = Annotated[int, typer.Option(min=1, help="Texts, in all.", rich_help_panel="Data")]
+CalibrationLength = Annotated[int, typer.Option(min=2, help="First tokens of each text.", rich_help_panel="Data")]
+Replace = Annotated[
+    Literal["zero", "mean", "refit"],
+    typer.Option(
+        help="What replaces removed heads: zero (nothing), mean (their mean output, in a bias), or refit (the heads that "
+        "stay, by ridge regression).",
+        rich_help_panel="Replacement",
+    ),
+]
+Ridge = Annotated[
+    float, typer.Option(help="Of the refit, in units of the mean variance.", rich_help_panel="Replacement")
+]

@@ -92,27 +92,36 @@ def head_geometry(model: PreTrainedModel) -> HeadGeometry:
         ModelError: the model's attention does not go through transformers' attention interface.
     """
     if model not in _geometries:
-        layers: list[LayerHeads] = []
-
-        def record(module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
-            layers.append(
-                LayerHeads(
-                    index=layer,
-                    num_attention_heads=inputs.query.shape[1],
-                    num_key_value_heads=inputs.key.shape[1],
-                    head_dim=inputs.value.shape[-1],
-                )
-            )
-            return attend(inputs, context.positions)[0]
-
-        with _attention_replaced(model, record), torch.no_grad():
-            model(input_ids=torch.arange(1, 5, device=input_device(model))[None], use_cache=False)
-        if len({layer.index for layer in layers}) < len(layers):
-            raise ModelError(
-                f"{type(model).__name__} calls one attention layer more than once a pass, which is not supported."
-            )
-        _geometries[model] = HeadGeometry(layers=tuple(layers))
+        _geometries[model] = HeadGeometry(layers=tuple(layer for _, layer in _observe(model)))
     return _geometries[model]
+
+
+def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """The attention module of each attention layer, by layer index; found as ``head_geometry`` finds its heads."""
+    return {layer.index: module for module, layer in _observe(model)}
+
+
+def _observe(model: PreTrainedModel) -> list[tuple[nn.Module, LayerHeads]]:
+    """Every attention module with its heads, in the order in which four tokens call them."""
+    found: list[tuple[nn.Module, LayerHeads]] = []
+
+    def record(module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
+        heads = LayerHeads(
+            index=layer,
+            num_attention_heads=inputs.query.shape[1],
+            num_key_value_heads=inputs.key.shape[1],
+            head_dim=inputs.value.shape[-1],
+        )
+        found.append((module, heads))
+        return attend(inputs, context.positions)[0]
+
+    with _attention_replaced(model, record), torch.no_grad():
+        model(input_ids=torch.arange(1, 5, device=input_device(model))[None], use_cache=False)
+    if len({layer.index for _, layer in found}) < len(found):
+        raise ModelError(
+            f"{type(model).__name__} calls one attention layer more than once a pass, which is not supported."
+        )
+    return found
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def load(
     wanted = _DTYPES.get(dtype) or (_gguf_dtype(torch_device) if is_gguf else "auto")
     placement = {"device_map": device_map} if device_map is not None else {}
     weights = {"use_safetensors": None if allow_pickle else True} if not is_gguf else {}
-    with _quiet(), _explained(name):
+    with quiet_transformers(), _explained(name):
         loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **options, **placement, **weights)
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if is_gguf:
@@ -129,28 +129,32 @@ def is_instruct(model: str, tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(getattr(tokenizer, "chat_template", None)) and bool(words.search(name))
 
 
-def fingerprint(model: PreTrainedModel) -> str:
+def fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> str:
     """Identifies the weights as loaded: 16 hex digits over the configuration and a sample of every parameter.
 
-    Covers each parameter's name, shape, dtype and up to 1,024 evenly spaced values, not every value.
+    Covers each parameter's name, shape, dtype and up to 1,024 evenly spaced values, not every value. With ``dtype``
+    the values are rounded to it first, so that one checkpoint loaded in another dtype is the same.
     """
     digest = hashlib.sha256()
     config = model.config.to_dict()
-    for unrelated in (
+    unrelated = (
         "_name_or_path",
         "_model_name_or_path",
         "transformers_version",
         "quantization_config",
         "_attn_implementation",
-    ):
-        config.pop(unrelated, None)
+    )
+    for name in (*unrelated, *(("dtype", "torch_dtype") if dtype else ())):
+        config.pop(name, None)
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     for name, parameter in model.named_parameters():
-        digest.update(f"{name}{tuple(parameter.shape)}{parameter.dtype}".encode())
+        rounded = dtype if dtype and parameter.is_floating_point() else parameter.dtype
+        digest.update(f"{name}{tuple(parameter.shape)}{rounded}".encode())
         if parameter.device.type != "meta":
             flat = parameter.detach().reshape(-1)
             step = max(1, flat.numel() // 1024)
-            digest.update(flat[::step][:1024].cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            sample = flat[::step][:1024].to("cpu", rounded).contiguous()
+            digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
@@ -200,7 +204,7 @@ def _demo_folder() -> Path:
             "that can, with 600 MB free."
         ) from error
     try:
-        with _quiet(), _explained(DEMO):
+        with quiet_transformers(), _explained(DEMO):
             options = {"gguf_file": gguf.name}
             model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
@@ -312,7 +316,7 @@ def _check_finite(model: PreTrainedModel, name: str) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """No progress bars or warnings from transformers while a model loads."""
     logger = transformers.utils.logging
     level, bars = logger.get_verbosity(), logger.is_progress_bar_enabled()

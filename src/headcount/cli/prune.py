@@ -1,0 +1,134 @@
+"""``headcount prune``: a checkpoint without the selected heads."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from headcount.cli import app, options
+from headcount.cli.console import output, steps
+from headcount.errors import InputError
+
+if TYPE_CHECKING:
+    from headcount.removal.plan import Plan
+    from headcount.removal.prune import Savings
+
+
+@app.command()
+def prune(
+    model: options.Model,
+    heads: Annotated[Path, typer.Option("--heads", help="Selection, as from `headcount select`.", show_default=False)],
+    output_folder: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="New folder of the checkpoint. Without it, only show the plan."),
+    ] = None,
+    replace: options.Replace = "refit",
+    texts: options.Texts = None,
+    text_column: options.TextColumn = "text",
+    num_texts: options.NumTexts = 128,
+    max_length: options.CalibrationLength = 512,
+    ridge: options.Ridge = 0.01,
+    format: Annotated[
+        Literal["transformers", "zeros"],
+        typer.Option(help="transformers cuts the weights; zeros keeps their shapes, loads anywhere and saves nothing."),
+    ] = "transformers",
+    uneven: Annotated[
+        Literal["index", "repeat", "keep"],
+        typer.Option(
+            help="Groups that lose different numbers of heads: index (exact, no cost), repeat key-value heads (exact, larger "
+            "cache), or keep as many selected heads as evens them out."
+        ),
+    ] = "index",
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+    allow_pickle: options.AllowPickle = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    batch_tokens: options.BatchTokens = 4096,
+) -> None:
+    """Cut heads out of a model for good: show the plan, replace what they did, write a checkpoint, load it and compare."""
+    with steps() as progress:
+        from headcount.cli.calibration import calibration_rows
+        from headcount.cli.runs import command_line, load_model
+        from headcount.models.instrument import head_geometry
+        from headcount.models.loading import default_name
+        from headcount.removal.plan import plan_removal
+        from headcount.removal.prune import prune_heads, refuse_taken, savings
+        from headcount.removal.selection import Selection
+
+        selection = Selection.load(heads)
+        if output_folder is not None:
+            refuse_taken(output_folder)
+            if replace != "zero" and not texts:
+                raise InputError(
+                    f"Replacing heads by {replace} needs calibration texts: give --texts FILE, or --replace zero."
+                )
+        loaded = load_model(
+            model, progress, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        name = default_name(loaded.name)
+        selection.check(loaded.model, name)
+        plan = plan_removal(head_geometry(loaded.model), selection.heads, uneven=uneven)
+        cut = format == "transformers"
+        print_plan(plan, savings(loaded.model, plan, biases=replace != "zero") if cut else None)
+        if output_folder is None:
+            return
+        rows = []
+        if replace != "zero" and texts:
+            rows = calibration_rows(
+                texts, loaded.tokenizer, column=text_column, num_texts=num_texts, max_length=max_length
+            )
+        what = {"zero": "Writing the checkpoint", "mean": "Means of head outputs", "refit": "Refitting projections"}
+        result = prune_heads(
+            loaded.model, selection, output_folder, tokenizer=loaded.tokenizer, name=name, how=replace, rows=rows,
+            ridge=ridge, format=format, uneven=uneven, batch_tokens=batch_tokens, command=command_line(),
+            progress=progress.start(what[replace]),
+        )  # fmt: skip
+    output.print(f"Loaded again and compared with the masked model: {result.verification}.", highlight=False)
+    trust = "" if result.loaded == "stock" else ", trust_remote_code=True"
+    output.print(
+        f'Checkpoint: {result.folder}\nLoad it: AutoModelForCausalLM.from_pretrained("{result.folder}"{trust})',
+        highlight=False, soft_wrap=True, markup=False,
+    )  # fmt: skip
+
+
+def print_plan(plan: "Plan", savings: "Savings | None") -> None:
+    """What goes, what stays and what that saves; None for weights that keep their shapes."""
+    total = sum(layer.before.num_attention_heads for layer in plan.layers)
+    before, after = plan.key_value_heads
+    table = Table(box=None, header_style="bold", title="Plan", title_justify="left")
+    for heading in ("", "before", "after", "change"):
+        table.add_column(heading, justify="left" if not heading else "right")
+
+    def row(what: str, old: int, new: int) -> None:
+        table.add_row(what, f"{old:,}", f"{new:,}", f"{100 * (new - old) / old:+.1f}%")
+
+    row("query heads", total, total - len(plan.removed))
+    if savings is not None:
+        row("key-value heads", before, after)
+        row("parameters", *savings.num_parameters)
+        row("key-value cache, bytes a token", *savings.key_value_bytes)
+    output.print(table)
+    if savings is None:
+        output.print("Zero-filled: every shape stays, and nothing gets faster or smaller.", highlight=False)
+        return
+    if plan.emptied:
+        output.print(f"Layers that lose all heads: {', '.join(map(str, plan.emptied))}.", highlight=False)
+    if stay := plan.kept_after_all:
+        output.print(
+            f"{len(stay)} of {len(plan.asked)} selected heads stay: their groups keep others, and groups must have one size.",
+            highlight=False,
+        )
+    if indexed := sum(layer.index is not None for layer in plan.layers):
+        output.print(
+            f"{indexed} layers have groups of different sizes: an index in the checkpoint says which head uses which keys.",
+            highlight=False,
+        )
+    if after > before:
+        output.print(
+            "[yellow]Repeating key-value heads costs more cache than the removal saves.[/] Choose --uneven keep or index, or "
+            "select whole groups with `headcount select --unit group`.",
+            highlight=False,
+        )

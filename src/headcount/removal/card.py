@@ -1,0 +1,107 @@
+"""The model card of a pruned checkpoint."""
+
+import json
+from typing import TYPE_CHECKING
+
+from headcount.removal.plan import Plan
+from headcount.removal.replace import Replacement
+from headcount.removal.selection import Selection
+from headcount.removal.verify import Verification
+
+if TYPE_CHECKING:
+    from headcount.removal.prune import Savings
+
+_REPLACED = {
+    "zero": "nothing: their part of each output projection is gone",
+    "mean": "their mean output, folded into the bias of the output projection",
+    "refit": "the output projections of the heads that stay, refitted by ridge regression, and a bias",
+}
+
+
+def model_card(
+    selection: Selection,
+    plan: Plan,
+    replacement: Replacement,
+    verification: Verification,
+    *,
+    name: str,
+    num_texts: int,
+    ridge: float,
+    loaded: str,
+    format: str,
+    savings: "Savings | None",
+    command: str,
+) -> str:
+    """Markdown: what was removed, how it was chosen, how it was verified, how to load it."""
+    removed, geometry = plan.removed, selection.model
+    total = sum(layer.num_attention_heads for layer in geometry.layers)
+    parts = [
+        "---\ntags:\n- headcount\n- pruned\n---",
+        f"# {_code(name)} without {len(removed)} of {total} attention heads",
+        f"Made with headcount {selection.versions['headcount']}.",
+        "## How to load it\n" + _how_to_load(loaded, format),
+        "## What was removed\n" + _removed(plan),
+    ]
+    if savings is not None:
+        (parameters, parameters_left), (cache, cache_left) = savings.num_parameters, savings.key_value_bytes
+        parts.append(
+            "| | before | after |\n|---|---|---|\n"
+            f"| parameters | {parameters:,} | {parameters_left:,} |\n"
+            f"| key-value cache, bytes a token | {cache:,} | {cache_left:,} |"
+        )
+    replaced = f"In their place: {_REPLACED[replacement.how]}."
+    if replacement.how != "zero":
+        replaced += f" Calibrated on {num_texts} texts, the first token of each left out."
+    if replacement.how == "refit":
+        replaced += f" Ridge {ridge:g} of the mean variance."
+    parts.append(replaced)
+    chosen = "\n".join(f"- {_code(key)}: {_code(_plain(value))}" for key, value in selection.chosen.items())
+    parts.append(f"## How the heads were chosen\n- unit: {selection.unit}\n{chosen}\n\n`selection.json` holds it all.")
+    parts.append(
+        "## Verification\nThis checkpoint was loaded again, and compared with the original model whose removed heads are "
+        f"masked and replaced in the same way: {verification}. How good the masked model is, is another question: "
+        "benchmark it with `headcount evaluate`."
+    )
+    if command:
+        parts.append(f"## Command\n```sh\n{command.replace('```', '')}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _how_to_load(loaded: str, format: str) -> str:
+    trust = "" if loaded == "stock" else ", trust_remote_code=True"
+    code = (
+        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("this folder"{trust})\n```\n'
+    )
+    if format == "zeros":
+        return code + (
+            "The weights keep their shapes: removed heads meet zeros in the output projection. This loads anywhere, and is "
+            "**no faster and no smaller** than the original."
+        )
+    if loaded == "stock":
+        return code + "Every layer has the same number of heads, so a class of transformers loads it."
+    return code + (
+        "Layers differ from what a class of transformers expects, so `modeling_pruned.py` in this folder builds them; it needs "
+        "transformers alone. Read it before you trust it: it is short."
+    )
+
+
+def _removed(plan: Plan) -> str:
+    rows = ["| layer | removed query heads | query heads | key-value heads |", "|---|---|---|---|"]
+    for layer in plan.layers:
+        if not layer.unchanged:
+            gone = sorted(set(range(layer.before.num_attention_heads)) - set(layer.query))
+            rows.append(
+                f"| {layer.before.index} | {', '.join(map(str, gone))} | {layer.before.num_attention_heads} → "
+                f"{len(layer.query)} | {layer.before.num_key_value_heads} → {len(layer.key_value)} |"
+            )
+    return "\n".join(rows)
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _code(text: str) -> str:
+    """Text from elsewhere as inline code, on one line."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"

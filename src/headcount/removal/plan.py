@@ -1,0 +1,143 @@
+"""What a selection of heads means for each layer of a model, decided before anything is cut."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import gcd
+from typing import Literal
+
+from headcount.errors import InputError
+from headcount.heads import HeadGeometry, HeadSet, LayerHeads
+
+Uneven = Literal["index", "repeat", "keep"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerPlan:
+    """The heads of one layer after the cut.
+
+    Attributes:
+        before: the layer's heads as they are.
+        query: the query heads that stay, in their order.
+        key_value: for each key-value head of the cut layer, the one that it is a copy of.
+        index: for each query head that stays, its place in ``key_value``; None where all groups have one size.
+    """
+
+    before: LayerHeads
+    query: tuple[int, ...]
+    key_value: tuple[int, ...]
+    index: tuple[int, ...] | None = None
+
+    @property
+    def unchanged(self) -> bool:
+        return len(self.query) == self.before.num_attention_heads
+
+    @property
+    def group_size(self) -> int:
+        """Query heads a key-value head, as the attention function counts them; 1 where an index says which."""
+        return 1 if self.index is not None or not self.query else len(self.query) // len(self.key_value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A cut of the whole model.
+
+    Attributes:
+        layers: every attention layer, in order.
+        asked: the heads that were selected.
+        uneven: how groups of unequal size are solved.
+    """
+
+    layers: tuple[LayerPlan, ...]
+    asked: HeadSet
+    uneven: Uneven
+
+    @property
+    def removed(self) -> HeadSet:
+        """The query heads that go."""
+        return HeadSet(
+            (layer.before.index, head)
+            for layer in self.layers
+            for head in set(range(layer.before.num_attention_heads)) - set(layer.query)
+        )
+
+    @property
+    def kept_after_all(self) -> HeadSet:
+        """Selected heads that stay, because their group keeps others and groups must have one size."""
+        return HeadSet(set(self.asked) - set(self.removed))
+
+    @property
+    def emptied(self) -> list[int]:
+        """Layers that lose all their heads."""
+        return [layer.before.index for layer in self.layers if not layer.query]
+
+    @property
+    def key_value_heads(self) -> tuple[int, int]:
+        """Key-value heads of all layers, before and after."""
+        before = sum(layer.before.num_key_value_heads for layer in self.layers)
+        return before, sum(len(layer.key_value) for layer in self.layers)
+
+    @property
+    def uniform(self) -> tuple[int, int] | None:
+        """(query heads, key-value heads) of every layer, if these are the same in all and groups have one size."""
+        counts = {(len(layer.query), len(layer.key_value)) for layer in self.layers}
+        if len(counts) > 1 or self.emptied or any(layer.index is not None for layer in self.layers):
+            return None
+        return counts.pop()
+
+
+def plan_removal(geometry: HeadGeometry, heads: Sequence[tuple[int, int]] | HeadSet, *, uneven: Uneven) -> Plan:
+    """How to take ``heads`` out of a model.
+
+    A key-value head goes when its whole group goes. Where the groups of a layer lose different numbers of query heads:
+    ``index`` keeps every other key-value head once and records which query head uses which; ``repeat`` copies key-value
+    heads until groups have one size (exact, at the cost of a larger key-value cache); ``keep`` lets as many selected
+    heads stay as that takes, those last in ``heads`` first.
+
+    Args:
+        geometry: the model's heads.
+        heads: (layer, head) pairs, the least needed first.
+        uneven: ``index``, ``repeat`` or ``keep``.
+
+    Raises:
+        InputError: a head that the model lacks, every head of the model, or an unknown ``uneven``.
+    """
+    if uneven not in ("index", "repeat", "keep"):
+        raise InputError(f"Uneven groups are solved by 'index', 'repeat' or 'keep', not {uneven!r}.")
+    asked = HeadSet(heads)
+    asked.check(geometry)
+    if len(asked) == geometry.num_heads:
+        raise InputError(f"All {len(asked)} heads of the model are selected. Leave some.")
+    layers = []
+    for before in geometry.layers:
+        of_layer = [head for layer, head in heads if layer == before.index]
+        layers.append(_plan_layer(before, of_layer, uneven))
+    return Plan(layers=tuple(layers), asked=asked, uneven=uneven)
+
+
+def _plan_layer(before: LayerHeads, going: Sequence[int], uneven: Uneven) -> LayerPlan:
+    size = before.group_size
+    groups = [
+        [head for head in range(group * size, (group + 1) * size) if head not in going]
+        for group in range(before.num_key_value_heads)
+    ]
+    if uneven == "keep":
+        largest = max(map(len, groups))
+        for group, staying in enumerate(groups):
+            if 0 < len(staying) < largest:
+                back = [head for head in reversed(going) if head // size == group]
+                staying += back[: largest - len(staying)]
+                staying.sort()
+    kept = [group for group, staying in enumerate(groups) if staying]
+    lengths = {len(groups[group]) for group in kept}
+    query = tuple(head for staying in groups for head in staying)
+    if len(lengths) <= 1:
+        return LayerPlan(before=before, query=query, key_value=tuple(kept))
+    if uneven == "index":
+        index = (place for place, group in enumerate(kept) for _ in groups[group])
+        return LayerPlan(before=before, query=query, key_value=tuple(kept), index=tuple(index))
+    unit = gcd(*lengths)
+    return LayerPlan(
+        before=before,
+        query=query,
+        key_value=tuple(group for group in kept for _ in range(len(groups[group]) // unit)),
+    )

@@ -1,0 +1,243 @@
+"""What the rest of the model gets instead of removed heads: nothing, their mean, or a refitted projection of the others."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from headcount.errors import InputError
+from headcount.heads import HeadSet
+from headcount.models.batching import Progress, no_progress
+from headcount.models.instrument import attention_modules, head_geometry
+from headcount.models.projection import output_projection
+from headcount.removal.activations import parameters_restored, read_head_outputs
+
+How = Literal["zero", "mean", "refit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Projection:
+    """An output projection as it is to be: float32 ``weight`` [hidden, head · head_dim] and ``bias`` [hidden] or None.
+
+    The columns of removed heads are 0.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replacement:
+    """New output projections, by layer, for a set of removed heads.
+
+    Attributes:
+        removed: the heads that the projections do without.
+        how: ``zero``, ``mean`` or ``refit``.
+        projections: for each layer that loses heads.
+    """
+
+    removed: HeadSet
+    how: How
+    projections: dict[int, Projection]
+
+    @contextmanager
+    def applied(self, model: PreTrainedModel) -> Iterator[None]:
+        """Inside, the model does without the removed heads: the masked model. Afterwards it is as it was."""
+        modules = attention_modules(model)
+        changed = {layer: output_projection(modules[layer]) for layer in self.projections}
+        with parameters_restored(list(changed.values())):
+            for layer, projection in changed.items():
+                put_projection(projection, self.projections[layer])
+            yield
+
+
+def replace_heads(
+    model: PreTrainedModel,
+    removed: HeadSet,
+    how: How,
+    *,
+    rows: Sequence[Sequence[int]] = (),
+    ridge: float = 0.01,
+    batch_tokens: int = 4096,
+    progress: Progress = no_progress,
+) -> Replacement:
+    """Output projections that do without ``removed``.
+
+    ``zero`` drops the heads' part. ``mean`` puts each head's mean output through its part of the projection and adds the
+    result to the bias. ``refit`` also refits the part of the heads that stay: layer after layer, with earlier layers
+    already changed, ridge regression of what the layer's projection put out on the centred outputs of the heads that
+    stay, in closed form from the streaming covariance of the head outputs. Means and covariances are over real tokens,
+    the first of each text left out.
+
+    Args:
+        model: is left as it was.
+        removed: query heads.
+        how: ``zero``, ``mean`` or ``refit``.
+        rows: token ids of the calibration texts, for ``mean`` and ``refit``.
+        ridge: added to the diagonal of the covariance, in units of its mean.
+        batch_tokens: tokens in a batch, padding included.
+        progress: called with (passes over texts done, in all).
+
+    Raises:
+        InputError: heads that the model lacks, no calibration texts, or an unusable option.
+    """
+    if how not in ("zero", "mean", "refit"):
+        raise InputError(f"Heads are replaced by 'zero', 'mean' or 'refit', not {how!r}.")
+    if not ridge > 0:
+        raise InputError(f"ridge is greater than 0, not {ridge}.")
+    if how != "zero" and not any(len(row) > 1 for row in rows):
+        raise InputError(f"Replacing heads by {how} needs calibration texts of two tokens or more. Give some.")
+    geometry = head_geometry(model)
+    removed.check(geometry)
+    modules = attention_modules(model)
+    masks = _masks(model, removed)
+    projections: dict[int, Projection] = {}
+    if how == "mean":
+        means = output_means(model, rows, layers=list(masks), batch_tokens=batch_tokens, progress=progress)
+        for layer, gone in masks.items():
+            weight, bias = read_projection(output_projection(modules[layer]))
+            projections[layer] = _with_mean(weight, bias, gone, means[layer])
+    elif how == "zero":
+        for layer, gone in masks.items():
+            weight, bias = read_projection(output_projection(modules[layer]))
+            projections[layer] = Projection(weight=weight.masked_fill(gone, 0), bias=bias)
+    else:
+        changed = [output_projection(modules[layer]) for layer in masks]
+        with parameters_restored(changed):
+            for number, (layer, gone) in enumerate(masks.items()):
+                weight, bias = read_projection(output_projection(modules[layer]))
+                moments = _Moments()
+                read_head_outputs(
+                    model, rows, lambda _, outputs, into=moments: into.add(outputs), layers=[layer],
+                    batch_tokens=batch_tokens,
+                    progress=lambda done, total, n=number: progress(n * total + done, len(masks) * total),
+                )  # fmt: skip
+                projections[layer] = _refitted(weight, bias, gone, moments, ridge)
+                put_projection(output_projection(modules[layer]), projections[layer])
+    return Replacement(removed=removed, how=how, projections=projections)
+
+
+def output_means(
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    *,
+    layers: Sequence[int] | None = None,
+    batch_tokens: int = 4096,
+    progress: Progress = no_progress,
+) -> dict[int, Tensor]:
+    """Each layer's mean input of its output projection, float32 ``[head · head_dim]``; which tokens: ``replace_heads``."""
+    moments: dict[int, _Mean] = defaultdict(_Mean)
+    read_head_outputs(
+        model, rows, lambda layer, outputs: moments[layer].add(outputs), layers=layers, batch_tokens=batch_tokens,
+        progress=progress,
+    )  # fmt: skip
+    return {layer: moment.mean.float() for layer, moment in moments.items()}
+
+
+class _Mean:
+    def __init__(self) -> None:
+        self.count = 0
+        self.sum: Tensor | None = None  # float64 [feature]
+
+    def add(self, vectors: Tensor) -> None:
+        self.count += len(vectors)
+        total = vectors.sum(0, dtype=torch.float64)
+        self.sum = total if self.sum is None else self.sum + total
+
+    @property
+    def mean(self) -> Tensor:
+        assert self.sum is not None
+        return self.sum / self.count
+
+
+class _Moments(_Mean):
+    """Mean and covariance of vectors that come a batch at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products: Tensor | None = None  # float64 [feature, feature]
+        self.origin: Tensor | None = None
+
+    def add(self, vectors: Tensor) -> None:
+        vectors = vectors.float()
+        if self.origin is None:
+            self.origin = vectors.mean(0)  # products about a point near the mean lose no digits to it
+        vectors = vectors - self.origin
+        super().add(vectors)
+        products = (vectors.T @ vectors).double()
+        self.products = products if self.products is None else self.products + products
+
+    @property
+    def covariance(self) -> Tensor:
+        """float64 ``[feature, feature]``, about the mean, divided by the count."""
+        assert self.products is not None
+        shift = super().mean
+        return self.products / self.count - torch.outer(shift, shift)
+
+    @property
+    def mean(self) -> Tensor:
+        assert self.origin is not None
+        return super().mean + self.origin
+
+
+def _masks(model: PreTrainedModel, removed: HeadSet) -> dict[int, Tensor]:
+    """For each layer that loses heads, in order: bool ``[head · head_dim]``, True for inputs of removed heads."""
+    masks = {}
+    for layer in head_geometry(model).layers:
+        going = [head for of_layer, head in removed if of_layer == layer.index]
+        if going:
+            mask = torch.zeros(layer.num_attention_heads, layer.head_dim, dtype=torch.bool)
+            mask[going] = True
+            masks[layer.index] = mask.flatten()
+    return masks
+
+
+def read_projection(projection: nn.Module) -> tuple[Tensor, Tensor | None]:
+    """A projection's weight ``[output, input]`` and bias in float32, on the CPU."""
+    weight, bias = projection.weight, getattr(projection, "bias", None)
+    assert isinstance(weight, Tensor)
+    weight = weight.detach().T if isinstance(projection, Conv1D) else weight.detach()
+    return weight.float().cpu(), None if bias is None else bias.detach().float().cpu()
+
+
+def put_projection(projection: nn.Module, new: Projection) -> None:
+    """Give a projection new parameters, in its own dtype and place; the old tensors are left as they are."""
+    old = projection.weight
+    assert isinstance(old, Tensor)
+    weight = new.weight.T.contiguous() if isinstance(projection, Conv1D) else new.weight
+    projection.weight = nn.Parameter(weight.to(old.device, old.dtype), requires_grad=False)
+    if new.bias is not None:
+        projection.bias = nn.Parameter(new.bias.to(old.device, old.dtype), requires_grad=False)
+
+
+def _with_mean(weight: Tensor, bias: Tensor | None, gone: Tensor, mean: Tensor) -> Projection:
+    constant = weight[:, gone].double() @ mean.cpu().double()[gone]
+    return Projection(
+        weight=weight.masked_fill(gone, 0), bias=constant.float() if bias is None else (bias + constant).float()
+    )
+
+
+def _refitted(weight: Tensor, bias: Tensor | None, gone: Tensor, moments: _Moments, ridge: float) -> Projection:
+    """The W' and b' that minimise E‖W' x_kept + b' − (W x + b)‖² + ridge · (mean variance) · ‖W' − W_kept‖²."""
+    mean, covariance = moments.mean.cpu(), moments.covariance.cpu()
+    if not bool(torch.isfinite(covariance).all()):
+        raise InputError(
+            "The head outputs on the calibration texts are not finite. Load the model in float32 or bfloat16."
+        )
+    kept = ~gone
+    exact = weight.double()
+    fitted = torch.zeros_like(exact)
+    if bool(kept.any()):
+        among_kept = covariance[kept][:, kept]
+        among_kept = among_kept + ridge * covariance.diagonal().mean() * torch.eye(int(kept.sum()), dtype=torch.float64)
+        # The ridge draws towards the weights as they are: what the kept heads do needs no evidence to stay.
+        change = torch.linalg.solve(among_kept, covariance[kept][:, gone] @ exact[:, gone].T)
+        fitted[:, kept] = exact[:, kept] + change.T
+    constant = (exact - fitted) @ mean
+    return Projection(weight=fitted.float(), bias=constant.float() if bias is None else (bias + constant).float())

@@ -1,0 +1,167 @@
+"""A selection of heads to remove, as a file."""
+
+import os
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from transformers import PreTrainedModel
+
+from headcount.errors import InputError, ModelError
+from headcount.heads import HeadGeometry, HeadSet, LayerHeads
+from headcount.models.instrument import head_geometry
+from headcount.models.loading import fingerprint
+from headcount.store import write_atomically
+
+FORMAT = 1
+Unit = Literal["query", "group", "layer"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SelectedLayer(_Strict):
+    """The heads of one attention layer of the model that a selection is for."""
+
+    index: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+
+
+class SelectedModel(_Strict):
+    """The model that a selection is for."""
+
+    name: str
+    fingerprint: str
+    """Of the weights rounded to bfloat16, so that it does not depend on the dtype that the model is loaded in."""
+    layers: tuple[SelectedLayer, ...]
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, name: str) -> Self:
+        layers = tuple(SelectedLayer(**vars(layer)) for layer in head_geometry(model).layers)
+        return cls(name=name, fingerprint=fingerprint(model, dtype=torch.bfloat16), layers=layers)
+
+    @property
+    def geometry(self) -> HeadGeometry:
+        return HeadGeometry(layers=tuple(LayerHeads(**layer.model_dump()) for layer in self.layers))
+
+
+class Selection(_Strict):
+    """Heads to remove from one model.
+
+    Attributes:
+        heads: (layer, head) pairs, the least needed first.
+        model: the model they are heads of.
+        unit: what was chosen as a whole: ``query`` heads, key-value ``group`` or ``layer``.
+        chosen: how, for people and for the model card: score, texts, seed, …
+        created: when, ISO 8601.
+        versions: of headcount and of the libraries that the choice depends on.
+        format: of the file.
+    """
+
+    format: Literal[1] = FORMAT
+    model: SelectedModel
+    unit: Unit
+    heads: tuple[tuple[int, int], ...]
+    chosen: dict[str, Any]
+    created: str
+    versions: dict[str, str]
+
+    @field_validator("heads")
+    @classmethod
+    def _each_once(cls, heads: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        if not heads:
+            raise ValueError("no heads")
+        if twice := [head for place, head in enumerate(heads) if head in heads[:place]]:
+            raise ValueError(f"head {twice[0]} twice")
+        return heads
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, heads: Sequence[tuple[int, int]], *, name: str, unit: Unit, chosen: dict[str, Any]
+    ) -> Self:
+        """A selection of heads of ``model``.
+
+        Raises:
+            InputError: no heads, one twice, or one that the model lacks.
+        """
+        HeadSet(heads).check(head_geometry(model))
+        try:
+            return cls(
+                model=SelectedModel.of(model, name),
+                unit=unit,
+                heads=tuple(heads),
+                chosen=chosen,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                versions={package: version(package) for package in ("headcount", "torch", "transformers")},
+            )
+        except ValidationError as error:
+            raise InputError(f"These heads cannot be selected: {_first(error)}.") from error
+
+    @classmethod
+    def load(cls, file: str | os.PathLike[str]) -> Self:
+        """From a file that ``save`` wrote.
+
+        Raises:
+            InputError: no such file, or not a selection; says which field.
+        """
+        path = Path(file)
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise InputError(
+                f"There is no selection {str(path)!r}. Make one with `headcount select … -o {path}`."
+            ) from None
+        except OSError as error:
+            raise InputError(f"The selection {str(path)!r} cannot be read ({error.strerror}).") from error
+        except ValidationError as error:
+            raise InputError(
+                f"{str(path)!r} is not a selection of heads that this headcount reads ({_first(error)}). Make it again with "
+                "`headcount select`."
+            ) from error
+
+    def save(self, file: str | os.PathLike[str]) -> None:
+        """To a JSON file; it is complete once it exists.
+
+        Raises:
+            RunError: it cannot be written.
+        """
+        write_atomically(Path(file), (self.model_dump_json(indent=1) + "\n").encode())
+
+    def check(self, model: PreTrainedModel, name: str) -> None:
+        """Raise ModelError, with the difference, if the selection is for another model."""
+        theirs, ours = self.model, SelectedModel.of(model, name)
+        if theirs.fingerprint == ours.fingerprint and theirs.layers == ours.layers:
+            return
+        if len(theirs.layers) != len(ours.layers):
+            difference = f"it has {len(theirs.layers)} attention layers, this one {len(ours.layers)}"
+        else:
+            differing = [pair for pair in zip(theirs.layers, ours.layers, strict=True) if pair[0] != pair[1]]
+            if differing:
+                a, b = differing[0]
+                difference = (
+                    f"layer {a.index} has {a.num_attention_heads} query heads, {a.num_key_value_heads} key-value heads and "
+                    f"head_dim {a.head_dim} there, and {b.num_attention_heads}, {b.num_key_value_heads} and {b.head_dim} here "
+                    f"(layer {b.index})"
+                )
+            else:
+                difference = (
+                    f"the heads are alike and the weights are not (fingerprint {theirs.fingerprint} there, "
+                    f"{ours.fingerprint} here)"
+                )
+        raise ModelError(
+            f"The selection is for {theirs.name}, not for {ours.name}: {difference}. Load the model that it was made for, or "
+            "select heads of this one with `headcount select`."
+        )
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"]))
+    return f"{where}: {problem['msg']}" if where else problem["msg"]

@@ -1,0 +1,59 @@
+import pytest
+
+from headcount.models.loading import load
+from headcount.removal.selection import Selection
+
+
+@pytest.fixture(autouse=True)
+def modules_cache(tmp_path, monkeypatch):
+    """Where transformers copies the modelling files that it loads."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+
+
+def write_selection(folder, file, heads):
+    model, _ = load(folder)
+    Selection.of(model, heads, name=str(folder), unit="query", chosen={"score": "by hand"}).save(file)
+
+
+def test_plan_prune_and_evaluate_the_result(headcount, checkpoint, own, tmp_path):
+    folder = checkpoint()
+    write_selection(folder, "heads.json", [(0, 0), *((1, head) for head in range(8)), (2, 4), (2, 5)])
+    code, out, _ = headcount("prune", folder, "--heads", "heads.json")
+    assert code == 0
+    # 24 heads, 11 go; six groups, the two of layer 1 go.
+    assert "-45.8%" in out
+    assert "-33.3%" in out
+    assert "Layers that lose all heads: 1." in out
+    assert "2 layers have groups of different sizes" in out
+    assert not (tmp_path / "pruned").exists()
+
+    (tmp_path / "texts.jsonl").write_text('"The cat sat."\n"On the mat, all day long."\n')
+    code, out, error = headcount(
+        "prune", folder, "--heads", "heads.json", "-o", "pruned", "--texts", "texts.jsonl", "--device", "cpu"
+    )
+    assert code == 0, error
+    assert "trust_remote_code=True" in out
+    assert "same most likely token at 100.0%" in out
+    card = (tmp_path / "pruned" / "README.md").read_text()
+    assert "Calibrated on 2 texts" in card
+    assert "headcount prune" in card
+
+    code, out, error = headcount("evaluate", "pruned", *own(), "--trust-remote-code", "-o", "run")
+    assert code == 0, error
+    assert "baseline" in out
+
+
+def test_mistakes(headcount, refused, checkpoint, own, tmp_path):
+    folder = checkpoint()
+    write_selection(folder, "heads.json", [(0, 0)])
+    assert "There is no selection 'none.json'" in refused("prune", folder, "--heads", "none.json")
+    assert "--texts FILE, or --replace zero" in refused("prune", folder, "--heads", "heads.json", "-o", "p")
+    other = checkpoint("other", seed=1)
+    line = refused("prune", other, "--heads", "heads.json", "-o", "p", "--replace", "zero")
+    assert "the weights are not" in line
+    assert "exists already" in refused("prune", folder, "--heads", "heads.json", "-o", folder, "--replace", "zero")
+    assert not (tmp_path / "p").exists()
+    code, _, error = headcount("prune", folder, "--heads", "heads.json", "-o", "p", "--replace", "zero")
+    assert code == 0, error
+    line = refused("evaluate", "p", *own(), "-o", "run")
+    assert "--trust-remote-code" in line
