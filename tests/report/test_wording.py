@@ -3,12 +3,12 @@ import pytest
 
 from headcount.report.wording import answer, caveats
 
-COLUMNS = ["score", "removable_share", "is_lower_bound", "low", "high", "largest_share_measured"]
-AHON = ("ahon_ln", 0.17, False, 0.12, 0.21, 0.3)
-BOUND = ("ahon_ln", 0.24, True, 0.18, 0.24, 0.24)
-OPEN = ("ahon_ln", 0.17, False, 0.12, 0.30, 0.3)
-RANDOM = ("random", 0.012, False, 0.005, 0.02, 0.3)
-RANDOM_BOUND = ("random", 0.3, True, 0.1, 0.3, 0.3)
+COLUMNS = ["score", "removable_share", "is_lower_bound", "low", "high", "share_shown", "largest_share_measured"]
+AHON = ("ahon_ln", 0.17, False, 0.12, 0.21, 0.17, 0.3)
+BOUND = ("ahon_ln", 0.24, True, 0.18, 0.24, 0.24, 0.24)
+OPEN = ("ahon_ln", 0.17, False, 0.12, 0.30, 0.05, 0.3)
+RANDOM = ("random", 0.012, False, 0.005, 0.02, 0.0, 0.3)
+RANDOM_BOUND = ("random", 0.3, True, 0.1, 0.3, 0.3, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,7 @@ def test_answer(rows, expected):
         (20_000, 0.255, [AHON], ["Near chance"]),
         (200, None, [AHON], ["Few questions"]),  # 1.96 · √(0.26 · 0.74 / 200) = 6.1 points
         (20_000, None, [AHON, AHON], ["best of 2 scores"]),
+        (20_000, None, [OPEN], ["ahon_ln is shown to stay within 1 point only up to 5.0% of heads"]),
     ],
 )
 def test_caveats(questions, chance, scores, expected):

@@ -54,7 +54,7 @@ def demo(
         requests = [parse_policy(f"{score}:{share}") for score in SCORES for share in SHARES]
         policies = resolve_policies(requests, run, benchmark, progress, thresholds_from=None, seed=seed)
         evaluate_into(run, benchmark, policies, progress)
-        page = write_report(run)
+        page = write_report([run])
     model = run.manifest["model"]
     output.print(
         f"\n{model['name']}: {model['num_heads']} heads in {len(model['layers'])} layers, {model['dtype']}. "

@@ -7,39 +7,31 @@ import typer
 
 from headcount.cli import app, options
 from headcount.cli.console import output
-from headcount.errors import RunError
 from headcount.store import Run
 
 
 @app.command()
 def report(
-    run: options.RunFolder,
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders; the page is about the first and compares the others.")
+    ],
     output_file: Annotated[
-        Path | None, typer.Option("--output", "-o", help="HTML file. [default: RUN/report.html]")
+        Path | None, typer.Option("--output", "-o", help="HTML file. [default: report.html in the first run]")
     ] = None,
     scores_from: options.ScoresFrom = None,
 ) -> None:
-    """Write one HTML page that shows a run; it needs no network and no server."""
+    """Write one HTML page that shows a run, or compares several; it needs no network and no server."""
     from headcount.store import open_run
 
-    output.print(f"Page: {write_report(open_run(run), output_file)}", highlight=False, soft_wrap=True, markup=False)
+    page = write_report([open_run(run) for run in runs], output_file)
+    output.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
 
 
-def write_report(run: Run, file: Path | None = None) -> Path:
-    """The run's page, written to ``file`` (default: report.html in the run's folder)."""
-    from headcount.report import render_page
+def write_report(runs: list[Run], file: Path | None = None) -> Path:
+    """The page of the runs, written to ``file`` (default: report.html in the first run's folder)."""
+    from headcount.report import read_results, render_page
     from headcount.store import write_atomically
-    from headcount.thresholding import thresholds
 
-    scores, outcomes = run.scores(), run.outcomes()
-    if scores is None and outcomes is None:
-        raise RunError(
-            f"{str(run.path)!r} holds neither scores nor outcomes yet. Run `headcount measure` or `evaluate` first."
-        )
-    cuts = run.thresholds()
-    if cuts is None and scores is not None:
-        cuts = thresholds(scores)
-    page = render_page(manifest=run.manifest, scores=scores, thresholds=cuts, outcomes=outcomes)
-    file = file or run.path / "report.html"
-    write_atomically(file, page.encode())
+    file = file or runs[0].path / "report.html"
+    write_atomically(file, render_page([read_results(run) for run in runs]).encode())
     return file

@@ -1,6 +1,7 @@
-"""What people read: an HTML page and terminal tables, made from saved results alone."""
+"""What people read: an HTML page, figures and terminal tables, made from saved results alone."""
 
 from headcount.report.page import render_page
+from headcount.report.results import RunResults, read_results
 from headcount.report.terminal import print_tables
 
-__all__ = ["print_tables", "render_page"]
+__all__ = ["RunResults", "print_tables", "read_results", "render_page"]

@@ -1,6 +1,9 @@
-"""The head map's data: what each head scored, and how often it was inactive at each share."""
+"""What the page keeps of each head's scores: small enough to inline, exact where the page counts."""
 
-import math
+import base64
+import gzip
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -8,63 +11,131 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headcount.errors import InputError
+from headcount.report.style import score_style
+from headcount.report.wording import shown
 from headcount.scores import get_score
+from headcount.thresholding import thresholds
+
+STEPS = 100  # of the slider: one percent of all heads and inputs each
+ALWAYS, HALF, NOT_MEASURED = 254, 127, 255
 
 
-def head_maps(scores: xr.Dataset, thresholds: xr.Dataset | None) -> dict[str, Any]:
-    """Layers × heads of each score, as plain lists for JSON; None for a head that does not exist or was not measured.
+@dataclass(frozen=True, kw_only=True)
+class HeadProfile:
+    """One score of every head over all inputs.
 
-    Means have 5 significant digits and percentages one decimal: for looking at, not for computing with.
+    ``often`` says on what part of its inputs a head is inactive at each threshold: 0 on none and only then, 254 on all
+    and only then, 127 or more on half of them or more and only then, otherwise the nearest of 254 equal parts; 255
+    where the head does not exist or was not measured.
     """
-    entries = []
+
+    thresholds: NDArray[np.float64]  # [step], at shares 0, 1/STEPS, …, 1
+    mean: NDArray[np.float32]  # [layer, head]; NaN where not measured, as in the next three
+    low: NDArray[np.float32]  # [layer, head]
+    median: NDArray[np.float32]  # [layer, head]
+    high: NDArray[np.float32]  # [layer, head]
+    often: NDArray[np.uint8]  # [layer, head, step]
+
+    def packed(self) -> str:
+        """For the page's script: bytes 0, 1, 2 and 3 of all numbers in turn, then ``often`` as differences over steps."""
+        numbers = np.stack([self.mean, self.low, self.median, self.high]).astype("<f4")
+        planes = numbers.reshape(-1, 1).view(np.uint8).T
+        steps = np.diff(self.often, axis=-1, prepend=np.uint8(0))  # modulo 256
+        return compressed(planes.tobytes() + steps.tobytes())
+
+
+def compressed(content: bytes) -> str:
+    """gzip in base64, the same for the same content."""
+    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+
+
+def head_profile(table: xr.Dataset, name: str) -> HeadProfile | None:
+    """The profile of one score of ``table`` (dims example, layer, head); None if it was measured nowhere."""
+    values = table[name].transpose("example", "layer", "head").to_numpy().astype(np.float64)
+    measured = ~np.isnan(values)
+    if not measured.any():
+        return None
+    inactive_when = score_facts(name)["inactive_when"]
+    shares = np.arange(STEPS + 1) / STEPS
+    if inactive_when:
+        cuts = thresholds(table[[name]], shares.tolist())[name].to_numpy()
+    else:
+        cuts = np.quantile(values[measured], shares, method="interpolated_inverted_cdf")
+    side = -1.0 if inactive_when == "high" else 1.0
+    # The first step at which a value is strictly beyond the threshold; STEPS + 1 for none.
+    first = np.searchsorted(side * cuts, np.where(measured, side * values, np.inf), side="right")
+    size = values[0].size
+    cells = first.reshape(-1, size) + (STEPS + 2) * np.arange(size)
+    arrivals = np.bincount(cells.ravel(), minlength=size * (STEPS + 2)).reshape(size, STEPS + 2)
+    count = measured.sum(axis=0)  # [layer, head]
+    inactive = arrivals.cumsum(axis=1)[:, :-1].reshape(*count.shape, STEPS + 1)
+    ordered = np.sort(values, axis=0)  # NaN last
+
+    def at(rank: NDArray[np.intp]) -> NDArray[np.float64]:
+        return np.take_along_axis(ordered, np.clip(rank, 0, None)[None], axis=0)[0]
+
+    total = np.where(measured, values, 0.0).sum(axis=0)
+    return HeadProfile(
+        thresholds=cuts,
+        mean=np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0).astype(np.float32),
+        low=at(np.zeros_like(count)).astype(np.float32),
+        median=((at((count - 1) // 2) + at(count // 2 * (count > 0))) / 2).astype(np.float32),
+        high=at(count - 1).astype(np.float32),
+        often=_parts(inactive, count[..., None]),
+    )
+
+
+def _parts(inactive: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """``HeadProfile.often`` from numbers of inputs."""
+    part = np.divide(ALWAYS * inactive, count, out=np.zeros(inactive.shape), where=count > 0).round()
+    part = np.clip(part, 1, ALWAYS - 1)
+    part = np.where(2 * inactive >= count, np.maximum(part, HALF), np.minimum(part, HALF - 1))
+    part = np.where(inactive == 0, 0, np.where(inactive == count, ALWAYS, part))
+    return np.where(count == 0, NOT_MEASURED, part).astype(np.uint8)
+
+
+def head_maps(scores: xr.Dataset, layers: Iterable[Mapping[str, Any]] | None) -> tuple[dict[str, Any], dict[str, str]]:
+    """The head map's facts for JSON, and each score's packed profile.
+
+    Args:
+        scores: one variable a score, dims (example, layer, head).
+        layers: the manifest's: ``index``, ``num_attention_heads`` and ``num_key_value_heads`` of each layer. Without
+            them no head belongs to a group.
+    """
+    facts, packed = [], {}
     for name in map(str, scores.data_vars):
-        values = scores[name].transpose("example", "layer", "head").to_numpy().astype(np.float64)
-        measured = ~np.isnan(values)
-        count = measured.sum(axis=0)  # [layer, head]
-        total = np.where(measured, values, 0.0).sum(axis=0)
-        mean = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-        entries.append({
-            "score": name,
-            **_facts(name),
-            "mean": _lists(mean, digits=5),
-            "inactive": _inactive(name, values, count, thresholds),
+        profile = head_profile(scores, name)
+        if profile is None:
+            continue
+        facts.append({
+            "score": shown(name, 40), **score_facts(name), "style": vars(score_style(name)),
+            "thresholds": [float(f"{cut:.9g}") for cut in profile.thresholds],
         })  # fmt: skip
-    shares = thresholds["share"].values.tolist() if thresholds is not None else []
+        packed[name] = profile.packed()
+    labels = [int(label) for label in scores["layer"].values]
+    known = {layer["index"]: layer for layer in layers or [] if isinstance(layer, Mapping) and "index" in layer}
     return {
-        "scores": entries,
-        "shares": shares,
-        "layers": _labels(scores, "layer"),
-        "heads": _labels(scores, "head"),
+        "scores": facts,
+        "layers": labels,
+        "heads": int(scores.sizes["head"]),
+        "groups": [_group_size(known.get(label)) for label in labels],
         "inputs": int(scores.sizes["example"]),
-    }
+        "always": ALWAYS,
+        "half": HALF,
+    }, packed
 
 
-def _inactive(
-    name: str, values: NDArray[np.float64], count: NDArray[np.int64], thresholds: xr.Dataset | None
-) -> list[list[list[float | None]]]:
-    """Percent of inputs on which each head is inactive, [share][layer][head]; empty without thresholds for it."""
-    if thresholds is None or name not in thresholds or not (facts := _facts(name))["inactive_when"]:
-        return []
-    maps = []
-    for threshold in thresholds[name].to_numpy():
-        beyond = values < threshold if facts["inactive_when"] == "low" else values > threshold
-        percent = np.divide(100.0 * beyond.sum(axis=0), count, out=np.full(count.shape, np.nan), where=count > 0)
-        maps.append(_lists(percent.round(1), digits=4))
-    return maps
+def _group_size(layer: Mapping[str, Any] | None) -> int:
+    """Query heads that share one key-value head; 1 where that is not known."""
+    if layer is None or not layer.get("num_key_value_heads"):
+        return 1
+    return max(1, int(layer["num_attention_heads"]) // int(layer["num_key_value_heads"]))
 
 
-def _facts(name: str) -> dict[str, str]:
-    """Name, unit and direction of a score; empty where this installation does not know it."""
+def score_facts(name: str) -> dict[str, str]:
+    """Name, unit and direction of a score; the last two empty where this installation does not know it."""
     try:
         score = get_score(name)
     except InputError:
-        return {"name": name, "unit": "", "inactive_when": ""}
+        return {"name": shown(name, 40), "unit": "", "inactive_when": ""}
     return {"name": score.name, "unit": "" if score.unit == "1" else score.unit, "inactive_when": score.inactive_when}
-
-
-def _labels(scores: xr.Dataset, dim: str) -> list[int]:
-    return [int(label) for label in scores[dim].values]
-
-
-def _lists(matrix: NDArray[np.float64], digits: int) -> list[list[float | None]]:
-    return [[float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in row] for row in matrix.tolist()]

@@ -3,51 +3,56 @@
 import base64
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Sequence
+from datetime import datetime
 from importlib.resources import files
 from typing import Any
 
 import jinja2
-import pandas as pd
-import xarray as xr
 from plotly.offline import get_plotlyjs
 
-from headcount.analysis import accuracy_table, removable_table
-from headcount.analysis.outcomes import BASELINE, metrics_of
+from headcount.errors import InputError
 from headcount.report import wording
-from headcount.report.head_map import head_maps
-from headcount.scores import all_scores
+from headcount.report.head_map import compressed, head_maps
+from headcount.report.result_tables import result_tables
+from headcount.report.results import CONFIDENCE, MARGIN, RunResults, at
+from headcount.report.style import score_style
 
-MARGIN = 0.01  # the paper's "within 1 point"
-CONFIDENCE = 0.95
+_SCRIPTS = ("core", "colours", "profiles", "details", "map", "charts", "accuracy", "main")
+_CONTENTS = {
+    "answer": "The answer",
+    "accuracy": "Accuracy as heads are zeroed",
+    "heads": "Head map",
+    "methods": "Methods",
+}
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
 
-def render_page(
-    *,
-    manifest: Mapping[str, Any],
-    scores: xr.Dataset | None,
-    thresholds: xr.Dataset | None,
-    outcomes: pd.DataFrame | None,
-) -> str:
+def render_page(runs: Sequence[RunResults]) -> str:
     """The report as one HTML file that works from disk, without a network.
 
-    The same input gives the same bytes. Parts whose input is None say which command makes it.
+    The same input gives the same bytes. Parts whose results are missing say which command makes them.
 
     Args:
-        manifest: facts about the run (model, data, settings, versions, created, command); all optional. The metric is
-            ``settings.metric`` if given, else ``acc``, else the first there is.
-        scores: one variable a score, dims (example, layer, head).
-        thresholds: one variable a score, dim (share,).
-        outcomes: one row a policy and question.
+        runs: the first is what the page is about.
 
     Raises:
-        InputError: outcomes without a baseline, or without the metric that the manifest names.
+        InputError: no run, outcomes without a baseline, or without the metric that the manifest names.
     """
-    results = _results(manifest, outcomes)
-    maps = head_maps(scores, thresholds) if scores is not None and scores.data_vars else None
-    script = _asset("page.js")
+    if not runs:
+        raise InputError("A report needs the results of at least one run.")
+    run = runs[0]
+    tables = {table.id: table for table in result_tables(run)}
+    layers = at(run.manifest, "model", "layers")
+    maps, profiles = head_maps(run.scores, layers) if run.scores is not None and run.measured else (None, {})
+    curves = _curves(run) if run.evaluated and not run.removable.empty else None
+    script = "(() => {\n'use strict';\n" + "\n".join(_asset(f"scripts/{name}.js") for name in _SCRIPTS) + "})();"
     plotly = get_plotlyjs()
+    packed = {f"score-{index}": profile for index, profile in enumerate(profiles.values())}
+    packed["tables"] = compressed(_json({id: table.csv() for id, table in tables.items()}).encode())
+    if curves:
+        packed["plotly"] = compressed(plotly.encode())
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("headcount.report"),
         autoescape=True,
@@ -55,133 +60,120 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"percent": wording.percent, "points": wording.points}
-    environment.globals |= {
-        "change": wording.change_with_interval,
-        "policy_name": wording.policy_name,
-        "removable": wording.removable_with_interval,
-    }
-    shown = _scores_shown(results, maps)
+    environment.filters |= {"percent": wording.percent}
     return environment.get_template("page.html.j2").render(
-        model=str(_at(manifest, "model", "name") or "Unnamed model"),
-        subtitle=_subtitle(manifest),
-        results=results,
-        maps=maps,
-        definitions=[score for score in all_scores() if not shown or score.id in shown],
-        facts=list(_facts({k: v for k, v in manifest.items() if k != "command"})),
-        command=manifest.get("command"),
+        run=run,
+        title=run.model,
+        subtitle=_subtitle(run),
+        contents=list(_CONTENTS.items()),
+        tables=tables,
+        **_answer(run),
+        curves=curves,
+        map=maps,
+        grouped=maps is not None and max(maps["groups"]) > 1,
+        command=_command(run),
+        facts=list(run.facts()),
         style=_asset("page.css"),
-        plotly=plotly,
         script=script,
-        data=_json({"curves": results and results["curves"], "maps": maps}),
-        policy=f"default-src 'none'; script-src {_hash(plotly)} {_hash(script)}; style-src 'unsafe-inline'; "
+        data=_json({"curves": curves, "map": maps, "best": curves and curves["best"]}),
+        packed=packed,
+        policy=f"default-src 'none'; script-src {_hash(script)} {_hash(plotly)}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'",
     )
 
 
-def _results(manifest: Mapping[str, Any], outcomes: pd.DataFrame | None) -> dict[str, Any] | None:
-    """All that the page says about accuracy; None when nothing was evaluated."""
-    if outcomes is None or outcomes.empty:
-        return None
-    known = metrics_of(outcomes)
-    metric = str(_at(manifest, "settings", "metric") or ("acc" if "acc" in known or not known else known[0]))
-    accuracy = accuracy_table(outcomes, metric=metric, confidence=CONFIDENCE)
-    removable = removable_table(outcomes, metric=metric, margin=MARGIN, confidence=CONFIDENCE)
-    tasks = [str(task) for task in outcomes.loc[outcomes[metric].notna(), "task"].unique()]
-    named = tasks if len(tasks) <= 3 else [f"{len(tasks)} tasks"]
+def _answer(run: RunResults) -> dict[str, Any]:
+    """What the page says first: the sentence, its limits, and the removable shares on a common scale."""
+    if not run.evaluated:
+        return {"answer": "", "caveats": [], "shares": None, "metric_name": "", "curves_summary": ""}
     said = {"margin": MARGIN, "confidence": CONFIDENCE}
+    tasks = [wording.shown(task, 60) for task in run.tasks]
+    named = tasks if len(tasks) <= 3 else [f"{len(tasks)} tasks"]
+    removable = run.removable
+    answer = "" if removable.empty else wording.answer(removable, metric=run.metric, tasks=named, **said)
+    measured = max((row.largest_share_measured for row in wording.rows(removable)), default=0.1)
+    most = 10 * max(1, math.ceil(10 * measured))  # the scale's end, percent
+    rows = [
+        {
+            "score": wording.shown(row.score, 40),
+            "at": round(10_000 * row.removable_share / most, 2),
+            "low": round(10_000 * row.low / most, 2),
+            "high": round(10_000 * row.high / most, 2),
+            "open": wording.open_above(row),
+            "text": wording.removable_with_interval(row),
+        }
+        for row in wording.rows(removable)
+    ]
     return {
-        "metric": wording.metric_name(metric),
-        "tasks": tasks,
-        "answer": "" if removable.empty else wording.answer(removable, metric=metric, tasks=named, **said),
-        "caveats": wording.caveats(accuracy, removable, chance=_chance(outcomes, metric), **said),
-        "policies": wording.rows(accuracy),
-        "removable": _ranked(removable),
-        "curves": _curves(accuracy, removable, metric),
+        "answer": answer,
+        "caveats": wording.caveats(run.accuracy, removable, chance=run.chance, **said),
+        "shares": {"rows": rows, "most": most} if rows else None,
+        "metric_name": wording.metric_name(run.metric),
+        "curves_summary": answer,
     }
 
 
-def _curves(accuracy: pd.DataFrame, removable: pd.DataFrame, metric: str) -> dict[str, Any]:
+def _curves(run: RunResults) -> dict[str, Any]:
     """The chart's data: percentages, the scores with the largest removable share first and random last."""
-    policies = wording.rows(accuracy)
+    policies = wording.rows(run.accuracy)
     baseline = policies[0].accuracy
     lines = []
-    for score in sorted((row.score for row in _ranked(removable)), key=lambda score: score == "random"):
+    for score in run.removable["score"]:
         points = sorted((row for row in policies if row.score == score), key=lambda row: row.share_realised)
         lines.append({
-            "score": score,
-            "label": ["baseline", *(row.policy for row in points)],
+            "score": wording.shown(score, 40),
+            "style": vars(score_style(score)),
+            "label": ["untouched", *(wording.shown(row.policy) for row in points)],
             "x": _percentages([0.0, *(row.share_realised for row in points)]),
             "y": _percentages([baseline, *(baseline + row.change for row in points)]),
             "low": _percentages([baseline, *(baseline + row.change_low for row in points)]),
             "high": _percentages([baseline, *(baseline + row.change_high for row in points)]),
         })  # fmt: skip
-    best = wording.best_row(removable)
+    best = wording.best_row(run.removable)
     return {
         "baseline": _percentages([baseline])[0],
         "floor": _percentages([baseline - MARGIN])[0],
         "lines": lines,
-        "best": best and best.score,
-        "metric": wording.metric_name(metric),
+        "best": best and wording.shown(best.score, 40),
+        "metric": wording.metric_name(run.metric),
     }
 
 
-def _ranked(removable: pd.DataFrame) -> list[Any]:
-    """Its rows, the largest removable share first."""
-    return sorted(wording.rows(removable), key=lambda row: -row.removable_share)
-
-
-def _percentages(fractions: list[float]) -> list[float]:
+def _percentages(fractions: Sequence[float]) -> list[float]:
     return [round(100 * float(value), 3) for value in fractions]
 
 
-def _chance(outcomes: pd.DataFrame, metric: str) -> float | None:
-    """Accuracy of guessing: mean of 1 / choices over the baseline's questions; None when that is not known."""
-    if metric not in ("acc", "acc_norm") or "loglikelihoods" not in outcomes.columns:
-        return None
-    asked = outcomes[(outcomes["policy"] == BASELINE) & outcomes[metric].notna()]
-    choices = [
-        0 if values is None or pd.api.types.is_scalar(values) else len(values) for values in asked["loglikelihoods"]
-    ]
-    return sum(1 / count for count in choices) / len(choices) if choices and min(choices) > 1 else None
-
-
-def _scores_shown(results: dict[str, Any] | None, maps: dict[str, Any] | None) -> set[str]:
-    evaluated = [row.score for row in results["removable"]] if results else []
-    return {*evaluated, *(entry["score"] for entry in (maps["scores"] if maps else []))}
-
-
-def _subtitle(manifest: Mapping[str, Any]) -> str:
-    layers, heads = _at(manifest, "model", "layers"), _at(manifest, "model", "num_heads")
-    tasks, created = _at(manifest, "data", "tasks"), manifest.get("created")
+def _subtitle(run: RunResults) -> str:
+    layers, heads = at(run.manifest, "model", "layers"), at(run.manifest, "model", "num_heads")
+    questions, created = at(run.manifest, "data", "num_questions"), run.manifest.get("created")
     parts = [
         f"{len(layers)} layers" if isinstance(layers, list) and layers else "",
-        f"{heads} query heads" if isinstance(heads, int) else "",
-        str(_at(manifest, "model", "dtype") or ""),
-        ", ".join(map(str, tasks)) if isinstance(tasks, list) else str(tasks or ""),
-        str(created or ""),
+        f"{heads:,} query heads" if isinstance(heads, int) else "",
+        wording.shown(at(run.manifest, "model", "dtype") or "", 20),
+        run.data,
+        f"{questions:,} questions" if isinstance(questions, int) else "",
+        _date(created) if created else "",
     ]
     return " · ".join(part for part in parts if part)
 
 
-def _at(tree: Any, *path: str) -> Any:
-    for name in path:
-        tree = tree.get(name) if isinstance(tree, Mapping) else None
-    return tree
+def _date(text: Any) -> str:
+    """An ISO date as "25 November 2026"; anything else as it is."""
+    try:
+        day = datetime.fromisoformat(str(text))
+    except ValueError:
+        return wording.shown(text, 40)
+    return f"{day.day} {day:%B %Y}"
 
 
-def _facts(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every entry of the manifest as (dotted name, text), nested mappings opened."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _facts(value, f"{prefix}{name}.")
-        elif value is not None and value != []:
-            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            yield f"{prefix}{name}", text
+def _command(run: RunResults) -> str:
+    """The commands that made the run, one a line, without marks that could show them as something else."""
+    commands = [run.manifest.get("command"), *(run.manifest.get("commands") or [])]
+    return "\n".join(wording.shown(command, 2000) for command in commands if command)
 
 
 def _asset(name: str) -> str:
-    return files("headcount.report").joinpath("templates", name).read_text(encoding="utf-8")
+    return files("headcount.report").joinpath("templates", *name.split("/")).read_text(encoding="utf-8")
 
 
 def _json(value: Any) -> str:

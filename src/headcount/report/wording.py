@@ -1,6 +1,7 @@
 """How numbers are said, the same on the page and in the terminal."""
 
 import math
+import unicodedata
 from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
@@ -8,6 +9,19 @@ from typing import Any
 import pandas as pd
 
 NOT_MEASURED = "–"
+_MARKS = {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": "", "Cs": "\N{REPLACEMENT CHARACTER}"}  # by Unicode category
+
+
+def shown(text: Any, limit: int = 160) -> str:
+    """Text from strangers on one line: spaces for line breaks, no control or direction marks, its middle cut if long.
+
+    >>> shown("a\\nb\\u202ec"), shown("abcdefghij", limit=5)
+    ('a bc', 'ab…ij')
+    """
+    spaced = "".join(_MARKS.get(unicodedata.category(c), c) for c in str(text)[: 20 * limit])
+    line = " ".join(spaced.split())
+    half = (limit - 1) // 2
+    return line if len(line) <= limit else f"{line[:half]}…{line[-half:]}"
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -55,6 +69,25 @@ def open_above(row: Any) -> bool:
     return row.high >= row.largest_share_measured
 
 
+def p_value(p: float) -> str:
+    """A p-value; a dash for NaN.
+
+    >>> p_value(0.0004), p_value(0.0123)
+    ('< 0.001', '0.012')
+    """
+    return NOT_MEASURED if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def verdict(within: str | float | None) -> str:
+    """Whether a fall is within a margin: shown, refuted or undecided; a dash where nothing is to be judged."""
+    return within if isinstance(within, str) else NOT_MEASURED
+
+
+def first_paragraph(docstring: str | None) -> str:
+    """What a docstring says first, on one line and without its code marks."""
+    return " ".join((docstring or "").strip().split("\n\n")[0].replace("``", "").split())
+
+
 def rows(table: pd.DataFrame) -> list[Any]:
     """The rows of a table with its columns as attributes."""
     return list(table.itertuples(index=False))
@@ -69,8 +102,7 @@ def best_row(removable: pd.DataFrame) -> Any | None:
 def answer(removable: pd.DataFrame, *, metric: str, margin: float, tasks: Sequence[str], confidence: float) -> str:
     """The one sentence that a reader takes home: the best score's removable share with its interval, and random's."""
     best = best_row(removable)
-    fall = f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
-    within = f"within {fall} of {' and '.join(tasks) or 'the'} {metric_name(metric)}"
+    within = f"within {_fall(margin)} of {' and '.join(tasks) or 'the'} {metric_name(metric)}"
     randoms = [row for row in rows(removable) if row.score == "random"]
     at_random = " ".join(f"{'at least ' * row.is_lower_bound}{_whole(row.removable_share)}" for row in randoms)
     if best is None:
@@ -82,7 +114,8 @@ def answer(removable: pd.DataFrame, *, metric: str, margin: float, tasks: Sequen
     else:
         interval = f"{_whole(best.low)[:-1]}–{_whole(best.high)}"
     share = f"{'At least ' if best.is_lower_bound else ''}{_whole(best.removable_share)}"
-    sentence = f"{share} of heads can be zeroed {within} by {best.score} ({percent(confidence, 0)} interval {interval})"
+    by = f"by {shown(best.score, 40)} ({percent(confidence, 0)} interval {interval})"
+    sentence = f"{share} of heads can be zeroed {within} {by}"
     return f"{sentence}; random heads: {at_random}." if at_random else f"{sentence}."
 
 
@@ -105,10 +138,18 @@ def caveats(
             f"Near chance: guessing would give {percent(chance)} and the baseline has {percent(baseline.accuracy)}. "
             "Where a model cannot do the task, zeroing heads has little to take away."
         )
-    tried = sum(row.score != "random" for row in rows(removable))
-    if tried > 1 and (best := best_row(removable)):
+    best = best_row(removable)
+    name = best and shown(best.score, 40)
+    if best is not None and best.share_shown < best.removable_share:
+        upto = f"only up to {percent(best.share_shown)} of heads" if best.share_shown else "at no share of heads"
         said.append(
-            f"{best.score} is the best of {tried} scores on these very questions, which flatters it; "
+            f"Not proven: with {percent(confidence, 0)} confidence, {name} is shown to stay within {_fall(margin)} "
+            f"{upto}. Beyond that, these questions cannot say."
+        )
+    tried = sum(row.score != "random" for row in rows(removable))
+    if tried > 1 and best is not None:
+        said.append(
+            f"{name} is the best of {tried} scores on these very questions, which flatters it; "
             "the interval does not correct for that. Confirm it on other questions."
         )
     return said
@@ -117,6 +158,10 @@ def caveats(
 def metric_name(metric: str) -> str:
     """A metric of lm-eval as a reader says it."""
     return {"acc": "accuracy", "acc_norm": "length-normalised accuracy"}.get(metric, metric)
+
+
+def _fall(margin: float) -> str:
+    return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
 
 
 def _whole(fraction: float) -> str:

@@ -1,0 +1,84 @@
+"""Every table that a run's results give, the same on the page, as CSV and as LaTeX."""
+
+import pandas as pd
+
+from headcount.report import wording
+from headcount.report.results import RunResults
+from headcount.report.tables import Table, table
+from headcount.scores import all_scores
+
+
+def result_tables(run: RunResults) -> list[Table]:
+    """The tables of what was measured and evaluated, in the page's order."""
+    tables = [*_evaluated(run)] if run.evaluated else []
+    return [*tables, _definitions(run)]
+
+
+def _evaluated(run: RunResults) -> list[Table]:
+    accuracy = table(
+        "accuracy",
+        f"{wording.metric_name(run.metric).capitalize()} under each policy",
+        f"Mean over the questions of {', '.join(wording.shown(task, 60) for task in run.tasks)}. Changes are in points "
+        "from the untouched model, paired by question, with 95% intervals; p is McNemar's, exact. Within 1 point: whether a "
+        "fall of less than 1 point is shown or refuted with 95% confidence, each policy by itself.",
+        run.accuracy,
+        [
+            ("Policy", wording.policy_name, False),
+            ("Share asked", lambda row: wording.percent(row.share_asked, 0), True),
+            ("Realised", lambda row: wording.percent(row.share_realised), True),
+            (wording.metric_name(run.metric).capitalize(), lambda row: wording.percent(row.accuracy), True),
+            ("Change [95%]", wording.change_with_interval, True),
+            ("Within 1 point", lambda row: wording.verdict(row.within_margin), False),
+            ("p", lambda row: wording.p_value(row.p_mcnemar), True),
+            ("Questions", lambda row: f"{row.num_questions:,}", True),
+        ],
+    )
+    if run.removable.empty:
+        return [accuracy]
+    removable = table(
+        "removable",
+        "Share of heads that can be zeroed within 1 point",
+        "Where each score's curve crosses the line 1 point below the untouched model for the last time, with 95% "
+        "bootstrap intervals; at smaller shares it may have been below. ≥ marks curves that did not fall that far "
+        "within the shares measured. Shown: the largest share up to which every measured one keeps accuracy within 1 "
+        "point with 95% confidence.",
+        run.removable,
+        [
+            ("Score", lambda row: row.score, False),
+            ("Removable share [95%]", wording.removable_with_interval, True),
+            ("Shown up to", lambda row: wording.percent(row.share_shown), True),
+            ("Measured up to", lambda row: wording.percent(row.largest_share_measured), True),
+        ],
+    )
+    return [removable, accuracy]
+
+
+def _definitions(run: RunResults) -> Table:
+    """The scores that the results name; all of them where they name none."""
+    named = {str(name) for name in run.scores.data_vars} if run.scores is not None else set()
+    if run.evaluated:
+        named |= set(run.removable["score"])
+    shown = [score for score in all_scores() if not named or score.id in named]
+    frame = pd.DataFrame(
+        {
+            "score": [score.id for score in shown],
+            "name": [score.name for score in shown],
+            "definition": [wording.first_paragraph(score.function.__doc__) for score in shown],
+            "inactive_when": [score.inactive_when for score in shown],
+            "unit": [score.unit for score in shown],
+            "source": [score.source for score in shown],
+        }
+    )
+    return table(
+        "definitions",
+        "Definitions of the scores in this report",
+        "",
+        frame,
+        [
+            ("Score", lambda row: row.score, False),
+            ("Definition", lambda row: f"{row.name}. {row.definition}", False),
+            ("Inactive when", lambda row: row.inactive_when, False),
+            ("Unit", lambda row: row.unit, False),
+            ("Source", lambda row: row.source, False),
+        ],
+    )

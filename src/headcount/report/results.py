@@ -1,0 +1,137 @@
+"""A run's saved results, and the tables that page and figures both read from them."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from headcount.analysis import accuracy_table, removable_table
+from headcount.analysis.outcomes import BASELINE, metrics_of
+from headcount.errors import InputError, RunError, nearest
+from headcount.report.wording import shown
+from headcount.store import Run
+from headcount.thresholding import thresholds
+
+MARGIN = 0.01  # the paper's "within 1 point"
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResults:
+    """What a report is made from; parts that the run does not have are None.
+
+    Args:
+        manifest: facts about the run (model, data, settings, versions, created, command); all optional. The metric is
+            ``settings.metric`` if given, else ``acc``, else the first there is.
+        scores: one variable a score, dims (example, layer, head).
+        thresholds: one variable a score, dim (share,).
+        outcomes: one row a policy and question.
+    """
+
+    manifest: Mapping[str, Any]
+    scores: xr.Dataset | None = None
+    thresholds: xr.Dataset | None = None
+    outcomes: pd.DataFrame | None = None
+
+    @property
+    def model(self) -> str:
+        return shown(at(self.manifest, "model", "name") or "Unnamed model")
+
+    @property
+    def data(self) -> str:
+        """The tasks or texts in a few words; empty if the manifest does not say."""
+        named = at(self.manifest, "data", "tasks") or at(self.manifest, "data", "texts") or ""
+        return shown(", ".join(map(str, named)) if isinstance(named, list) else named)
+
+    @cached_property
+    def metric(self) -> str:
+        """What accuracy is measured by. Raises InputError for one that the outcomes do not have."""
+        assert self.outcomes is not None
+        known = metrics_of(self.outcomes)
+        metric = str(at(self.manifest, "settings", "metric") or ("acc" if "acc" in known or not known else known[0]))
+        if metric not in known:
+            raise InputError(f"Unknown metric {metric!r}. {nearest(metric, known) if known else 'There is none here.'}")
+        return metric
+
+    @property
+    def evaluated(self) -> bool:
+        return self.outcomes is not None and not self.outcomes.empty
+
+    @property
+    def measured(self) -> bool:
+        return self.scores is not None and bool(self.scores.data_vars)
+
+    @cached_property
+    def accuracy(self) -> pd.DataFrame:
+        """One row a policy, as from ``accuracy_table``. Raises InputError without a baseline or the metric."""
+        assert self.outcomes is not None
+        return accuracy_table(self.outcomes, metric=self.metric, margin=MARGIN, confidence=CONFIDENCE)
+
+    @cached_property
+    def removable(self) -> pd.DataFrame:
+        """One row a score, the largest removable share first, random last."""
+        assert self.outcomes is not None
+        table = removable_table(self.outcomes, metric=self.metric, margin=MARGIN, confidence=CONFIDENCE)
+        table = table.sort_values("removable_share", ascending=False, kind="stable")
+        return table.sort_values("score", key=lambda score: score == "random", kind="stable", ignore_index=True)
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        """Tasks that the metric was measured on."""
+        assert self.outcomes is not None
+        return [str(task) for task in self.outcomes.loc[self.outcomes[self.metric].notna(), "task"].unique()]
+
+    @cached_property
+    def chance(self) -> float | None:
+        """Accuracy of guessing: mean of 1 / choices over the baseline's questions; None when that is not known."""
+        assert self.outcomes is not None
+        if self.metric not in ("acc", "acc_norm") or "loglikelihoods" not in self.outcomes.columns:
+            return None
+        asked = self.outcomes[(self.outcomes["policy"] == BASELINE) & self.outcomes[self.metric].notna()]
+        choices = [
+            0 if values is None or pd.api.types.is_scalar(values) else len(values) for values in asked["loglikelihoods"]
+        ]
+        return sum(1 / count for count in choices) / len(choices) if choices and min(choices) > 1 else None
+
+    def facts(self) -> Iterator[tuple[str, str]]:
+        """Every entry of the manifest but the commands as (dotted name, text), nested mappings opened."""
+        hidden = ("command", "commands", "files", "thresholds")
+        return _facts({name: value for name, value in self.manifest.items() if name not in hidden})
+
+
+def read_results(run: Run) -> RunResults:
+    """The results of a run on disk.
+
+    Raises:
+        RunError: nothing was measured or evaluated yet, or the run cannot be read.
+    """
+    scores, outcomes = run.scores(), run.outcomes()
+    if scores is None and outcomes is None:
+        raise RunError(
+            f"{str(run.path)!r} holds neither scores nor outcomes yet. Run `headcount measure` or `evaluate` first."
+        )
+    cuts = run.thresholds()
+    if cuts is None and scores is not None:
+        cuts = thresholds(scores)
+    return RunResults(manifest=run.manifest, scores=scores, thresholds=cuts, outcomes=outcomes)
+
+
+def at(tree: Any, *path: str) -> Any:
+    """The value under these names, None where there is none."""
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def _facts(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _facts(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            yield shown(prefix + name), f"{len(value)} entries"
+        elif value is not None and value != []:
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield shown(prefix + name), shown(text, 400)

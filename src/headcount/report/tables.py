@@ -1,0 +1,92 @@
+"""Tables as readers get them: rounded on the page and in LaTeX, in full as CSV."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
+
+from headcount.report.wording import rows, shown
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would calculate text that starts with these
+_LATEX = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
+    ord(c): command
+    for c, command in {
+        "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
+        ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "–": "--", "−": "$-$", "≥": r"$\geq$",
+        "×": r"$\times$", "±": r"$\pm$", "τ": r"$\tau$", "‖": r"$\Vert$", "…": r"\dots{}",
+    }.items()
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column as it is read; ``numeric`` columns are set flush right."""
+
+    heading: str
+    cells: list[str]
+    numeric: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A named table: ``columns`` to be read, ``frame`` with every digit to be computed with."""
+
+    id: str
+    title: str
+    note: str
+    columns: list[Column]
+    frame: pd.DataFrame
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells row by row."""
+        return list(zip(*(column.cells for column in self.columns), strict=True))
+
+    def csv(self) -> str:
+        """RFC 4180 with a header; text that a spreadsheet would run as a formula gets an apostrophe before it."""
+        safe = {
+            name: column.map(_inert) if column.dtype == object or pd.api.types.is_string_dtype(column) else column
+            for name, column in self.frame.items()
+        }
+        return pd.DataFrame(safe).to_csv(index=False, lineterminator="\r\n", float_format="%.9g")
+
+    def latex(self) -> str:
+        """A booktabs table with caption and label; needs ``\\usepackage{booktabs}``."""
+        readable = pd.DataFrame({latex_text(column.heading): column.cells for column in self.columns})
+        style = Styler(readable)
+        style.format(latex_text)
+        style.hide(axis="index")
+        return style.to_latex(
+            hrules=True,
+            column_format="".join("r" if column.numeric else "l" for column in self.columns),
+            caption=latex_text(self.title),
+            label=f"tab:{self.id}",
+            position="t",
+            position_float="centering",
+        )
+
+
+def table(
+    id: str, title: str, note: str, frame: pd.DataFrame, columns: Iterable[tuple[str, Callable[[Any], str], bool]]
+) -> Table:
+    """A Table whose cells are written by a function of each row: (heading, function, numeric) for each column."""
+    read = rows(frame)
+    made = [
+        Column(heading=heading, cells=[shown(write(row)) for row in read], numeric=numeric)
+        for heading, write, numeric in columns
+    ]
+    return Table(id=id, title=title, note=note, columns=made, frame=frame)
+
+
+def latex_text(text: str) -> str:
+    """``text`` as LaTeX that prints it, whatever is in it.
+
+    >>> latex_text("ahon_ln ≥ 5%")
+    'ahon\\\\_ln $\\\\geq$ 5\\\\%'
+    """
+    return text.translate(_LATEX)
+
+
+def _inert(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -1,0 +1,62 @@
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from headcount.report.result_tables import result_tables
+from headcount.report.tables import latex_text, table
+from tests.report.conftest import HOSTILE, make_outcomes, make_results
+
+
+def made(frame):
+    return table(
+        "t", "A title, 50%", "", frame, [("Name", lambda r: r.name, False), ("x %", lambda r: f"{r.x:.1f}", True)]
+    )
+
+
+def test_csv_holds_every_digit_and_comes_back():
+    frame = pd.DataFrame({"name": ["a", 'b"c, d\ne'], "x": [1 / 3, np.nan]})
+    text = made(frame).csv()
+    back = pd.read_csv(io.StringIO(text))
+    assert back["x"][0] == pytest.approx(1 / 3, rel=1e-8)
+    assert np.isnan(back["x"][1])
+    assert back["name"][1] == 'b"c, d\ne'
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\tx"])
+def test_csv_text_is_never_a_formula(name):
+    text = made(pd.DataFrame({"name": [name], "x": [-1.5]})).csv()
+    assert pd.read_csv(io.StringIO(text))["name"][0] == f"'{name}"
+    assert text.endswith("-1.5\r\n")  # numbers stay numbers
+
+
+def test_latex_by_hand():
+    text = made(pd.DataFrame({"name": ["ahon_ln"], "x": [0.25]})).latex()
+    assert text == (
+        "\\begin{table}[t]\n\\centering\n\\caption{A title, 50\\%}\n\\label{tab:t}\n\\begin{tabular}{lr}\n\\toprule\n"
+        "Name & x \\% \\\\\n\\midrule\nahon\\_ln & 0.2 \\\\\n\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+    )
+
+
+def test_latex_of_hostile_text_is_text():
+    assert latex_text(r"\input{x}$&#^~_%") == (
+        r"\textbackslash{}input\{x\}\$\&\#\textasciicircum{}\textasciitilde{}\_\%"
+    )
+    text = made(pd.DataFrame({"name": [HOSTILE], "x": [1.0]})).latex()
+    assert len(text) < 1000
+    assert "\u202e" not in text
+    assert text.count("\n") == 12  # a line a row
+
+
+def test_tables_of_a_run():
+    tables = {made.id: made for made in result_tables(make_results())}
+    assert list(tables) == ["removable", "accuracy", "definitions"]
+    assert tables["accuracy"].rows()[0][:4] == ("baseline", "–", "0.0%", "53.5%")
+    assert tables["removable"].rows()[-1][0] == "random"
+    assert len(tables["definitions"].rows()) == 16
+
+
+def test_tables_of_a_baseline_alone():
+    alone = make_results(outcomes=make_outcomes().query("policy == 'baseline'"))
+    assert [made.id for made in result_tables(alone)] == ["accuracy", "definitions"]
