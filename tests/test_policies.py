@@ -73,3 +73,32 @@ def test_excluded_layers_go_along():
         assert parse_policy(text, exclude_layers=[0, 2, 0]).resolve(None).exclude_layers == {0, 2}
     with pytest.raises(InputError, match=r"exclude_layers holds layer indices"):
         parse_policy("random:0.1", exclude_layers=[-1]).resolve(None)
+
+
+def test_published_thresholds_are_policies():
+    policy = parse_policy("HONOR:published:0.15", model="allenai/OLMo-2-1124-7B-Instruct").resolve(None)
+    assert isinstance(policy, Threshold)
+    assert (policy.score, policy.share) == ("ahon_ln", 0.15)
+    assert policy.threshold == pytest.approx(0.457, abs=5e-4)
+    assert policy.label == "ahon_ln:published:0.15"
+    on_piqa = parse_policy("ahon_ln : Published/piqa : 0.15", model="OLMo-2-1124-7B-Instruct", exclude_layers=[0])
+    assert on_piqa.needs_threshold is False
+    assert on_piqa.resolve(None).label == "ahon_ln:published/piqa:0.15 except layer 0"
+
+
+@pytest.mark.parametrize(
+    ("text", "model", "message"),
+    [
+        ("ahon_ln:published:0.10", "demo", "no published results for 'demo', only for 14 models"),
+        ("ahon_ln:published:0.12", "Qwen2.5-7B", "at shares 0, 0.05, .*not at 0.12"),
+        ("ahon_ln:published/arc_easy:0.10", "Qwen2.5-7B", "no task 'arc_easy'"),
+        ("random:published:0.10", "Qwen2.5-7B", "No threshold of random"),
+        ("ahon_ln:measured:0.10", "Qwen2.5-7B", "is not understood"),
+        ("ahon_ln@published:0.10", "Qwen2.5-7B", "is not understood"),
+        ("ahon_ln:published", "Qwen2.5-7B", "is not understood"),
+        ("ahon_ln:published:10", "Qwen2.5-7B", "write 10% as 0.10"),
+    ],
+)
+def test_a_threshold_that_was_not_published_is_refused(text, model, message):
+    with pytest.raises(InputError, match=message):
+        parse_policy(text, model=model)

@@ -72,6 +72,7 @@ class Threshold:
         score: id or alias of a registered score.
         threshold: heads strictly below it (scores inactive when low) or above it (high) are zeroed.
         share: the share of heads the threshold was derived from, for labels and tables.
+        source: where it was derived, if not from the scores of this run, for labels too.
         exclude_layers: layers never touched.
 
     Raises:
@@ -81,6 +82,7 @@ class Threshold:
     score: str
     threshold: float
     share: float | None = field(default=None, kw_only=True)
+    source: str = field(default="", kw_only=True)
     exclude_layers: frozenset[int] = field(default=frozenset(), kw_only=True)
 
     def __post_init__(self) -> None:
@@ -105,7 +107,10 @@ class Threshold:
 
     @property
     def label(self) -> str:
-        name = f"{self.score}@{self.threshold:.12g}" if self.share is None else f"{self.score}:{self.share:.12g}"
+        if self.share is None:
+            name = f"{self.score}@{self.threshold:.12g}"
+        else:
+            name = ":".join(filter(None, (self.score, self.source, f"{self.share:.12g}")))
         return name + _except(self.exclude_layers)
 
     def decide(

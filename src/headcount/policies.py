@@ -1,4 +1,4 @@
-"""Policies as people write them: ``ahon_ln:0.10``, ``awft@0.8``, ``random:0.10``."""
+"""Policies as people write them: ``ahon_ln:0.10``, ``awft@0.8``, ``random:0.10``, ``ahon_ln:published:0.10``."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,17 +7,19 @@ import xarray as xr
 
 from headcount.errors import InputError
 from headcount.interventions import Policy, Random, Threshold
+from headcount.published import published_threshold
 from headcount.scores import get_score
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyRequest:
-    """A policy by name; one asked for by share still needs its threshold from measured scores."""
+    """A policy by name; one asked for by share still needs its threshold from measured scores, unless it is published."""
 
     score: str
     share: float | None
     threshold: float | None
     exclude_layers: frozenset[int]
+    source: str = ""  # of the threshold: "published", or "published/TASK" for another task than MMLU
 
     @property
     def needs_threshold(self) -> bool:
@@ -31,32 +33,47 @@ class PolicyRequest:
         if threshold is None:
             assert cuts is not None
             threshold = cuts[self.score].sel(share=self.share).item()
-        return Threshold(self.score, threshold, share=self.share, exclude_layers=self.exclude_layers)
+        return Threshold(
+            self.score, threshold, share=self.share, source=self.source, exclude_layers=self.exclude_layers
+        )
 
 
-def parse_policy(text: str, *, exclude_layers: Iterable[int] = ()) -> PolicyRequest:
-    """``ID:SHARE``, ``ID@THRESHOLD`` or ``random:SHARE``.
+def parse_policy(text: str, *, exclude_layers: Iterable[int] = (), model: str = "") -> PolicyRequest:
+    """``ID:SHARE``, ``ID@THRESHOLD``, ``random:SHARE``, ``ID:published:SHARE`` or ``ID:published/TASK:SHARE``.
+
+    Args:
+        text: the policy.
+        exclude_layers: layers never touched.
+        model: hub id, for thresholds published for it: on MMLU, or on TASK (``piqa``, ``winogrande``).
 
     Raises:
-        InputError: another form, an unknown score, or a share outside 0…1.
+        InputError: another form, an unknown score, a share outside 0…1, or a threshold that was not published.
     """
     separator = "@" if "@" in text else ":"
-    name, found, number = text.partition(separator)
+    name, found, rest = text.partition(separator)
+    source, _, number = rest.rpartition(":")
+    source = source.strip().lower()
     try:
         value = float(number)
     except ValueError:
         value = None
-    if not found or value is None:
+    published = separator == ":" and (source == "published" or source.startswith("published/"))
+    if not found or value is None or (source and not published):
         raise InputError(
-            f"Policy {text!r} is not understood. Write ID:SHARE (ahon_ln:0.10), ID@THRESHOLD (awft@0.8) or random:SHARE."
+            f"Policy {text!r} is not understood. Write ID:SHARE (ahon_ln:0.10), ID@THRESHOLD (awft@0.8), random:SHARE or "
+            "ID:published:SHARE."
         )
     score = get_score(name.strip()).id
     by_share = separator == ":"
     if by_share and not 0 <= value <= 1:
         raise InputError(f"Policy {text!r}: a share of heads lies between 0 and 1; write 10% as 0.10.")
+    threshold = None if by_share else value
+    if published:
+        threshold = published_threshold(model, score, value, task=source.partition("/")[2] or "mmlu")
     return PolicyRequest(
         score=score,
         share=value if by_share else None,
-        threshold=None if by_share else value,
+        threshold=threshold,
         exclude_layers=frozenset(exclude_layers),
+        source=source,
     )

@@ -36,7 +36,16 @@ def _main(
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
-    from headcount.cli import demo, evaluate, measure, prune, report, scores, thresholds  # noqa: F401  (each adds its command)
+    from headcount.cli import (  # noqa: F401  (each adds its command)
+        demo,
+        evaluate,
+        measure,
+        prune,
+        published,
+        report,
+        scores,
+        thresholds,
+    )
 
     warnings.showwarning = show_warning
     try:

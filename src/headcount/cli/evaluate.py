@@ -25,12 +25,16 @@ def evaluate(
         typer.Option(
             "--policy",
             "-p",
-            help="ID:SHARE (threshold from measured scores), ID@THRESHOLD, or random:SHARE; repeat for several.",
+            help="ID:SHARE (threshold from measured scores), ID@THRESHOLD, random:SHARE, or ID:published:SHARE (the paper's "
+            "threshold for this model); repeat for several.",
         ),
     ] = None,
     output_folder: options.Output = None,
     thresholds_from: Annotated[
         Path | None, typer.Option(help="Run whose scores give the thresholds. [default: these questions' own]")
+    ] = None,
+    published_model: Annotated[
+        str | None, typer.Option(help="Hub id whose published thresholds to use. [default: MODEL]")
     ] = None,
     exclude_layer: Annotated[
         list[int] | None, typer.Option(help="Layer never touched, counted from 0; repeat.")
@@ -56,7 +60,12 @@ def evaluate(
     """Zero inactive heads, chosen anew for each input, while a benchmark runs, and compare with the untouched model."""
     if not task:
         raise InputError("Say which benchmark to run: --task NAME, such as arc_easy or mmlu.")
-    requests = list(dict.fromkeys(parse_policy(text, exclude_layers=exclude_layer or ()) for text in policy or []))
+    requests = list(
+        dict.fromkeys(
+            parse_policy(text, exclude_layers=exclude_layer or (), model=published_model or model)
+            for text in policy or []
+        )
+    )
     with steps() as progress:
         from headcount.cli.runs import (
             benchmark_facts,

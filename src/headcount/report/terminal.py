@@ -1,11 +1,21 @@
-"""The two tables in a terminal, readable at 80 columns."""
+"""Tables in a terminal, readable at 80 columns."""
+
+from collections.abc import Sequence
 
 import pandas as pd
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from headcount.report.wording import change_with_interval, percent, policy_name, removable_with_interval, rows
+from headcount.report.wording import (
+    NOT_MEASURED,
+    change_with_interval,
+    percent,
+    policy_name,
+    removable_with_interval,
+    rows,
+)
+from headcount.report.wording import points as points_text
 
 
 def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFrame) -> None:
@@ -32,6 +42,63 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
         shares.add_row(Text(row.score), removable_with_interval(row), percent(row.largest_share_measured))
     console.print()
     console.print(shares)
+
+
+def print_removable_by_score(console: Console, table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Print removable shares side by side.
+
+    Args:
+        console: where to.
+        table: as from ``headcount.analysis.removable_by_score``.
+        columns: scores of it to show, and ``best`` for the best one with its name.
+    """
+    several = len(set(table["task"])) > 1
+    shown = _table("Heads that can be zeroed within 1 point, percent", "Model", *columns)
+    for row in rows(table):
+        cells = [f"{100 * getattr(row, column):.1f}".replace("nan", NOT_MEASURED) for column in columns]
+        if "best" in columns and isinstance(row.best_score, str):
+            cells[columns.index("best")] += f" {row.best_score}"
+        name = f"{row.model}, {row.task}" if several else row.model
+        shown.add_row(Text(name), *map(Text, cells), style="bold" if row.model == "mean" else None)
+    console.print(shown)
+
+
+def print_curves(console: Console, curves: pd.DataFrame) -> None:
+    """Print what each curve says, as from ``headcount.analysis.curve_table``.
+
+    A table for each model and task, the best rank first; one table over all models if there is but one score.
+    """
+    headings = "Within 1 point", "Within 1 percent", "Area", "Rank"
+    several_models = len(set(curves["score"])) == 1
+    groups = [curves] if several_models else [group for _, group in curves.groupby(["model", "task"], sort=False)]
+    for group in groups:
+        first = rows(group)[0]
+        if several_models:
+            shown = _table(f"{first.score}, {first.task}", "Model", *headings)
+        else:
+            shown = _table(f"{first.model}, {first.task}: {percent(first.baseline)} untouched", "Score", *headings)
+        for row in rows(group if several_models else group.sort_values("rank", kind="stable")):
+            shown.add_row(
+                Text(row.model if several_models else row.score),
+                f"{'≥ ' * row.is_lower_bound}{percent(row.removable_share)}",
+                f"{'≥ ' * row.is_lower_bound_relative}{percent(row.removable_share_relative)}",
+                percent(row.normalised_area),
+                f"{row.rank:g}",
+            )
+        console.print(shown)
+
+
+def print_points(console: Console, points: pd.DataFrame) -> None:
+    """Print one curve's points, as from ``headcount.analysis.against_random``."""
+    first = rows(points)[0]
+    title = f"{first.model}, {first.task}: {first.score}, {percent(first.baseline)} untouched"
+    shown = _table(title, "Share asked", "Threshold", "Realised", "Accuracy", "Change", "Random at this share")
+    for row in rows(points):
+        shown.add_row(
+            percent(row.share_asked, 0), f"{row.threshold:.4g}", percent(row.share_realised), percent(row.accuracy),
+            points_text(row.accuracy - row.baseline), percent(row.random_accuracy),
+        )  # fmt: skip
+    console.print(shown)
 
 
 def _table(title: str, first: str, *others: str) -> Table:

@@ -1,0 +1,167 @@
+"""Curves of accuracy against the share of heads zeroed: one per model, task and score, and what follows from them.
+
+Every function here takes or gives data frames. *Points* have the columns model, task, score, share_realised, accuracy
+and baseline (the untouched model's accuracy); shares and accuracies are fractions of 1. *Curves* are what
+``curve_table`` makes of points, one row each.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import cast
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from headcount.analysis.removable import last_crossing
+from headcount.errors import InputError
+
+_POINT = ("model", "task", "score", "share_realised", "accuracy", "baseline")
+_WHERE = ["model", "task"]
+
+
+def curve_points(accuracy: pd.DataFrame, *, model: str, task: str) -> pd.DataFrame:
+    """Points from ``accuracy_table``: each score's policies, and the untouched model at share 0.
+
+    Accuracy is the baseline's plus the paired change, so a policy that answered fewer questions is not compared with
+    the baseline on others. Policies without a score (fixed heads) have no curve.
+
+    Returns:
+        model, task, score, share_asked, share_realised, accuracy, baseline.
+    """
+    baseline = float(accuracy["accuracy"].iloc[0])
+    scored = accuracy.loc[accuracy["score"] != ""]
+    scores = list(dict.fromkeys(scored["score"]))
+    untouched = pd.DataFrame({"score": scores, "share_asked": 0.0, "share_realised": 0.0, "change": 0.0})
+    points = pd.concat([untouched, scored.loc[:, list(untouched.columns)]], ignore_index=True)
+    points = points.assign(
+        model=model,
+        task=task,
+        accuracy=baseline + points["change"],
+        baseline=baseline,
+        number=points["score"].map(scores.index),
+    )
+    columns = ["model", "task", "score", "share_asked", "share_realised", "accuracy", "baseline"]
+    return points.sort_values(["number", "share_realised"], kind="stable", ignore_index=True).loc[:, columns]
+
+
+def normalised_area(shares: ArrayLike, accuracies: ArrayLike) -> float:
+    """Mean height of a curve over its own range of shares: trapezoids, divided by the range; NaN without a range.
+
+    Source: arXiv 2504.03889.
+
+    >>> normalised_area([0.0, 0.1, 0.3], [0.6, 0.5, 0.3])  # (0.1 · 0.55 + 0.2 · 0.4) / 0.3
+    0.45
+    """
+    x, y = np.asarray(shares, dtype=float), np.asarray(accuracies, dtype=float)
+    order = np.argsort(x, kind="stable")
+    x, y = x[order], y[order]
+    width = x[-1] - x[0] if len(x) else 0.0
+    return float(np.trapezoid(y, x) / width) if width > 0 else float("nan")
+
+
+def curve_table(points: pd.DataFrame, *, margin: float = 0.01) -> pd.DataFrame:
+    """What each curve says: how many heads it lets one zero, and how it ranks among the scores of its model and task.
+
+    Args:
+        points: see the module.
+        margin: the fall that is tolerated: of accuracy as a fraction of 1 for ``removable_share`` (0.01 is 1 point), as a
+            fraction of the baseline's for ``removable_share_relative`` (0.01 is 1 percent of it).
+
+    Returns:
+        One row a curve, in order of first appearance: model, task, score, baseline, removable_share, is_lower_bound,
+        removable_share_relative, is_lower_bound_relative (see ``last_crossing``), largest_share_measured,
+        normalised_area, rank (1 for the largest area, means for ties).
+    """
+    _check(points, _POINT)
+    rows = []
+    for key, of_curve in points.groupby([*_WHERE, "score"], sort=False):
+        model, task, score = cast(tuple[str, str, str], key)
+        x, y = of_curve["share_realised"].to_numpy(dtype=float), of_curve["accuracy"].to_numpy(dtype=float)
+        baseline = float(of_curve["baseline"].iloc[0])
+        share, is_lower_bound = last_crossing(x, y, baseline - margin)
+        relative, is_lower_bound_relative = last_crossing(x, y, baseline * (1 - margin))
+        rows.append({
+            "model": model, "task": task, "score": score, "baseline": baseline,
+            "removable_share": share, "is_lower_bound": is_lower_bound,
+            "removable_share_relative": relative, "is_lower_bound_relative": is_lower_bound_relative,
+            "largest_share_measured": float(x.max()), "normalised_area": normalised_area(x, y),
+        })  # fmt: skip
+    table = pd.DataFrame(rows)
+    table["rank"] = table.groupby(_WHERE, sort=False)["normalised_area"].rank(ascending=False)
+    return table
+
+
+def removable_by_score(
+    curves: pd.DataFrame, *, value: str = "removable_share", not_best: Iterable[str] = ()
+) -> pd.DataFrame:
+    """Removable shares side by side: each score used everywhere, and the best one picked for each model and task.
+
+    The best is an oracle: it is picked on the same answers that it is judged by. Table 2 of arXiv 2504.03889 is
+    ``not_best=["awft"]``: the best of the *other* functions.
+
+    Args:
+        curves: from ``curve_table``.
+        value: ``removable_share`` or ``removable_share_relative``.
+        not_best: scores that the best is not picked among.
+
+    Returns:
+        One row a model and task, then one with model ``mean`` over the models of each task with several; columns model,
+        task, one a score (NaN where a model lacks it), best_score, best.
+    """
+    wide = curves.pivot(index=_WHERE, columns="score", values=value)
+    models = pd.MultiIndex.from_frame(curves.loc[:, _WHERE].drop_duplicates())
+    wide = wide.reindex(index=models, columns=list(dict.fromkeys(curves["score"])))
+    others = wide.drop(columns=[score for score in not_best if score in wide])
+    wide["best_score"], wide["best"] = others.idxmax(axis=1), others.max(axis=1)
+    table = wide.reset_index()
+    means = [
+        {"model": "mean", "task": task, **of_task.select_dtypes("number").mean()}
+        for task, of_task in table.groupby("task", sort=False)
+        if len(of_task) > 1
+    ]
+    return pd.concat([table, pd.DataFrame(means)], ignore_index=True).rename_axis(columns=None)
+
+
+def against_random(points: pd.DataFrame) -> pd.DataFrame:
+    """Points with what random heads cost at the same share: ``random_accuracy`` and ``above_random``.
+
+    Random's curve is joined by straight lines; NaN beyond its range, and where the model and task have none.
+    """
+    _check(points, _POINT)
+    found = []
+    for _, group in points.groupby(_WHERE, sort=False):
+        at_random = group.loc[group["score"] == "random"].sort_values("share_realised")
+        height = np.full(len(group), np.nan)
+        if len(at_random):
+            x, y = at_random["share_realised"].to_numpy(dtype=float), at_random["accuracy"].to_numpy(dtype=float)
+            height = np.interp(group["share_realised"], x, y, left=np.nan, right=np.nan)
+        found.append(pd.Series(height, index=group.index))
+    random_accuracy = pd.concat(found)
+    return points.assign(random_accuracy=random_accuracy, above_random=points["accuracy"] - random_accuracy)
+
+
+def rank_correlation(curves: pd.DataFrame) -> pd.DataFrame:
+    """Spearman's correlation of the scores' ranks between every two models (and tasks).
+
+    Returns:
+        Square, rows and columns (model, task). NaN for two with fewer than 3 scores in common.
+    """
+    return curves.pivot(index="score", columns=_WHERE, values="normalised_area").corr("spearman", min_periods=3)
+
+
+def top_overlap(curves: pd.DataFrame, *, top: int = 5) -> pd.DataFrame:
+    """Overlap (intersection over union) of the ``top`` scores by rank between every two models (and tasks).
+
+    Returns:
+        Square, rows and columns (model, task).
+    """
+    best = {key: set(group.nsmallest(top, "rank")["score"]) for key, group in curves.groupby(_WHERE, sort=False)}
+    names = pd.MultiIndex.from_tuples(cast(list[tuple[str, str]], list(best)), names=_WHERE)
+    return pd.DataFrame(
+        [[len(a & b) / len(a | b) for b in best.values()] for a in best.values()], index=names, columns=names
+    )
+
+
+def _check(frame: pd.DataFrame, columns: Sequence[str]) -> None:
+    if missing := [name for name in columns if name not in frame.columns]:
+        raise InputError(f"The points of curves have columns {', '.join(columns)}; missing: {', '.join(missing)}.")
