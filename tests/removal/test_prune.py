@@ -22,6 +22,7 @@ LOADER = """
 import sys, torch
 sys.modules["headcount"] = None
 from transformers import AutoModelForCausalLM
+torch.set_num_threads(1)
 tokens, *folders = sys.argv[1:]
 tokens = torch.load(tokens)
 for folder in folders:
@@ -182,7 +183,7 @@ def test_folders_that_cannot_be_used(tiny, tmp_path):
     assert (tmp_path / "empty" / "config.json").is_file()
     with pytest.raises(RunError, match="cannot be written"):
         prune_heads(model, select(model), tmp_path / "taken" / "file" / "m")
-    with pytest.raises(InputError, match="'transformers' or 'zeros', not 'onnx'"):
+    with pytest.raises(InputError, match="'transformers', 'gguf' or 'zeros', not 'onnx'"):
         prune_heads(model, select(model), tmp_path / "m", format="onnx")
 
 

@@ -9,7 +9,8 @@ from headcount.heads import HeadSet
 from headcount.interventions import Fixed
 from headcount.models.instrument import attention_modules, instrument
 from headcount.models.projection import output_projection
-from headcount.removal.replace import output_means, replace_heads
+from headcount.removal.moments import Mean, head_output_statistics
+from headcount.removal.replace import replace_heads
 
 ROWS = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 30, 5, 1)]
 REMOVED = HeadSet([(0, 1), (0, 6), (2, 0)])
@@ -49,9 +50,9 @@ def test_zero_is_what_a_policy_does(tiny, family):
 def test_mean_is_what_a_hook_that_puts_means_in_does(tiny, family):
     model = tiny(family)
     means = {layer: head_outputs(model, layer).mean(0) for layer in range(3)}
-    measured = output_means(model, ROWS, batch_tokens=40)
+    measured = head_output_statistics(model, ROWS, Mean, batch_tokens=40)
     for layer, mean in means.items():
-        np.testing.assert_allclose(measured[layer], mean, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(measured[layer].mean, mean, rtol=1e-4, atol=1e-6)
 
     def put_in(layer, heads):
         def hook(module, args):

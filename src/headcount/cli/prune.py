@@ -30,16 +30,28 @@ def prune(
     max_length: options.CalibrationLength = 512,
     ridge: options.Ridge = 0.01,
     format: Annotated[
-        Literal["transformers", "zeros"],
-        typer.Option(help="transformers cuts the weights; zeros keeps their shapes, loads anywhere and saves nothing."),
+        Literal["transformers", "gguf", "zeros"],
+        typer.Option(
+            help="transformers cuts the weights; gguf does so for llama.cpp (Llama, Mistral and Qwen2); zeros keeps their "
+            "shapes, loads anywhere and saves nothing."
+        ),
     ] = "transformers",
     uneven: Annotated[
-        Literal["index", "repeat", "keep"],
+        Literal["index", "repeat", "keep"] | None,
         typer.Option(
             help="Groups that lose different numbers of heads: index (exact, no cost), repeat key-value heads (exact, larger "
-            "cache), or keep as many selected heads as evens them out."
+            "cache), or keep as many selected heads as evens them out. [default: index; repeat for gguf]"
         ),
-    ] = "index",
+    ] = None,
+    gguf_tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            help="For gguf: a GGUF file of the original model, for its tokenizer. [default: MODEL if it is one]"
+        ),
+    ] = None,
+    gguf_type: Annotated[
+        Literal["f32", "f16", "bf16", "q8_0", "q4_1"], typer.Option(help="For gguf: type of the matrices.")
+    ] = "bf16",
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
     revision: options.Revision = None,
@@ -52,7 +64,7 @@ def prune(
         from headcount.cli.calibration import calibration_rows
         from headcount.cli.runs import command_line, load_model
         from headcount.models.instrument import head_geometry
-        from headcount.models.loading import default_name
+        from headcount.models.loading import default_name, gguf_file
         from headcount.removal.plan import plan_removal
         from headcount.removal.prune import prune_heads, refuse_taken, savings
         from headcount.removal.selection import Selection
@@ -70,8 +82,9 @@ def prune(
         )  # fmt: skip
         name = default_name(loaded.name)
         selection.check(loaded.model, name)
+        uneven = uneven or ("repeat" if format == "gguf" else "index")
         plan = plan_removal(head_geometry(loaded.model), selection.heads, uneven=uneven)
-        cut = format == "transformers"
+        cut = format != "zeros"
         print_plan(plan, savings(loaded.model, plan, biases=replace != "zero") if cut else None)
         if output_folder is None:
             return
@@ -83,15 +96,18 @@ def prune(
         what = {"zero": "Writing the checkpoint", "mean": "Means of head outputs", "refit": "Refitting projections"}
         result = prune_heads(
             loaded.model, selection, output_folder, tokenizer=loaded.tokenizer, name=name, how=replace, rows=rows,
-            ridge=ridge, format=format, uneven=uneven, batch_tokens=batch_tokens, command=command_line(),
+            ridge=ridge, format=format, uneven=uneven, tokenizer_from=gguf_tokenizer or gguf_file(model),
+            precision=gguf_type, batch_tokens=batch_tokens, command=command_line(),
             progress=progress.start(what[replace]),
         )  # fmt: skip
-    output.print(f"Loaded again and compared with the masked model: {result.verification}.", highlight=False)
-    trust = "" if result.loaded == "stock" else ", trust_remote_code=True"
-    output.print(
-        f'Checkpoint: {result.folder}\nLoad it: AutoModelForCausalLM.from_pretrained("{result.folder}"{trust})',
-        highlight=False, soft_wrap=True, markup=False,
-    )  # fmt: skip
+    if result.loaded == "llama.cpp":
+        compared, how = "The cut weights, compared", f"llama-cli -m {result.folder / 'model.gguf'}"
+    else:
+        trust = "" if result.loaded == "stock" else ", trust_remote_code=True"
+        compared = "Loaded again and compared"
+        how = f'AutoModelForCausalLM.from_pretrained("{result.folder}"{trust})'
+    output.print(f"{compared} with the masked model: {result.verification}.", highlight=False)
+    output.print(f"Checkpoint: {result.folder}\nLoad it: {how}", highlight=False, soft_wrap=True, markup=False)
 
 
 def print_plan(plan: "Plan", savings: "Savings | None") -> None:

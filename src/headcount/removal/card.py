@@ -57,10 +57,15 @@ def model_card(
     parts.append(replaced)
     chosen = "\n".join(f"- {_code(key)}: {_code(_plain(value))}" for key, value in selection.chosen.items())
     parts.append(f"## How the heads were chosen\n- unit: {selection.unit}\n{chosen}\n\n`selection.json` holds it all.")
+    compared = (
+        "The cut weights, before they were written for llama.cpp, were"
+        if format == "gguf"
+        else ("This checkpoint was loaded again, and")
+    )
     parts.append(
-        "## Verification\nThis checkpoint was loaded again, and compared with the original model whose removed heads are "
-        f"masked and replaced in the same way: {verification}. How good the masked model is, is another question: "
-        "benchmark it with `headcount evaluate`."
+        f"## Verification\n{compared} compared with the original model whose removed heads are masked and replaced in the "
+        f"same way: {verification}. How good the masked model is, is another question: benchmark it with "
+        "`headcount evaluate`."
     )
     if command:
         parts.append(f"## Command\n```sh\n{command.replace('```', '')}\n```")
@@ -68,6 +73,11 @@ def model_card(
 
 
 def _how_to_load(loaded: str, format: str) -> str:
+    if format == "gguf":
+        return (
+            "`model.gguf` is for llama.cpp (architecture `deci`, which has head counts of its own for each layer):\n"
+            "```sh\nllama-cli -m model.gguf\n```"
+        )
     trust = "" if loaded == "stock" else ", trust_remote_code=True"
     code = (
         "```python\nfrom transformers import AutoModelForCausalLM\n\n"

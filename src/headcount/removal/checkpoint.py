@@ -20,8 +20,8 @@ from headcount.removal.activations import parameters_restored
 from headcount.removal.plan import Plan
 from headcount.removal.replace import Replacement, put_projection
 
-#: How a checkpoint is loaded: by a stock class of transformers, or by the modelling file in its folder.
-Loaded = Literal["stock", "modelling file"]
+#: How a checkpoint is loaded: by a stock class of transformers, by the modelling file in its folder, or elsewhere.
+Loaded = Literal["stock", "modelling file", "llama.cpp"]
 
 _FILE = "modeling_pruned.py"
 _CLASSES = '''

@@ -24,12 +24,13 @@ from headcount.removal.checkpoint import (
 )
 from headcount.removal.cut import attention_layouts, cut_heads
 from headcount.removal.layout import sizes
+from headcount.removal.llama_cpp import GGUF_FILE, Precision, refuse_unfit, write_gguf
 from headcount.removal.plan import Plan, Uneven, plan_removal
 from headcount.removal.replace import How, Replacement, replace_heads
 from headcount.removal.selection import Selection
 from headcount.removal.verify import Verification, refuse_unequal, verify
 
-Format = Literal["transformers", "zeros"]
+Format = Literal["transformers", "gguf", "zeros"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class Pruned:
         folder: where it is.
         plan: what was cut.
         replacement: what the rest of the model got instead.
-        loaded: how it is loaded: a ``stock`` class, or the ``modelling file`` in the folder.
+        loaded: how it is loaded: a ``stock`` class, the ``modelling file`` in the folder, or ``llama.cpp``.
         verification: its logits against the masked model's.
         savings: parameters and cache; None for zero-filled weights, which save nothing.
     """
@@ -74,6 +75,8 @@ def prune_heads(
     ridge: float = 0.01,
     format: Format = "transformers",
     uneven: Uneven = "index",
+    tokenizer_from: str | os.PathLike[str] | None = None,
+    precision: Precision = "bf16",
     batch_tokens: int = 4096,
     command: str = "",
     progress: Progress = no_progress,
@@ -89,8 +92,11 @@ def prune_heads(
         how: what replaces the heads: ``zero``, ``mean`` or ``refit`` (see ``replace_heads``).
         rows: token ids of calibration texts.
         ridge: of the refit.
-        format: ``transformers`` cuts the weights; ``zeros`` keeps their shapes, loads anywhere and saves nothing.
+        format: ``transformers`` cuts the weights; ``gguf`` does so for llama.cpp; ``zeros`` keeps their shapes, loads
+            anywhere and saves nothing.
         uneven: how groups of unequal size are solved (see ``plan_removal``).
+        tokenizer_from: for ``gguf``, a GGUF file of the same original model, whose tokenizer is copied.
+        precision: for ``gguf``, of its matrices.
         batch_tokens: tokens in a batch, padding included.
         command: for the model card.
         progress: of calibration.
@@ -101,14 +107,21 @@ def prune_heads(
             model.
         RunError: the folder cannot be written.
     """
-    if format not in ("transformers", "zeros"):
-        raise InputError(f"A checkpoint's format is 'transformers' or 'zeros', not {format!r}.")
+    if format not in ("transformers", "gguf", "zeros"):
+        raise InputError(f"A checkpoint's format is 'transformers', 'gguf' or 'zeros', not {format!r}.")
+    if format == "gguf" and tokenizer_from is None:
+        raise InputError(
+            "A GGUF file holds its tokenizer in a form of its own: give a GGUF file of the original model to copy it from "
+            "(--gguf-tokenizer)."
+        )
     target = Path(folder)
     refuse_taken(target)
     selection.check(model, name)
     plan = plan_removal(head_geometry(model), selection.heads, uneven=uneven)
-    if format == "transformers":
+    if format != "zeros":
         attention_layouts(model)  # a refusal comes before the calibration, not after
+    if format == "gguf":
+        refuse_unfit(model, plan)
     replacement = replace_heads(
         model, plan.removed, how, rows=rows, ridge=ridge, batch_tokens=batch_tokens, progress=progress
     )
@@ -117,16 +130,26 @@ def prune_heads(
     try:
         temporary.mkdir(parents=True)
         with quiet_transformers():
-            loaded, verification = _save_verified(model, plan, replacement, temporary, format, probes)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(temporary)
+            if format == "gguf":
+                assert tokenizer_from is not None
+                pruned, _ = cut_heads(model, plan, replacement)
+                loaded, verification = "llama.cpp", verify(model, replacement, pruned, probes)
+                refuse_unequal(verification, "The pruned model")
+                write_gguf(
+                    model, pruned, plan, temporary / GGUF_FILE, tokenizer_from=tokenizer_from, precision=precision,
+                    name=name or selection.model.name,
+                )  # fmt: skip
+            else:
+                loaded, verification = _save_verified(model, plan, replacement, temporary, format, probes)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(temporary)
         result = Pruned(
             folder=target,
             plan=plan,
             replacement=replacement,
             loaded=loaded,
             verification=verification,
-            savings=savings(model, plan, biases=how != "zero") if format == "transformers" else None,
+            savings=savings(model, plan, biases=how != "zero") if format != "zeros" else None,
         )
         card = model_card(
             selection, plan, replacement, verification, name=name or selection.model.name, num_texts=len(rows), ridge=ridge,

@@ -1,6 +1,5 @@
 """What the rest of the model gets instead of removed heads: nothing, their mean, or a refitted projection of the others."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from headcount.heads import HeadSet
 from headcount.models.batching import Progress, no_progress
 from headcount.models.instrument import attention_modules, head_geometry
 from headcount.models.projection import output_projection
-from headcount.removal.activations import parameters_restored, read_head_outputs
+from headcount.removal.activations import parameters_restored
+from headcount.removal.moments import Mean, Moments, head_output_statistics
 
 How = Literal["zero", "mean", "refit"]
 
@@ -99,10 +99,12 @@ def replace_heads(
     masks = _masks(model, removed)
     projections: dict[int, Projection] = {}
     if how == "mean":
-        means = output_means(model, rows, layers=list(masks), batch_tokens=batch_tokens, progress=progress)
+        means = head_output_statistics(
+            model, rows, Mean, layers=list(masks), batch_tokens=batch_tokens, progress=progress
+        )
         for layer, gone in masks.items():
             weight, bias = read_projection(output_projection(modules[layer]))
-            projections[layer] = _with_mean(weight, bias, gone, means[layer])
+            projections[layer] = _with_mean(weight, bias, gone, means[layer].mean)
     elif how == "zero":
         for layer, gone in masks.items():
             weight, bias = read_projection(output_projection(modules[layer]))
@@ -112,78 +114,13 @@ def replace_heads(
         with parameters_restored(changed):
             for number, (layer, gone) in enumerate(masks.items()):
                 weight, bias = read_projection(output_projection(modules[layer]))
-                moments = _Moments()
-                read_head_outputs(
-                    model, rows, lambda _, outputs, into=moments: into.add(outputs), layers=[layer],
-                    batch_tokens=batch_tokens,
+                moments = head_output_statistics(
+                    model, rows, Moments, layers=[layer], batch_tokens=batch_tokens,
                     progress=lambda done, total, n=number: progress(n * total + done, len(masks) * total),
-                )  # fmt: skip
+                )[layer]  # fmt: skip
                 projections[layer] = _refitted(weight, bias, gone, moments, ridge)
                 put_projection(output_projection(modules[layer]), projections[layer])
     return Replacement(removed=removed, how=how, projections=projections)
-
-
-def output_means(
-    model: PreTrainedModel,
-    rows: Sequence[Sequence[int]],
-    *,
-    layers: Sequence[int] | None = None,
-    batch_tokens: int = 4096,
-    progress: Progress = no_progress,
-) -> dict[int, Tensor]:
-    """Each layer's mean input of its output projection, float32 ``[head · head_dim]``; which tokens: ``replace_heads``."""
-    moments: dict[int, _Mean] = defaultdict(_Mean)
-    read_head_outputs(
-        model, rows, lambda layer, outputs: moments[layer].add(outputs), layers=layers, batch_tokens=batch_tokens,
-        progress=progress,
-    )  # fmt: skip
-    return {layer: moment.mean.float() for layer, moment in moments.items()}
-
-
-class _Mean:
-    def __init__(self) -> None:
-        self.count = 0
-        self.sum: Tensor | None = None  # float64 [feature]
-
-    def add(self, vectors: Tensor) -> None:
-        self.count += len(vectors)
-        total = vectors.sum(0, dtype=torch.float64)
-        self.sum = total if self.sum is None else self.sum + total
-
-    @property
-    def mean(self) -> Tensor:
-        assert self.sum is not None
-        return self.sum / self.count
-
-
-class _Moments(_Mean):
-    """Mean and covariance of vectors that come a batch at a time."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.products: Tensor | None = None  # float64 [feature, feature]
-        self.origin: Tensor | None = None
-
-    def add(self, vectors: Tensor) -> None:
-        vectors = vectors.float()
-        if self.origin is None:
-            self.origin = vectors.mean(0)  # products about a point near the mean lose no digits to it
-        vectors = vectors - self.origin
-        super().add(vectors)
-        products = (vectors.T @ vectors).double()
-        self.products = products if self.products is None else self.products + products
-
-    @property
-    def covariance(self) -> Tensor:
-        """float64 ``[feature, feature]``, about the mean, divided by the count."""
-        assert self.products is not None
-        shift = super().mean
-        return self.products / self.count - torch.outer(shift, shift)
-
-    @property
-    def mean(self) -> Tensor:
-        assert self.origin is not None
-        return super().mean + self.origin
 
 
 def _masks(model: PreTrainedModel, removed: HeadSet) -> dict[int, Tensor]:
@@ -217,13 +154,13 @@ def put_projection(projection: nn.Module, new: Projection) -> None:
 
 
 def _with_mean(weight: Tensor, bias: Tensor | None, gone: Tensor, mean: Tensor) -> Projection:
-    constant = weight[:, gone].double() @ mean.cpu().double()[gone]
+    constant = weight[:, gone].double() @ mean.cpu()[gone]
     return Projection(
         weight=weight.masked_fill(gone, 0), bias=constant.float() if bias is None else (bias + constant).float()
     )
 
 
-def _refitted(weight: Tensor, bias: Tensor | None, gone: Tensor, moments: _Moments, ridge: float) -> Projection:
+def _refitted(weight: Tensor, bias: Tensor | None, gone: Tensor, moments: Moments, ridge: float) -> Projection:
     """The W' and b' that minimise E‖W' x_kept + b' − (W x + b)‖² + ridge · (mean variance) · ‖W' − W_kept‖²."""
     mean, covariance = moments.mean.cpu(), moments.covariance.cpu()
     if not bool(torch.isfinite(covariance).all()):
