@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headcount.errors import HeadcountError
-    from headcount.evaluation.evaluate import Benchmark, Evaluation, evaluate
+    from headcount.evaluation.benchmark import Benchmark
+    from headcount.evaluation.evaluate import Evaluation, evaluate
     from headcount.heads import HeadGeometry, HeadSet
     from headcount.interventions import Fixed, Policy, Random, Threshold
     from headcount.measure import measure_heads
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from headcount.thresholding import thresholds
 
 _MODULES = {
-    "Benchmark": "evaluation.evaluate",
+    "Benchmark": "evaluation.benchmark",
     "Evaluation": "evaluation.evaluate",
     "Fixed": "interventions",
     "HeadGeometry": "heads",

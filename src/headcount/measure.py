@@ -11,6 +11,7 @@ import xarray as xr
 from headcount.errors import InputError
 from headcount.models.batching import (
     Progress,
+    batch_tokens_for,
     check_lengths,
     data_fingerprint,
     input_device,
@@ -32,7 +33,7 @@ def measure_heads(
     *,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     scores: str | Iterable[str] = "all",
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     seed: int = 0,
     too_long: str = "refuse",
     progress: Progress = no_progress,
@@ -47,7 +48,7 @@ def measure_heads(
         inputs: texts, or lists of token ids, to which nothing is added.
         tokenizer: needed for texts; adds the special tokens it adds by default.
         scores: ids or aliases, or ``"all"``.
-        batch_tokens: tokens in a batch, padding included.
+        batch_tokens: tokens in a batch, padding included; None for as many as suit the memory.
         seed: of the ``random`` score.
         too_long: what to do with an input longer than the model's positions: ``refuse``, or ``cut`` its end off.
         progress: called with (inputs done, inputs in all).
@@ -72,7 +73,7 @@ def measure_heads(
             model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
             order.extend(batch)
 
-        run_in_batches([len(row) for row in rows], batch_tokens, run, progress)
+        run_in_batches([len(row) for row in rows], batch_tokens_for(model, batch_tokens), run, progress)
         table = probe.scores
     table = table.isel(example=np.argsort(order))
     return table.assign_attrs(

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import xarray as xr
 
-from headcount.errors import InputError
+from headcount.errors import InputError, RunError
 from headcount.interventions import Policy, Random, Threshold
 from headcount.published import published_threshold
 from headcount.scores import get_score
+from headcount.store import open_run
+from headcount.thresholding import thresholds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +80,27 @@ def parse_policy(text: str, *, exclude_layers: Iterable[int] = (), model: str = 
         exclude_layers=frozenset(exclude_layers),
         source=source,
     )
+
+
+def resolve_policy(text: str, *, thresholds_from: str | Path | None = None, seed: int = 0) -> Policy:
+    """The policy that ``text`` names, as ``parse_policy`` reads it, with its threshold from a run's scores if it needs one.
+
+    Raises:
+        InputError: text that is not understood, or a share of a score without a run to take its threshold from.
+        RunError: no run there, or one without that score.
+    """
+    request = parse_policy(text)
+    if not request.needs_threshold:
+        return request.resolve(None, seed=seed)
+    if thresholds_from is None:
+        raise InputError(
+            f"Policy {text!r} names a share of heads, so its threshold comes from measured scores: give thresholds_from=RUN "
+            f"(a folder made by `headcount measure`), or name the threshold, {request.score}@NUMBER."
+        )
+    scores = open_run(thresholds_from).scores()
+    if scores is None or request.score not in scores:
+        raise RunError(
+            f"{str(thresholds_from)!r} has no scores for {request.score}. Measure them with `headcount measure`."
+        )
+    assert request.share is not None
+    return request.resolve(thresholds(scores[[request.score]], [request.share]), seed=seed)

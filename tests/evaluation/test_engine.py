@@ -4,7 +4,8 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from headcount.errors import InputError
-from headcount.evaluation.engine import ScoringPlan, run_plan
+from headcount.evaluation.engine import run_plan
+from headcount.evaluation.plan import ScoringPlan
 from headcount.interventions import Fixed, Random, Threshold
 from headcount.measure import measure_heads
 
@@ -25,6 +26,12 @@ def random_requests(count, seed=0):
 def by_lm_eval(model, tokenizer, requests, max_length=MAX_LENGTH):
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, max_length=max_length)
     return lm._loglikelihood_tokens([(None, *request) for request in requests], disable_tqdm=True)
+
+
+def alone(model, plan, policy=None, **options):
+    """One policy's answers, and the scores recorded meanwhile."""
+    result = run_plan(model, plan, [policy], **options)
+    return result.of_policies[0], result.scores
 
 
 def assert_same(ours, theirs):
@@ -64,17 +71,17 @@ def test_a_continuation_as_long_as_the_positions_is_scored_without_context():
 
 
 def test_an_empty_plan_gives_nothing(tiny):
-    scored = run_plan(tiny(), ScoringPlan.from_requests([], max_length=4), scores="awft")
+    scored, scores = alone(tiny(), ScoringPlan.from_requests([], max_length=4), scores="awft")
     assert scored.loglikelihoods == []
     assert scored.share_zeroed.shape == (0,)
-    assert scored.scores["awft"].shape == (0, 3, 8)
+    assert scores["awft"].shape == (0, 3, 8)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 4096])
 def test_loglikelihoods_are_those_of_lm_eval(tiny, letters, batch_tokens):
     model, requests = tiny(), random_requests(60)
     requests += [requests[3], ([5], [6])]  # one asked for twice, one of a single token
-    scored = run_plan(model, ScoringPlan.from_requests(requests, MAX_LENGTH), batch_tokens=batch_tokens)
+    scored, _ = alone(model, ScoringPlan.from_requests(requests, MAX_LENGTH), batch_tokens=batch_tokens)
     assert_same(scored.loglikelihoods, by_lm_eval(model, letters, requests))
 
 
@@ -85,7 +92,7 @@ def test_the_greedy_flag_is_true_for_the_models_own_continuation(tiny, letters):
         0, 3:
     ].tolist()
     requests = [(context, answer), (context, [*answer[:3], (answer[3] + 1) % 256])]
-    scored = run_plan(model, ScoringPlan.from_requests(requests, MAX_LENGTH))
+    scored, _ = alone(model, ScoringPlan.from_requests(requests, MAX_LENGTH))
     assert [greedy for _, greedy in scored.loglikelihoods] == [True, False]
     assert_same(scored.loglikelihoods, by_lm_eval(model, letters, requests))
 
@@ -100,28 +107,28 @@ def test_the_greedy_flag_is_true_for_the_models_own_continuation(tiny, letters):
 )
 def test_what_a_model_does_to_its_logits_still_happens(tiny, letters, family, changes):
     model, requests = tiny(family, **changes), random_requests(20, seed=1)
-    scored = run_plan(model, ScoringPlan.from_requests(requests, MAX_LENGTH), batch_tokens=200)
+    scored, _ = alone(model, ScoringPlan.from_requests(requests, MAX_LENGTH), batch_tokens=200)
     assert_same(scored.loglikelihoods, by_lm_eval(model, letters, requests))
 
 
 def test_a_model_whose_projection_is_not_found_is_scored_all_the_same(tiny, letters, monkeypatch):
     model, requests = tiny(), random_requests(20)
     monkeypatch.setattr(type(model), "get_output_embeddings", lambda self: None)
-    scored = run_plan(model, ScoringPlan.from_requests(requests, MAX_LENGTH))
+    scored, _ = alone(model, ScoringPlan.from_requests(requests, MAX_LENGTH))
     assert_same(scored.loglikelihoods, by_lm_eval(model, letters, requests))
 
 
 def test_the_model_is_as_before(tiny):
     model, tokens = tiny(), torch.arange(3, 40)[None]
     before = model(tokens).logits
-    run_plan(model, ScoringPlan.from_requests(random_requests(5), MAX_LENGTH), policy=Random(0.5))
+    run_plan(model, ScoringPlan.from_requests(random_requests(5), MAX_LENGTH), [None, Random(0.5)])
     assert torch.equal(model(tokens).logits, before)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 90, 4096])
 def test_random_zeroes_what_its_score_says_in_any_batch(tiny, batch_tokens):
     model, plan = tiny(), ScoringPlan.from_requests(random_requests(40), MAX_LENGTH)
-    scored = run_plan(model, plan, policy=Random(0.3), batch_tokens=batch_tokens)
+    scored, _ = alone(model, plan, policy=Random(0.3), batch_tokens=batch_tokens)
     draws = measure_heads(model, plan.inputs, scores="random", seed=0)["random"].values  # [input, layer, head]
     np.testing.assert_array_equal(scored.share_zeroed, (draws < 0.3).sum((1, 2)) / 24)
     assert len(set(scored.share_zeroed)) > 5  # each input has a draw of its own
@@ -129,9 +136,9 @@ def test_random_zeroes_what_its_score_says_in_any_batch(tiny, batch_tokens):
 
 def test_answers_under_a_policy_do_not_depend_on_the_batch(tiny):
     model, plan = tiny(), ScoringPlan.from_requests(random_requests(40), MAX_LENGTH)
-    one = run_plan(model, plan, policy=Random(0.3), batch_tokens=1)
-    many = run_plan(model, plan, policy=Random(0.3), batch_tokens=4096)
-    untouched = run_plan(model, plan)
+    one, _ = alone(model, plan, policy=Random(0.3), batch_tokens=1)
+    many, _ = alone(model, plan, policy=Random(0.3), batch_tokens=4096)
+    untouched, _ = alone(model, plan)
     assert_same(one.loglikelihoods, many.loglikelihoods)
     assert np.abs(np.subtract(one.loglikelihoods, untouched.loglikelihoods))[:, 0].max() > 0.01
     assert not untouched.share_zeroed.any()
@@ -139,13 +146,13 @@ def test_answers_under_a_policy_do_not_depend_on_the_batch(tiny):
 
 def test_fixed_heads_are_zeroed_on_every_input(tiny):
     model, plan = tiny(), ScoringPlan.from_requests(random_requests(10), MAX_LENGTH)
-    scored = run_plan(model, plan, policy=Fixed([(0, 1), (2, 7), (2, 3)]))
+    scored, _ = alone(model, plan, policy=Fixed([(0, 1), (2, 7), (2, 3)]))
     assert scored.share_zeroed.tolist() == [3 / 24] * len(plan.inputs)
 
 
 def test_recorded_scores_are_those_of_measuring_the_inputs(tiny):
     model, plan = tiny(), ScoringPlan.from_requests(random_requests(30), MAX_LENGTH)
-    recorded = run_plan(model, plan, scores="all", seed=5, batch_tokens=300).scores
+    _, recorded = alone(model, plan, scores="all", seed=5, batch_tokens=300)
     measured = measure_heads(model, plan.inputs, seed=5, batch_tokens=1000)
     assert list(recorded.data_vars) == list(measured.data_vars)
     for name in recorded.data_vars:
@@ -159,23 +166,42 @@ def test_a_threshold_zeroes_the_heads_beyond_it(tiny):
     # Halfway between two scores, so that rounding cannot turn a decision.
     values = np.sort(scores.ravel())
     cut = float(values[40] + values[41]) / 2
-    scored = run_plan(model, plan, policy=Threshold("ahon_ln", cut))
+    scored, _ = alone(model, plan, policy=Threshold("ahon_ln", cut))
     np.testing.assert_array_equal(scored.share_zeroed, (scores < cut).sum((1, 2)) / 8)
 
 
-@pytest.mark.parametrize(("policy", "named"), [(None, "no policy"), (Random(0.1), "random:0.1")])
-def test_nan_logits_are_an_error_that_names_the_policy(tiny, policy, named):
+def test_nan_logits_of_the_untouched_model_are_an_error_that_names_the_layer(tiny):
     model = tiny()
     with torch.no_grad():
-        model.lm_head.weight[7, 0] = float("nan")
+        model.model.layers[1].mlp.down_proj.weight[7, 0] = float("nan")
     plan = ScoringPlan.from_requests([([1, 2], [3])], MAX_LENGTH)
-    with pytest.raises(InputError, match=f"NaN under {named}.*float32"):
-        run_plan(model, plan, policy=policy)
+    with pytest.raises(InputError, match=r"NaN under no policy, first in decoder layer 1\. Use float32"):
+        run_plan(model, plan)
+
+
+def test_a_policy_with_nan_logits_is_given_up_and_the_others_are_not(tiny):
+    model = tiny()
+    broken = Threshold("ahon_ln", 1.0, share=0.5)
+    plan = ScoringPlan.from_requests(random_requests(10), MAX_LENGTH)
+
+    def poison(module, args, output):  # NaN wherever a head was zeroed: exactly 0 in the projection's input
+        return (
+            output
+            if bool((args[0].view(*args[0].shape[:2], 8, -1)[:, :-1].abs().sum((1, 3)) > 0).all())
+            else output * torch.nan
+        )
+
+    handle = model.model.layers[1].self_attn.o_proj.register_forward_hook(poison)
+    untouched, given_up = run_plan(model, plan, [None, broken]).of_policies
+    handle.remove()
+    assert untouched.failure is None
+    assert np.isfinite([nats for nats, _ in untouched.loglikelihoods]).all()
+    assert "NaN under ahon_ln:0.5, first in decoder layer 1" in given_up.failure
 
 
 def test_progress_counts_inputs(tiny):
     plan = ScoringPlan.from_requests(random_requests(20), MAX_LENGTH)
     seen = []
-    run_plan(tiny(), plan, batch_tokens=100, progress=lambda *call: seen.append(call))
+    run_plan(tiny(), plan, [None], batch_tokens=100, progress=lambda *call: seen.append(call))
     assert seen[-1] == (len(plan.inputs), len(plan.inputs))
     assert seen == sorted(seen)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import lm_eval
 import numpy as np
 import pandas as pd
@@ -7,13 +9,15 @@ from lm_eval.tasks import TaskManager
 
 import headcount as hc
 from headcount.errors import InputError, TaskError
-from headcount.evaluation.evaluate import Benchmark, evaluate
+from headcount.evaluation.benchmark import Benchmark
+from headcount.evaluation.evaluate import evaluate
+from headcount.evaluation.language_model import HeadcountLM
 from headcount.interventions import Fixed, Random, Threshold
 from headcount.tasks import load_tasks, quiet
 
 COLUMNS = [
     "policy", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
-    "share_zeroed", "num_inputs", "num_tokens",
+    "gold_loglikelihood", "kl_from_baseline", "items", "zeroed_heads", "share_zeroed", "num_inputs", "num_tokens",
 ]  # fmt: skip
 
 
@@ -93,7 +97,7 @@ def test_share_zeroed_is_the_mean_over_a_questions_inputs(tiny, letters, own_tas
     benchmark = Benchmark(model, tasks, tokenizer=letters)
     draws = hc.measure_heads(model, benchmark.inputs(), scores="random")["random"].values
     shares = (draws < 0.3).sum((1, 2)) / 24
-    outcomes = benchmark.run(Random(0.3)).outcomes
+    outcomes = benchmark.ask([Random(0.3)]).outcomes
     assert benchmark.num_inputs == len(outcomes) == 8
     np.testing.assert_allclose(outcomes["share_zeroed"], shares)
 
@@ -219,18 +223,78 @@ def test_unknown_layers_and_tasks_are_refused(ask):
         ask(["sums_aa"])
 
 
-def test_on_policy_is_called_after_each_policy(ask):
-    seen = []
-    evaluation = ask(["sums_a"], [Random(0.1), Random(0.2)], on_policy=seen.append)
-    assert [run.outcomes["policy"].iloc[0] for run in seen] == ["baseline", "random:0.1", "random:0.2"]
-    pd.testing.assert_frame_equal(pd.concat([run.outcomes for run in seen], ignore_index=True), evaluation.outcomes)
+def test_answers_come_shard_by_shard(ask, monkeypatch):
+    monkeypatch.setattr("headcount.evaluation.evaluate.SHARD", 3)
+    seen, told = [], []
+    evaluation = ask(
+        ["sums"], [Random(0.1), Random(0.2)], on_answers=seen.append, progress=lambda *call: told.append(call)
+    )
+    assert [len(answers.outcomes) for answers in seen] == [9, 9, 3]
+    shards = pd.concat([answers.outcomes for answers in seen])
+    shards = shards.sort_values(["policy", "task", "doc_id"], ignore_index=True)
+    pd.testing.assert_frame_equal(
+        shards, evaluation.outcomes.sort_values(["policy", "task", "doc_id"], ignore_index=True)
+    )
+    assert told[-1] == (21, 21)
+    assert told == sorted(told)
 
 
-def test_a_policy_that_fails_leaves_what_was_done(ask):
-    seen = []
-    with pytest.raises(InputError):
-        ask(["sums_a"], [Random(0.1), Fixed([(99, 0)])], on_policy=seen.append)
-    assert len(seen) == 2
+def test_questions_can_be_asked_for_by_index(tiny, letters, own_tasks):
+    benchmark = Benchmark(tiny(), ["sums"], tokenizer=letters, offline=True, include_path=own_tasks)
+    assert benchmark.questions == [*(("sums_a", i) for i in range(5)), ("sums_b", 0), ("sums_b", 1)]
+    whole = benchmark.ask([None, Random(0.3)]).outcomes
+    some = benchmark.ask([None, Random(0.3)], [6, 1]).outcomes
+    assert list(zip(some["task"], some["doc_id"], strict=True)) == [("sums_b", 1), ("sums_a", 1)] * 2
+    of_both = some.merge(whole, on=["policy", "task", "doc_id"], suffixes=("", "_whole"))
+    for name in ("acc", "share_zeroed", "num_tokens", "target"):
+        assert of_both[name].tolist() == of_both[f"{name}_whole"].tolist()
+    np.testing.assert_allclose(of_both["kl_from_baseline"], of_both["kl_from_baseline_whole"], atol=1e-6)
+    with pytest.raises(InputError, match="no question 7; the benchmark has questions 0…6"):
+        benchmark.ask(questions=[7])
+
+
+def test_outcomes_say_more_than_right_or_wrong(ask):
+    outcomes = ask(["sums"], [Random(0.3), Fixed([], name="nothing")]).outcomes
+    base = outcomes[outcomes["policy"] == "baseline"].reset_index(drop=True)
+    for policy in ("baseline", "random:0.3", "nothing"):
+        rows = outcomes[outcomes["policy"] == policy].reset_index(drop=True)
+        gold = [nats[int(target)] for nats, target in zip(rows["loglikelihoods"], rows["target"], strict=True)]
+        assert rows["gold_loglikelihood"].tolist() == gold
+        p, q = (np.stack(table["loglikelihoods"]) for table in (base, rows))
+        p, q = (np.exp(nats) / np.exp(nats).sum(1, keepdims=True) for nats in (p, q))
+        np.testing.assert_allclose(rows["kl_from_baseline"], (p * np.log(p / q)).sum(1), atol=1e-9)
+        assert rows["kl_from_baseline"].gt(0).all() == (policy == "random:0.3")
+    nothing = outcomes[outcomes["policy"] == "nothing"].reset_index(drop=True)
+    assert nothing["loglikelihoods"].tolist() == base["loglikelihoods"].tolist()  # to the last bit
+
+
+def test_metrics_come_from_saved_outcomes_alone(tiny, letters, own_tasks, tmp_path):
+    tasks = load_tasks(["sums", "prose", "spell"], offline=True, include_path=own_tasks)
+    benchmark = Benchmark(tiny(), tasks, tokenizer=letters)
+    fresh = benchmark.ask([None, Random(0.5)]).outcomes
+    fresh.to_parquet(tmp_path / "outcomes.parquet")
+    saved = pd.read_parquet(tmp_path / "outcomes.parquet")
+    expected = benchmark.metrics(fresh)
+    assert {*expected["metric"]} == {"acc", "acc_norm", "word_perplexity", "bits_per_byte", "exact_match"}
+    pd.testing.assert_frame_equal(
+        benchmark.metrics(saved.sample(frac=1, random_state=0)).sort_values([*expected.columns[:3]], ignore_index=True),
+        expected.sort_values([*expected.columns[:3]], ignore_index=True),
+    )
+
+
+def test_a_policy_whose_logits_are_nan_is_given_up(tiny, letters, own_tasks, monkeypatch):
+    benchmark = Benchmark(tiny(), ["sums"], tokenizer=letters, offline=True, include_path=own_tasks)
+    run_plan = HeadcountLM.respond.__globals__["run_plan"]
+
+    def failing(*args, **options):
+        result = run_plan(*args, **options)
+        broken = replace(result.of_policies[1], failure="The model's logits are NaN under random:0.3.")
+        return replace(result, of_policies=[result.of_policies[0], broken, result.of_policies[2]])
+
+    monkeypatch.setitem(HeadcountLM.respond.__globals__, "run_plan", failing)
+    answers = benchmark.ask([None, Random(0.3), Random(0.4)])
+    assert answers.failures == {"random:0.3": "The model's logits are NaN under random:0.3."}
+    assert answers.outcomes["policy"].unique().tolist() == ["baseline", "random:0.4"]
 
 
 def test_policies_leave_no_trace_on_each_other(ask):
@@ -244,7 +308,7 @@ def test_policies_leave_no_trace_on_each_other(ask):
 def test_scores_can_be_recorded_in_the_same_pass(tiny, letters, own_tasks):
     model, tasks = tiny(), load_tasks(["sums_a"], offline=True, include_path=own_tasks)
     benchmark = Benchmark(model, tasks, tokenizer=letters)
-    run = benchmark.run(scores=["awft", "ahon_ln"])
+    run = benchmark.ask(scores=["awft", "ahon_ln"])
     measured = hc.measure_heads(model, benchmark.inputs(), scores=["awft", "ahon_ln"])
     assert run.scores is not None
     for name in measured.data_vars:

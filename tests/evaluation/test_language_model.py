@@ -34,19 +34,14 @@ def demo_lm(demo):
 
 @pytest.mark.demo
 @pytest.mark.parametrize(
-    ("task", "shots", "questions", "inputs_of_a_question"),
+    ("task", "shots", "questions", "num_inputs"),
     [
-        (
-            "arc_easy",
-            0,
-            1,
-            2,
-        ),  # " cellular telephone" is two tokens; the other three choices are one, and share an input
-        ("mmlu_anatomy", 5, 1, 1),  # four letters
-        ("piqa", 0, 1, 2),  # two sentences
+        ("arc_easy", 0, 3, 10),  # 2, 4 and 4 inputs: choices of one token share theirs
+        ("mmlu_anatomy", 5, 2, 2),  # four letters a question
+        ("piqa", 0, 2, 4),  # two sentences a question
     ],
 )
-def test_the_demo_answers_a_benchmark_as_under_lm_eval(demo, demo_lm, task, shots, questions, inputs_of_a_question):
+def test_the_demo_answers_a_benchmark_as_under_lm_eval(demo, demo_lm, task, shots, questions, num_inputs):
     model, tokenizer = demo
     with quiet():
         loaded = load_tasks([task], num_fewshot=shots, offline=True).tasks[task]
@@ -56,7 +51,7 @@ def test_the_demo_answers_a_benchmark_as_under_lm_eval(demo, demo_lm, task, shot
     # Logits are float32; sums over a dozen tokens keep four decimals.
     np.testing.assert_allclose([nats for nats, _ in ours], [nats for nats, _ in theirs], atol=2e-4, rtol=1e-5)
     assert [greedy for _, greedy in ours] == [greedy for _, greedy in theirs]
-    assert len(demo_lm.inputs) == questions * inputs_of_a_question
+    assert len(demo_lm.inputs_of("loglikelihood", loaded.instances)) == num_inputs
 
 
 def test_an_empty_context_and_spaces_at_its_end_are_treated_as_by_lm_eval(both):
@@ -64,7 +59,7 @@ def test_an_empty_context_and_spaces_at_its_end_are_treated_as_by_lm_eval(both):
     requests = instances("loglikelihood", [("", "abc"), ("abc ", "def"), ("abc", " def"), ("abc  ", " d")])
     found, expected = ours.loglikelihood(requests), theirs.loglikelihood(requests)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert len(ours.inputs) == 4 - 1  # "abc " + "def" and "abc" + " def" are one input
+    assert len(ours.inputs_of("loglikelihood", requests)) == 4 - 1  # "abc " + "def" and "abc" + " def" are one input
 
 
 @pytest.mark.parametrize("max_length", [7, 50, 512])
@@ -76,9 +71,10 @@ def test_rolling_loglikelihoods_are_those_of_lm_eval(tiny, letters, max_length):
     found, expected = ours.loglikelihood_rolling(requests), theirs.loglikelihood_rolling(requests)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     # 224 tokens, each predicted in one window of max_length tokens: ⌈224 / max_length⌉ windows
-    assert len(ours.inputs_of[0]) == -(-224 // max_length)
-    assert len(ours.inputs_of[1]) == 1
-    assert {len(ours.inputs[i]) for i in ours.inputs_of[0]} == {min(max_length, 224)}
+    given = ours.respond("loglikelihood_rolling", requests, [None])
+    assert len(given.inputs_of[0]) == -(-224 // max_length)
+    assert len(given.inputs_of[1]) == 1
+    assert {len(given.inputs[i]) for i in given.inputs_of[0]} == {min(max_length, 224)}
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
@@ -91,8 +87,9 @@ def test_generation_is_that_of_lm_eval(tiny, letters, batch_size):
     answers = ours.generate_until(requests)
     assert answers == theirs.generate_until(requests)
     assert any(answers)
-    assert [len(ours.inputs[i]) for (i,) in ours.inputs_of] == [8, 28]
-    assert ours.share_zeroed.tolist() == [0.0, 0.0]
+    given = ours.respond("generate_until", requests, [None])
+    assert [len(given.inputs[i]) for (i,) in given.inputs_of] == [8, 28]
+    assert given.of_policies[0].share_zeroed.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
@@ -103,7 +100,10 @@ def test_generation_under_a_policy(tiny, letters, batch_size):
     options = {"until": ["\n"], "max_gen_toks": 12}
     prompts = [("The head", options), ("Of all the layers, the first", options), ("The head", options)]
     answers = lm.generate_until(instances("generate_until", prompts))
-    assert lm.share_zeroed.tolist() == [16 / 24] * 2
+    (given,) = lm.respond("generate_until", instances("generate_until", prompts), [heads]).of_policies
+    assert given.responses == answers
+    assert given.share_zeroed.tolist() == [16 / 24] * 2
+    assert given.zeroed_heads == [[[layer, head] for layer in range(2) for head in range(8)]] * 2
     assert answers[0] == answers[2]
     with torch.no_grad():
         for layer in model.model.layers[:2]:
@@ -117,40 +117,41 @@ def test_random_heads_of_a_prompt_do_not_depend_on_the_generation_batch(tiny, le
     requests = instances("generate_until", [(TEXT[:n], options) for n in (5, 20, 11, 40, 3)])
     found = []
     for size in (1, 2, 8):
-        lm = HeadcountLM(tiny(), tokenizer=letters, policy=Random(0.3), generation_batch_size=size)
-        answers = lm.generate_until(requests)
-        found.append((answers, [lm.share_zeroed[i] for (i,) in lm.inputs_of]))
+        lm = HeadcountLM(tiny(), tokenizer=letters, generation_batch_size=size)
+        given = lm.respond("generate_until", requests, [Random(0.3)])
+        (of_policy,) = given.of_policies
+        heads = [of_policy.zeroed_heads[i] for (i,) in given.inputs_of]
+        found.append((of_policy.responses, [of_policy.share_zeroed[i] for (i,) in given.inputs_of], heads))
     assert found[0] == found[1] == found[2]
 
 
 def test_a_prompt_cut_for_its_answer_is_still_found(tiny, letters):
-    lm = HeadcountLM(tiny(max_position_embeddings=32), tokenizer=letters, policy=Random(0.5))
+    lm = HeadcountLM(tiny(max_position_embeddings=32), tokenizer=letters)
     options = {"until": [], "max_gen_toks": 10}
-    lm.generate_until(instances("generate_until", [(TEXT[:50], options), (TEXT[:8], options), (TEXT[42:50], options)]))
+    prompts = [(TEXT[:50], options), (TEXT[:8], options), (TEXT[42:50], options)]
+    given = lm.respond("generate_until", instances("generate_until", prompts), [Random(0.5)])
     # 32 positions less 10 for the answer: the last 22 tokens of the first prompt are read, the others whole
-    assert [len(lm.inputs[i]) for (i,) in lm.inputs_of] == [22, 8, 8]
+    assert [len(given.inputs[i]) for (i,) in given.inputs_of] == [22, 8, 8]
+    assert given.num_truncated == 1
 
 
-def test_a_dry_run_reads_nothing_and_tells_what_would_be_read(both, monkeypatch):
+def test_what_would_be_read_is_told_without_reading(both, monkeypatch):
     lm, _ = both
     monkeypatch.setattr(type(lm.model), "forward", lambda *_, **__: pytest.fail("the model ran"))
-    lm.dry_run = True
-    answers = lm.loglikelihood(instances("loglikelihood", [("ab", "c"), ("ab", "d")]))
-    assert [np.isnan(nats) for nats, _ in answers] == [True, True]
-    assert [len(row) for row in lm.inputs] == [2]
-    lm.loglikelihood_rolling(instances("loglikelihood_rolling", [("abc",)]))
-    assert [len(row) for row in lm.inputs] == [3]  # the prefix token, a and b
-    assert lm.generate_until(instances("generate_until", [("abc", {})])) == [""]
-    assert [len(row) for row in lm.inputs] == [3]
+    rows = lm.inputs_of("loglikelihood", instances("loglikelihood", [("ab", "c"), ("ab", "d")]))
+    assert [len(row) for row in rows] == [2]
+    rows = lm.inputs_of("loglikelihood_rolling", instances("loglikelihood_rolling", [("abc",)]))
+    assert [len(row) for row in rows] == [3]  # the prefix token, a and b
+    assert [len(row) for row in lm.inputs_of("generate_until", instances("generate_until", [("abc", {})]))] == [3]
 
 
 def test_scores_are_recorded_one_example_an_input(both):
     lm, _ = both
-    lm.record_scores = ["awft"]
-    lm.loglikelihood(instances("loglikelihood", [("ab", "c"), ("ab", "d"), ("abcd", "e")]))
-    assert lm.scores is not None
-    assert lm.scores["awft"].shape == (2, 3, 8)
-    assert lm.inputs_of == [[0], [0], [1]]
+    requests = instances("loglikelihood", [("ab", "c"), ("ab", "d"), ("abcd", "e")])
+    given = lm.respond("loglikelihood", requests, [None], scores=["awft"])
+    assert given.scores is not None
+    assert given.scores["awft"].shape == (2, 3, 8)
+    assert given.inputs_of == [[0], [0], [1]]
 
 
 def test_an_empty_continuation_is_refused(both):

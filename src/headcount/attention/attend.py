@@ -26,7 +26,7 @@ def attend(
 
     Args:
         inputs: query, key, value, mask and scaling of the layer.
-        positions: which positions are real tokens.
+        positions: which of the queries' own positions are real tokens; ``first`` is a position among the keys.
         needs: names of ``LayerMeasurements`` fields, ``uniform`` excepted.
         projection_factor: gives R ``[head, head_dim, head_dim]`` with ‖R_h o‖ = ‖W_h o‖ for each head's slice W_h of
             the output projection; called only when ``contribution_norm`` is needed.
@@ -44,7 +44,7 @@ def attend(
     length = inputs.query.shape[2]
 
     if needs & {"first_value_norm", "value_norm"}:
-        norms = _norm(inputs.value[:, :, :length])  # [batch, key-value head, key]
+        norms = _norm(inputs.value[:, :, inputs.past : inputs.past + length])  # [batch, key-value head, own token]
         if "first_value_norm" in needs:
             measured["first_value_norm"] = positions.at(norms, positions.first).repeat_interleave(inputs.group_size, 1)
         if "value_norm" in needs:

@@ -32,6 +32,11 @@ class Positions:
         )
 
     @property
+    def num_tokens(self) -> Tensor:
+        """Real tokens of each example, int64 ``[batch]``."""
+        return self.last - self.first + 1 if self.real is None else self.real.sum(1)
+
+    @property
     def right_padded(self) -> bool:
         """True when every row is real tokens first, padding after (or none)."""
         return self.real is None or not bool((self.real[:, 1:] & ~self.real[:, :-1]).any())
@@ -69,6 +74,8 @@ class AttentionInputs:
     scaling: float
     softcap: float | None = None
     """Gemma 2: scaled scores s become softcap · tanh(s / softcap)."""
+    past: int = 0
+    """Keys that stand before those of the queries' own tokens: what was read earlier of the same text."""
     sinks: Tensor | None = None  # [head]
     """gpt-oss: one more logit per head in the softmax's denominator, with value 0."""
 

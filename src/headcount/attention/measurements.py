@@ -1,7 +1,9 @@
 """What one layer's heads did on one batch: the numbers that scores are made of."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from headcount.errors import InputError
@@ -11,6 +13,38 @@ WEIGHT_MEASUREMENTS = frozenset({"first_token_weight", "entropy"})
 
 #: The layer's own tensors, for scores that no measurement serves.
 RAW_TENSORS = frozenset({"query", "key", "value", "output", "o_proj", "real"})
+
+
+#: Means over an example's tokens: those of two stretches of one text combine by their numbers of tokens.
+TOKEN_MEANS = frozenset({"first_token_weight", "entropy", "value_norm", "output_norm", "contribution_norm"})
+
+
+def extended(
+    before: Mapping[str, Tensor], tokens_before: Tensor, own: Mapping[str, Tensor], own_tokens: Tensor
+) -> dict[str, Tensor]:
+    """Measurements of a text, from those of its start and those of the tokens that follow it.
+
+    Args:
+        before: measurements of the start, each ``[batch, head]``.
+        tokens_before: ``[batch]``, how many real tokens the start has.
+        own: the same measurements of the tokens that follow, whose queries saw the start too.
+        own_tokens: ``[batch]``, how many they are.
+
+    Raises:
+        InputError: a measurement of the layer's whole tensors, which two parts do not give.
+    """
+    if raw := own.keys() & RAW_TENSORS:
+        raise InputError(
+            f"A score that reads {', '.join(sorted(raw))} needs a whole text at once. Decide on the prompt "
+            "(decide='prompt'), or without a cache (decide='every-pass')."
+        )
+    share = (own_tokens / (tokens_before + own_tokens))[:, None]  # [batch, 1]
+    joined = {name: torch.lerp(before[name], own[name], share) for name in own.keys() & TOKEN_MEANS}
+    if "first_value_norm" in own:
+        joined["first_value_norm"] = before["first_value_norm"]
+    if "last_output_norm" in own:
+        joined["last_output_norm"] = own["last_output_norm"]
+    return joined
 
 
 class LayerMeasurements:

@@ -40,7 +40,7 @@ def demo(
 
         loaded = load_model("demo", progress, offline=True)
         benchmark = prepare_benchmark(
-            loaded, [TASK], progress, chat_template=False, offline=True, limit=limit, seed=seed, batch_tokens=2048
+            loaded, [TASK], progress, chat_template=False, offline=True, limit=limit, seed=seed
         )
         facts = {"model": model_facts(loaded), "data": benchmark_facts(benchmark, [TASK]), "settings": {"seed": seed}}
         run = open_or_create(output_folder or default_folder("demo", [TASK]), facts)

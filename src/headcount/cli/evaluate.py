@@ -12,7 +12,7 @@ from headcount.policies import PolicyRequest, parse_policy
 from headcount.store import Run, open_run
 
 if TYPE_CHECKING:
-    from headcount.evaluation.evaluate import Benchmark
+    from headcount.evaluation.benchmark import Benchmark
     from headcount.interventions import Policy
 
 
@@ -54,7 +54,7 @@ def evaluate(
     revision: options.Revision = None,
     allow_pickle: options.AllowPickle = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    batch_tokens: options.BatchTokens = 4096,
+    batch_tokens: options.BatchTokens = None,
     seed: options.Seed = 0,
 ) -> None:
     """Zero inactive heads, chosen anew for each input, while a benchmark runs, and compare with the untouched model."""
@@ -144,29 +144,37 @@ def resolve_policies(
 
 
 def evaluate_into(run: Run, benchmark: "Benchmark", policies: list["Policy"], progress: Steps) -> None:
-    """Run the baseline and the policies that the run does not hold yet, each kept as soon as it is done.
+    """Run the baseline and the policies that the run does not hold yet, all at once.
 
     Raises:
         RunError: the run holds a policy of this name with another threshold.
+        InputError: a policy was given up because the model's logits are NaN under it; the others are kept.
     """
+    from headcount.evaluation.outcomes import BASELINE
     from headcount.interventions import Threshold
 
     outcomes = run.outcomes()
     have = {} if outcomes is None else outcomes.groupby("policy")["threshold"].first().to_dict()
-    waiting = [None, *policies]
-    labels = ["baseline", *(policy.label for policy in policies)]
-    for number, (policy, label) in enumerate(zip(waiting, labels, strict=True), 1):
-        name = f"{number}/{len(waiting)} {label}"
-        if label in have:
-            if isinstance(policy, Threshold) and policy.threshold != have[label]:
-                raise RunError(
-                    f"{str(run.path)!r} holds {label} with threshold {have[label]:g}; this command gives {policy.threshold:g}. "
-                    "Choose another folder with -o."
-                )
-            progress.start(f"{name} (done before)", 1)(1, 1)
-            continue
-        result = benchmark.run(policy, progress=progress.start(name, benchmark.num_inputs))
-        run.add_outcomes(label, result.outcomes, result.metrics)
+    for policy in policies:
+        if isinstance(policy, Threshold) and policy.threshold != have.get(policy.label, policy.threshold):
+            raise RunError(
+                f"{str(run.path)!r} holds {policy.label} with threshold {have[policy.label]:g}; this command gives "
+                f"{policy.threshold:g}. Choose another folder with -o."
+            )
+    waiting = [policy for policy in policies if policy.label not in have]
+    if BASELINE in have and not waiting:
+        return
+    # The untouched model is asked along with every policy: they share most of its passes, and are compared with it.
+    asked = [None, *waiting]
+    told = progress.start(f"Asking under {len(asked)} policies", len(asked) * benchmark.num_inputs)
+    given = benchmark.ask(asked, progress=told)
+    metrics = benchmark.metrics(given.outcomes)
+    of_metrics = dict(list(metrics.groupby("policy")))
+    for label, of_policy in given.outcomes.groupby("policy", sort=False):
+        if label not in have:
+            run.add_outcomes(str(label), of_policy, of_metrics[label])
+    if given.failures:
+        raise InputError(" ".join(f"{label} was given up: {why}" for label, why in given.failures.items()))
 
 
 def print_results(run: Run, metric: str | None = None) -> None:

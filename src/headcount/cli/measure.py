@@ -51,7 +51,7 @@ def measure(
     revision: options.Revision = None,
     allow_pickle: options.AllowPickle = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    batch_tokens: options.BatchTokens = 4096,
+    batch_tokens: options.BatchTokens = None,
     seed: options.Seed = 0,
 ) -> None:
     """Measure every attention head while the model reads a benchmark's questions, or texts."""
@@ -113,7 +113,7 @@ def measure_into(
     ids: list[str],
     progress: Steps,
     *,
-    batch_tokens: int,
+    batch_tokens: int | None,
     seed: int,
     too_long: str = "refuse",
 ) -> None:

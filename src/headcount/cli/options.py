@@ -74,7 +74,9 @@ AllowPickle = Annotated[
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with the checkpoint.", rich_help_panel="Model")
 ]
-BatchTokens = Annotated[int, typer.Option(min=1, help="Tokens in a batch, padding included.")]
+BatchTokens = Annotated[
+    int | None, typer.Option(min=1, help="Tokens in a batch, padding included. [default: as many as suit the memory]")
+]
 Seed = Annotated[int, typer.Option(help="Of random heads and few-shot samples.")]
 Texts = Annotated[
     list[str] | None,

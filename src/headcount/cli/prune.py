@@ -57,7 +57,7 @@ def prune(
     revision: options.Revision = None,
     allow_pickle: options.AllowPickle = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    batch_tokens: options.BatchTokens = 4096,
+    batch_tokens: options.BatchTokens = None,
 ) -> None:
     """Cut heads out of a model for good: show the plan, replace what they did, write a checkpoint, load it and compare."""
     with steps() as progress:
@@ -97,7 +97,7 @@ def prune(
         result = prune_heads(
             loaded.model, selection, output_folder, tokenizer=loaded.tokenizer, name=name, how=replace, rows=rows,
             ridge=ridge, format=format, uneven=uneven, tokenizer_from=gguf_tokenizer or gguf_file(model),
-            precision=gguf_type, batch_tokens=batch_tokens, command=command_line(),
+            precision=gguf_type, batch_tokens=batch_tokens or 4096, command=command_line(),
             progress=progress.start(what[replace]),
         )  # fmt: skip
     if result.loaded == "llama.cpp":

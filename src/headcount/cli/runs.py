@@ -17,7 +17,7 @@ from headcount.store import Run, differences, is_run, open_run
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from headcount.evaluation.evaluate import Benchmark
+    from headcount.evaluation.benchmark import Benchmark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ def prepare_benchmark(
     offline: bool,
     **options: Any,
 ) -> "Benchmark":
-    from headcount.evaluation.evaluate import Benchmark
+    from headcount.evaluation.benchmark import Benchmark
     from headcount.models.loading import is_instruct
 
     if chat_template is None:

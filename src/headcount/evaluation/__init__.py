@@ -1,0 +1,25 @@
+"""Benchmarks under policies, and headcount as a model class of lm-eval.
+
+Importing ``HeadcountLM`` from here registers it: ``lm_eval.simple_evaluate(model="headcount", …)`` then works.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from headcount.evaluation.benchmark import Benchmark
+    from headcount.evaluation.language_model import HeadcountLM
+
+__all__ = ["Benchmark", "HeadcountLM"]
+
+
+def __getattr__(name: str) -> Any:
+    # On first use: transformers and lm-eval take seconds to import.
+    if name == "HeadcountLM":
+        from headcount.evaluation.language_model import HeadcountLM
+
+        return HeadcountLM
+    if name == "Benchmark":
+        from headcount.evaluation.benchmark import Benchmark
+
+        return Benchmark
+    raise AttributeError(f"module 'headcount.evaluation' has no attribute {name!r}")

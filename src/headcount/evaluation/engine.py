@@ -1,180 +1,379 @@
-"""Log-likelihoods of continuations, with one forward pass for each distinct input, under a policy."""
+"""Answer a plan's requests under several policies, computing once what they share.
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+Three things are shared, none of them an approximation:
+
+- Inputs that begin alike (the choices of a question, the few-shot examples of a subject) read that beginning once, as
+  long as what is zeroed there does not depend on the rest of the input: for the untouched model and ``Fixed`` policies.
+- Policies decide layer by layer, from what earlier layers produced. Until a policy zeroes its first head on an input, its
+  pass *is* the untouched model's; that one pass measures for all policies. Where a policy leaves it, its own pass starts at
+  that layer from the hidden states kept there; policies that still agree go on together, and part in the same way.
+- A policy that zeroes nothing on an input has the untouched model's answer, to the last bit.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from headcount.attention.measurements import RAW_TENSORS
 from headcount.errors import InputError
-from headcount.interventions import Policy
-from headcount.models.batching import Progress, input_device, no_progress, pad, run_in_batches
-from headcount.models.instrument import instrument
+from headcount.evaluation.decisions import Decisions
+from headcount.evaluation.ledger import Ledger, Scored
+from headcount.evaluation.plan import ScoringPlan
+from headcount.evaluation.reading import Reading
+from headcount.interventions import Fixed, Policy
+from headcount.models.batching import Progress, batch_tokens_for, batches, no_progress, pad
+from headcount.models.capabilities import can_restart, can_share_prefixes
+from headcount.models.instrument import check_policy
+from headcount.models.measuring import needs_of
+from headcount.models.prefixes import Segment, segment_tree
+from headcount.models.segments import SegmentReader, Segments
+from headcount.scores import Score, select_scores
 
-#: Positions whose log-softmax over the vocabulary is taken at a time, in float32.
-_POSITIONS_AT_A_TIME = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScoringPlan:
-    """Requests reduced to the distinct inputs that the model must read.
-
-    A request asks for the log-likelihood of a continuation after a context. The model reads context and continuation
-    without the last token; requests that share this input share its forward pass.
-    """
-
-    inputs: list[list[int]]
-    input_of: list[int]
-    """For each request, its input."""
-    continuations: list[list[int]]
-    """For each request, the tokens that the last positions of its input predict."""
-    num_truncated: int
-    """Inputs whose start was cut because they were longer than the model's positions, as lm-eval does."""
-
-    @classmethod
-    def from_requests(cls, requests: Iterable[tuple[Sequence[int], Sequence[int]]], max_length: int) -> "ScoringPlan":
-        """From (context, continuation) token ids.
-
-        Raises:
-            InputError: a continuation is empty or longer than ``max_length``.
-        """
-        found: dict[tuple[int, ...], int] = {}
-        input_of, continuations, truncated = [], [], set()
-        for context, continuation in requests:
-            if not 0 < len(continuation) <= max_length:
-                raise InputError(
-                    f"A continuation of {len(continuation)} tokens cannot be scored: it must have between 1 and {max_length} "
-                    "tokens, the model's positions."
-                )
-            whole = (*context, *continuation)
-            row = whole[-(max_length + 1) :][:-1]
-            index = found.setdefault(row, len(found))
-            if len(whole) > max_length + 1:
-                truncated.add(index)
-            input_of.append(index)
-            continuations.append(list(continuation))
-        return cls(
-            inputs=[list(row) for row in found], input_of=input_of, continuations=continuations, num_truncated=len(truncated)
-        )  # fmt: skip
+#: A token of a prefix takes this fraction of the memory and time of a row's own token.
+_PREFIX_DISCOUNT = 8
+#: Batches' worth of tokens that wait for passes of their own before those passes are made.
+_WAITING_BATCHES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scored:
-    """What running a ScoringPlan gave."""
+class ScoredPlan:
+    """What running a ScoringPlan gave, for each policy, and the scores recorded of the untouched model."""
 
-    loglikelihoods: list[tuple[float, bool]]
-    """For each request, the continuation's log-likelihood in nats, and whether it is the greedy one."""
-    share_zeroed: np.ndarray
-    """float64 [input]: heads zeroed over heads of the model."""
+    of_policies: list[Scored]
     scores: xr.Dataset
-    """The recorded scores, dims (example, layer, head), one example an input."""
 
 
 def run_plan(
     model: PreTrainedModel,
     plan: ScoringPlan,
+    policies: Sequence[Policy | None] = (None,),
     *,
-    policy: Policy | None = None,
     scores: str | Iterable[str] = (),
-    batch_tokens: int = 4096,
+    batch_tokens: int | None = None,
     seed: int = 0,
     progress: Progress = no_progress,
-) -> Scored:
-    """Read every input of the plan once, under ``policy``, and score its continuations in float32.
-
-    Raises:
-        InputError: NaN logits, with the policy that caused them.
-    """
-    lengths = [len(row) for row in plan.inputs]
-    requests_of: list[list[int]] = [[] for _ in plan.inputs]
-    for request, index in enumerate(plan.input_of):
-        requests_of[index].append(request)
-    results: list[tuple[float, bool]] = [(float("nan"), False)] * len(plan.input_of)
-    device = input_device(model)
-    order: list[int] = []
-
-    with instrument(model, policy=policy, scores=scores, seed=seed) as probe, torch.inference_mode():
-
-        def run(batch: list[int]) -> None:
-            tokens, mask = pad([plan.inputs[i] for i in batch], device)
-            requests = [(place, request) for place, index in enumerate(batch) for request in requests_of[index]]
-            spans = [len(plan.continuations[request]) for _, request in requests]
-            rows = np.repeat([place for place, _ in requests], spans)
-            columns = np.concatenate(
-                [
-                    np.arange(lengths[batch[place]] - span, lengths[batch[place]])
-                    for (place, _), span in zip(requests, spans, strict=True)
-                ]
-            )
-            targets = np.concatenate([plan.continuations[request] for _, request in requests])
-            # Requests of one input read the same positions: project each position to the vocabulary once.
-            flat, inverse = np.unique(rows * tokens.shape[1] + columns, return_inverse=True)
-            where = torch.from_numpy(np.stack(np.divmod(flat, tokens.shape[1])))
-            with _projecting_only(model, tokens.shape, where):
-                logits = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-            if logits.shape[:2] != (1, len(flat)):  # the model does not go through get_output_embeddings()
-                logits = logits[where[0], where[1]][None]
-            nats, greedy = _token_loglikelihoods(logits[0], torch.from_numpy(inverse), torch.from_numpy(targets))
-            if bool(nats.isnan().any()):
-                raise InputError(
-                    f"The model's logits are NaN under {policy.label if policy else 'no policy'}. Use float32 or bfloat16, or "
-                    "another policy."
-                )
-            ends = np.cumsum(spans)
-            for (_, request), start, end in zip(requests, ends - spans, ends, strict=True):
-                results[request] = float(nats[start:end].sum()), bool(greedy[start:end].all())
-            order.extend(batch)
-
-        run_in_batches(lengths, batch_tokens, run, progress)
-        back = np.argsort(order)
-        return Scored(
-            loglikelihoods=results, share_zeroed=probe.share_zeroed[back], scores=probe.scores.isel(example=back)
-        )  # fmt: skip
-
-
-def _token_loglikelihoods(logits: Tensor, index: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """For each target its log-probability (float32) and whether it is the most likely token, on the CPU.
+) -> ScoredPlan:
+    """Score the plan's requests under every policy, in float32; None is the untouched model.
 
     Args:
-        logits: ``[position, vocabulary]``.
-        index: ``[target]``, the position that predicts each target.
-        targets: ``[target]`` token ids.
+        model: any model that headcount can measure.
+        plan: what to read.
+        policies: which heads to zero.
+        scores: ids to record of the untouched model, one example an input.
+        batch_tokens: tokens in a batch, padding included; None for as many as suit the memory.
+        seed: of the ``random`` score.
+        progress: called with (inputs answered, inputs in all), each input once a policy.
+
+    Raises:
+        InputError: a policy names heads or layers that the model lacks, or the untouched model's logits are NaN.
     """
-    index, targets = index.to(logits.device), targets.to(logits.device)
-    normaliser, best = [], []
-    for some in logits.split(_POSITIONS_AT_A_TIME):
-        normaliser.append(torch.logsumexp(some.float(), dim=-1))
-        best.append(some.argmax(dim=-1))
-    nats = logits[index, targets].float() - torch.cat(normaliser)[index]
-    return nats.cpu(), (torch.cat(best)[index] == targets).cpu()
+    run = _Run(model, plan, policies, select_scores(scores) if scores else [], batch_tokens, seed, progress)
+    with run.reader.reading():
+        run.read()
+    return ScoredPlan(of_policies=run.ledger.results(), scores=run.scores())
 
 
-@contextmanager
-def _projecting_only(model: PreTrainedModel, shape: torch.Size, where: Tensor) -> Iterator[None]:
-    """Inside, the model's vocabulary projection runs on the positions ``where`` [2, position] alone.
+@dataclass(frozen=True, kw_only=True)
+class _Waiting:
+    """An input that some policies read in a pass of their own, from the decoder layer on where they first zero a head."""
 
-    The hidden states ``[batch, position, hidden]`` become ``[1, chosen, hidden]`` just before the projection, so
-    whatever the model does to its logits afterwards (scaling, softcapping) still happens.
-    """
-    projection = model.get_output_embeddings()
-    if not isinstance(projection, nn.Module):
-        yield
-        return
+    input: int
+    policies: tuple[int, ...]
+    hidden: Tensor | None  # [token, hidden_size], what enters that layer; None where the pass starts with the first
+    zeroed: np.ndarray  # bool [layer, head], what was zeroed before it
 
-    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        hidden = args[0] if args else None
-        if isinstance(hidden, Tensor) and hidden.dim() == 3 and hidden.shape[:2] == shape:
-            rows, columns = where.to(hidden.device)
-            return (hidden[rows, columns][None], *args[1:])
-        return None
 
-    handle = projection.register_forward_pre_hook(select)
-    try:
-        yield
-    finally:
-        handle.remove()
+class _Run:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        plan: ScoringPlan,
+        policies: Sequence[Policy | None],
+        scores: list[Score],
+        batch_tokens: int | None,
+        seed: int,
+        progress: Progress,
+    ) -> None:
+        self.reader = SegmentReader(model)
+        self.ledger = Ledger(plan, len(policies), progress)
+        self._model, self._plan, self._scores, self._seed = model, plan, scores, seed
+        self._geometry = self.reader.geometry
+        self._batch_tokens = batch_tokens_for(model, batch_tokens)
+        self._waiting: dict[int, list[_Waiting]] = defaultdict(list)
+        shape = len(scores), len(plan.inputs), len(self._geometry.layers), self._geometry.max_attention_heads
+        self._recorded = np.full(shape, np.nan, np.float32)
+
+        for policy in policies:
+            if policy is not None:
+                check_policy(policy, self._geometry)
+        self._names = ["no policy" if policy is None else policy.label for policy in policies]
+        self._unzeroed = [p for p, policy in enumerate(policies) if policy is None]
+        self._fixed: dict[int, dict[int, list[int]]] = {}  # policy → layer → its heads
+        self._deciding: dict[int, Policy] = {}
+        for p, policy in enumerate(policies):
+            if isinstance(policy, Fixed):
+                self._fixed[p] = of_layers = defaultdict(list)
+                for layer, head in policy.heads:
+                    if layer not in policy.exclude_layers:
+                        of_layers[layer].append(head)
+            elif policy is not None:
+                self._deciding[p] = policy
+        self._restartable = can_restart(model)
+        # The untouched model's pass serves whoever has not zeroed anything yet. One policy alone reads for itself.
+        self._has_trunk = bool(self._unzeroed or scores or (self._restartable and len(self._deciding) > 1))
+        self._riding = self._deciding if self._has_trunk and self._restartable else {}
+        if self._has_trunk:
+            self._unzeroed += [p for p, of_layers in self._fixed.items() if not of_layers]
+
+    def read(self) -> None:
+        """Read every input under every policy."""
+        inputs = self._plan.inputs
+        if self._has_trunk or self._fixed:
+            whole = not can_share_prefixes(self._model) or bool(self._needs(self._riding, self._scores) & RAW_TENSORS)
+            self._read_segments(segment_tree(inputs, share=not whole), {}, {})
+        self._read_waiting()
+        nothing = np.zeros((len(self._geometry.layers), self._geometry.max_attention_heads), bool)
+        for p in self._deciding.keys() - self._riding.keys():
+            self._waiting[0] = [
+                _Waiting(input=i, policies=(p,), hidden=None, zeroed=nothing) for i in range(len(inputs))
+            ]
+            self._read_waiting()
+
+    def scores(self) -> xr.Dataset:
+        """What was recorded of the untouched model, in the form of ``Probe.scores``."""
+        heads, lengths = self._geometry.max_attention_heads, [len(row) for row in self._plan.inputs]
+        return xr.Dataset(
+            {score.id: (("example", "layer", "head"), self._recorded[i]) for i, score in enumerate(self._scores)},
+            coords={
+                "layer": self._geometry.layer_indices,
+                "head": np.arange(heads),
+                "num_tokens": ("example", np.array(lengths, dtype=np.int64)),
+            },
+        )
+
+    # Passes that inputs share: the untouched model's, and those of fixed policies beside it
+
+    def _read_segments(self, segments: list[Segment], parent_of: dict[int, int], parents: dict[int, Segments]) -> None:
+        """Read segments that continue those of one batch, then what continues them, depth first.
+
+        Args:
+            segments: which to read.
+            parent_of: the row of each segment's parent in that batch, by ``id``; empty at the roots.
+            parents: that batch as the untouched model and each fixed policy read it, by their rows in the ledger.
+        """
+        sizes = [segment.length + segment.start // _PREFIX_DISCOUNT for segment in segments]
+
+        def run(batch: list[int]) -> dict[int, Segments]:
+            return self._read_batch([segments[i] for i in batch], parent_of, parents)
+
+        for batch, read in batches(sizes, self._batch_tokens, run):
+            chosen = [segments[i] for i in batch]
+            if children := [child for segment in chosen for child in segment.children]:
+                rows = {id(child): row for row, segment in enumerate(chosen) for child in segment.children}
+                self._read_segments(children, rows, read)
+            waiting = sum(len(self._plan.inputs[row.input]) for rows in self._waiting.values() for row in rows)
+            if waiting > _WAITING_BATCHES * self._batch_tokens:
+                self._read_waiting()
+
+    def _read_batch(
+        self, segments: list[Segment], parent_of: dict[int, int], parents: dict[int, Segments]
+    ) -> dict[int, Segments]:
+        texts = [None if segment.input is None else self._plan.inputs[segment.input] for segment in segments]
+        rows = [self._plan.inputs[segment.inputs[0]][segment.start : segment.end] for segment in segments]
+        wanted = [entry for row, segment in enumerate(segments) for entry in self.ledger.wanted(row, segment)]
+        prefix_rows = torch.tensor([parent_of[id(segment)] for segment in segments]) if parents else None
+        keep_states = any(segment.children for segment in segments)
+        read: dict[int, Segments] = {}
+        trunk = None
+        if self._has_trunk:
+            decisions = Decisions(self._geometry, self._riding, scores=self._scores, texts=texts, seed=self._seed)
+            trunk = self._forward(
+                [self.ledger.untouched], rows, wanted, prefix=parents.get(self.ledger.untouched), parents=prefix_rows,
+                needs=self._needs(self._riding, self._scores), decide=decisions.of_layer, keep_states=keep_states,
+                keep_hidden=self._restartable and bool(self._riding or self._fixed),
+            )  # fmt: skip
+            read[self.ledger.untouched] = trunk
+            ended = [(row, segment.input) for row, segment in enumerate(segments) if segment.input is not None]
+            if self._scores:
+                values = decisions.values()
+                for row, input in ended:
+                    self._recorded[:, input] = values[:, row]
+            decided = decisions.decided()
+            for row, input in ended:
+                self._leave_trunk(input, row, {p: of_policy[row] for p, of_policy in decided.items()}, trunk)
+        for p, of_layers in self._fixed.items():
+            if p in self._unzeroed:
+                continue
+            place = self.reader.decoder.place_of[min(of_layers)] if trunk and self._restartable else 0
+            read[p] = self._forward(
+                [p], rows, wanted, prefix=parents.get(p), parents=prefix_rows, start=place,
+                hidden=trunk.hidden[place] if trunk and place else None, decide=_always(of_layers), keep_states=keep_states,
+            )  # fmt: skip
+            share = sum(map(len, of_layers.values())) / self._geometry.num_heads
+            for segment in segments:
+                if segment.input is not None:
+                    self.ledger.settle(p, segment.input, share)
+        self.ledger.report()
+        return read
+
+    def _leave_trunk(self, input: int, row: int, decided: dict[int, np.ndarray], trunk: Segments) -> None:
+        """Policies that zero a head on an input wait for a pass of their own; the others have the untouched answer."""
+        nothing = np.zeros((len(self._geometry.layers), self._geometry.max_attention_heads), bool)
+        staying = self._part(input, decided, nothing, nothing, lambda place: trunk.hidden_of(row, place))
+        for p in (*self._unzeroed, *staying):
+            self.ledger.settle(p, input, 0.0, like=self.ledger.untouched)
+
+    def _part(
+        self,
+        input: int,
+        decided: dict[int, np.ndarray],
+        carried_out: np.ndarray,
+        before: np.ndarray,
+        hidden: Callable[[int], Tensor],
+    ) -> list[int]:
+        """Let policies that decided otherwise than was carried out wait for passes of their own; the rest agree.
+
+        Args:
+            input: which input was read.
+            decided: bool [layer, head] of each policy.
+            carried_out: bool [layer, head], what was zeroed in the layers that ran.
+            before: bool [layer, head], what was zeroed in the layers before.
+            hidden: from the place of a decoder layer to what entered it.
+        """
+        agreeing: list[int] = []
+        groups: dict[tuple[int, bytes], list[int]] = defaultdict(list)
+        for p, of_policy in decided.items():
+            differs = (of_policy != carried_out).any(axis=1)
+            if differs.any():
+                layer = int(differs.argmax())
+                groups[layer, of_policy[layer].tobytes()].append(p)
+            else:
+                agreeing.append(p)
+        for (layer, _), group in groups.items():
+            place = self.reader.decoder.place_of[self._geometry.layer_indices[layer]]
+            zeroed = before.copy()
+            zeroed[:layer] |= carried_out[:layer]
+            self._waiting[place].append(
+                _Waiting(input=input, policies=tuple(group), hidden=hidden(place), zeroed=zeroed)
+            )
+        return agreeing
+
+    # Passes of inputs that policies read on their own
+
+    def _read_waiting(self) -> None:
+        """Make the passes that wait, from the first decoder layer to the last; those they give rise to included."""
+        while self._waiting:
+            place = min(self._waiting)
+            waiting = self._waiting.pop(place)
+            lengths = [len(self._plan.inputs[row.input]) for row in waiting]
+            for _, parting in batches(
+                lengths,
+                self._batch_tokens,
+                lambda b, rows=waiting, place=place: self._read_rows([rows[i] for i in b], place),
+            ):
+                for part in parting:
+                    part()
+
+    def _read_rows(self, waiting: list[_Waiting], place: int) -> list[Callable[[], Any]]:
+        """One pass over whole inputs. What remains to be done when it has succeeded, for each row."""
+        alive = [row for row in waiting if any(p not in self.ledger.failures for p in row.policies)]
+        if not alive:
+            return []
+        policies = {p: self._deciding[p] for row in alive for p in row.policies}
+        texts = [self._plan.inputs[row.input] for row in alive]
+        obeyed = [row.policies[0] for row in alive]
+        decisions = Decisions(self._geometry, policies, texts=texts, seed=self._seed, obeyed=obeyed)
+        wanted = [
+            entry
+            for i, row in enumerate(alive)
+            for entry in self.ledger.wanted(i, Segment.whole(row.input, len(texts[i])))
+        ]
+        hidden = None
+        if place:
+            hidden = torch.nn.utils.rnn.pad_sequence([_given(row.hidden) for row in alive], batch_first=True)
+        states = self._forward(
+            obeyed, texts, wanted, start=place, hidden=hidden, needs=self._needs(policies), decide=decisions.of_layer,
+            keep_hidden=any(len(row.policies) > 1 for row in alive),
+        )  # fmt: skip
+        decided = decisions.decided()
+
+        def finish(i: int, row: _Waiting) -> None:
+            carried_out = decided[obeyed[i]][i]
+            of_policies = {p: decided[p][i] for p in row.policies}
+            hidden_of = lambda place: states.hidden_of(i, place).clone()  # noqa: E731 - not to keep the whole batch
+            share = (row.zeroed | carried_out).sum() / self._geometry.num_heads
+            for p in self._part(row.input, of_policies, carried_out, row.zeroed, hidden_of):
+                self.ledger.settle(p, row.input, share, like=None if p == obeyed[i] else obeyed[i])
+
+        return [lambda i=i, row=row: finish(i, row) for i, row in enumerate(alive)] + [self.ledger.report]
+
+    def _forward(
+        self,
+        leads: Sequence[int],
+        rows: Sequence[Sequence[int]],
+        wanted: Sequence[tuple[int, int, int, int]],
+        **options: Any,
+    ) -> Segments:
+        """Read rows and enter what was wanted of them into the ledger: all for one lead, or each row for its own.
+
+        Raises:
+            InputError: logits are NaN, and no policy is to blame that could be given up.
+        """
+        tokens, _ = pad(rows, torch.device("cpu"))
+        reading = Reading([entry[:3] for entry in wanted], tokens.shape[1])
+        lengths = torch.tensor([len(row) for row in rows])
+        with reading.projecting(self._model, tokens.shape):
+            output, states = self.reader.read(tokens, lengths, **options)
+        nats, greedy = reading.loglikelihoods(output.logits)
+        lead_of = np.array([leads[row] if len(leads) > 1 else leads[0] for row, *_ in wanted], dtype=np.int64)
+        slots = np.array([slot for *_, slot in wanted], dtype=np.int64)
+        self.ledger.write(lead_of, slots, nats, greedy)
+        if np.isnan(nats).any():
+            row = wanted[int(np.isnan(nats).argmax())][0]
+            with reading.projecting(self._model, tokens.shape):
+                again: dict[str, Any] = {**options, "keep_hidden": True}
+                _, states = self.reader.read(tokens, lengths, **again)
+            self._give_up(lead_of[np.isnan(nats)], states, row)
+        return states
+
+    def _give_up(self, leads: np.ndarray, states: Segments, row: int) -> None:
+        where = "after the last layer"
+        for place, hidden in enumerate(states.hidden[1:], start=states.start):
+            if bool(hidden[row, : int(states.lengths[row])].isnan().any()):
+                where = f"first in decoder layer {place}"
+                break
+        for lead in set(leads.tolist()):
+            name = "no policy" if lead == self.ledger.untouched else self._names[lead]
+            message = f"The model's logits are NaN under {name}, {where}. Use float32 or bfloat16, or another policy."
+            if lead == self.ledger.untouched:
+                raise InputError(message)
+            self.ledger.failures.setdefault(lead, message)
+
+    @staticmethod
+    def _needs(policies: dict[int, Policy], scores: Sequence[Score] = ()) -> frozenset[str]:
+        return needs_of(scores).union(*(policy.needs for policy in policies.values()))
+
+
+def _always(heads: dict[int, list[int]]) -> Callable[..., Tensor | None]:
+    """Zeroes the same ``heads``, {layer: heads}, whatever is measured."""
+
+    def decide(layer: int, _: dict[str, Tensor], shape: tuple[int, int], device: torch.device) -> Tensor | None:
+        if layer not in heads:
+            return None
+        chosen = torch.zeros(shape[1], dtype=torch.bool, device=device)
+        chosen[heads[layer]] = True
+        return chosen.expand(shape)
+
+    return decide
+
+
+def _given(hidden: Tensor | None) -> Tensor:
+    assert hidden is not None
+    return hidden

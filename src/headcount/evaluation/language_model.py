@@ -1,6 +1,9 @@
 """headcount as a model class of lm-evaluation-harness."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,11 +15,14 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from headcount.evaluation.engine import ScoringPlan, run_plan
+from headcount.errors import InputError, nearest
+from headcount.evaluation.engine import run_plan
+from headcount.evaluation.plan import ScoringPlan
 from headcount.interventions import Policy
 from headcount.models.batching import Progress, no_progress
-from headcount.models.instrument import instrument
+from headcount.models.instrument import DECIDE, Probe, instrument
 from headcount.models.loading import load
+from headcount.policies import resolve_policy
 from headcount.tasks import quiet
 
 TokenPair = tuple[list[int], list[int]]
@@ -25,60 +31,182 @@ TokenPair = tuple[list[int], list[int]]
 _HFLM: Any = HFLM  # lm-eval's decorator hides the class from type checkers
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfPolicy:
+    """What one policy answered: a response for each request, and what it zeroed on each input.
+
+    ``zeroed_heads`` (generation) lists the [layer, head] pairs that stayed off; ``failure`` says why there are no answers.
+    """
+
+    responses: list[Any]
+    share_zeroed: np.ndarray
+    zeroed_heads: list[list[list[int]]] | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Responses:
+    """Requests of one kind answered under several policies.
+
+    ``inputs`` are the distinct token-id rows that were read, ``inputs_of`` the indices of each request's (several for the
+    windows of a long text).
+    """
+
+    inputs: list[list[int]]
+    inputs_of: list[list[int]]
+    of_policies: list[OfPolicy]
+    scores: xr.Dataset | None
+    num_truncated: int
+
+
 class HeadcountLM(_HFLM):
     """An lm-eval model that zeroes heads by a policy while it answers.
 
     Prompts, tokenisation, truncation and post-processing are those of lm-eval's ``HFLM``; log-likelihoods come from
-    headcount's engine: one forward pass for each distinct input, true lengths, log-softmax in float32.
+    headcount's engine: what inputs share is read once, true lengths, log-softmax in float32.
 
     Args:
         model: a loaded model, or anything ``headcount.load`` takes.
         tokenizer: its tokenizer; loaded with the model if the model is given by name.
-        policy: which heads to zero.
-        batch_tokens: tokens in a batch, padding included.
+        policy: which heads to zero, also as text (``ahon_ln@0.4``, ``random:0.1``, ``ahon_ln:0.1`` with
+            ``thresholds_from``).
+        batch_tokens: tokens in a batch, padding included; None for as many as suit the memory.
         seed: of the ``random`` score.
         generation_batch_size: prompts generated from at a time.
+        decide: when generation decides which heads to zero. ``prompt``: once, on the prompt, for the whole answer.
+            ``running``: at every token anew, by averages over prompt and answer so far. ``every-pass``: at every token
+            anew by reading the whole text again, without a cache, as the paper's authors do.
+        thresholds_from: folder of a run whose scores give the thresholds of a policy named by share.
+        pretrained: the same as ``model``, under lm-eval's name for it.
+        loading: with a model given by name, options of ``headcount.load`` (``dtype``, ``device``, ``revision``, …).
+
+    Raises:
+        InputError: no model, an unknown way to decide, or a policy that cannot be understood.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel | str,
+        model: PreTrainedModel | str | None = None,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
-        policy: Policy | None = None,
-        batch_tokens: int = 4096,
+        policy: Policy | str | None = None,
+        batch_tokens: int | None = None,
         seed: int = 0,
         generation_batch_size: int = 8,
+        decide: str = "prompt",
+        thresholds_from: str | None = None,
+        pretrained: PreTrainedModel | str | None = None,
+        **loading: Any,
     ) -> None:
+        model = pretrained if model is None else model
+        if model is None:
+            raise InputError("No model was given. Pass a loaded model, or model=NAME (in model_args: pretrained=NAME).")
+        if decide not in DECIDE:
+            raise InputError(f"decide is {', '.join(map(repr, DECIDE))}, not {decide!r}.")
+        # lm-eval's command line passes these whether or not they were asked for.
+        options = {k: v for k, v in loading.items() if v is not None and k not in ("batch_size", "max_batch_size")}
+        known = {*inspect.signature(load).parameters} - {"model"} if isinstance(model, str) else {"device"}
+        if unknown := sorted(options.keys() - known):
+            raise InputError(f"Unknown option {unknown[0]!r} of HeadcountLM. {nearest(unknown[0], known)}")
         if isinstance(model, str):
-            model, loaded_tokenizer = load(model)
+            model, loaded_tokenizer = load(model, **options)
             tokenizer = tokenizer or loaded_tokenizer
         with quiet():
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=generation_batch_size)
-        self.policy = policy
+        self.policy = (
+            resolve_policy(policy, thresholds_from=thresholds_from, seed=seed) if isinstance(policy, str) else policy
+        )
         self.batch_tokens = batch_tokens
         self.seed = seed
-        self.record_scores: Sequence[str] = ()
-        """Scores to record while log-likelihoods are computed."""
-        self.progress: Progress = no_progress
-        self.dry_run = False
-        """Only find out what would be read (``inputs``); answers are NaN or empty."""
-        self.num_truncated = 0
-        self.scores: xr.Dataset | None = None
-        """What ``record_scores`` asked for, one example an input of ``inputs``, after a log-likelihood call."""
-        self.inputs: list[list[int]] = []
-        """The distinct inputs of the last log-likelihood call."""
-        self.inputs_of: list[list[int]] = []
-        """For each request of the last call, its inputs: one, or one a window of a long text."""
-        self.share_zeroed = np.zeros(0)
-        """float64 [input], of the last call."""
+        self.decide = decide
         self._encoded: dict[tuple[str, str], TokenPair] = {}
+        self._generated: dict[tuple[int, ...], tuple[float, list[list[int]]]] = {}
+        self._probe: Probe | None = None
+
+    # What lm-eval calls
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        return super().loglikelihood(requests, disable_tqdm=True)
+        return self._answers("loglikelihood", requests)
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
-        windows: list[list[TokenPair]] = [
+        return self._answers("loglikelihood_rolling", requests)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        return self._answers("generate_until", requests)
+
+    def _answers(self, kind: str, requests: Sequence[Instance]) -> list[Any]:
+        (answered,) = self.respond(kind, requests, [self.policy]).of_policies
+        if answered.failure:
+            raise InputError(answered.failure)
+        return answered.responses
+
+    # What a Benchmark calls
+
+    def respond(
+        self,
+        kind: str,
+        requests: Sequence[Instance],
+        policies: Sequence[Policy | None],
+        *,
+        scores: Sequence[str] = (),
+        progress: Progress = no_progress,
+    ) -> Responses:
+        """Answer requests of one of lm-eval's kinds under several policies, recording ``scores`` of the untouched model."""
+        if kind == "generate_until":
+            return self._generate(requests, policies, progress)
+        plan, spans = self._plan(kind, requests)
+        scored = run_plan(
+            self.model, plan, policies, scores=scores, batch_tokens=self.batch_tokens, seed=self.seed, progress=progress
+        )
+        ends = np.cumsum(spans).tolist()
+        parts = [range(end - span, end) for span, end in zip(spans, ends, strict=True)]
+        of_policies = []
+        for of_policy in scored.of_policies:
+            nats = of_policy.loglikelihoods
+            if kind == "loglikelihood":
+                responses: list[Any] = [nats[part[0]] for part in parts]
+            else:
+                responses = [sum(nats[i][0] for i in part) for part in parts]
+            of_policies.append(
+                OfPolicy(responses=responses, share_zeroed=of_policy.share_zeroed, failure=of_policy.failure)
+            )
+        return Responses(
+            inputs=plan.inputs,
+            inputs_of=[[plan.input_of[i] for i in part] for part in parts],
+            of_policies=of_policies,
+            scores=scored.scores if scores else None,
+            num_truncated=plan.num_truncated,
+        )
+
+    def inputs_of(self, kind: str, requests: Sequence[Instance]) -> list[list[int]]:
+        """The distinct token-id rows that answering would read."""
+        if kind == "generate_until":
+            return [list(row) for row in dict.fromkeys(tuple(self.tok_encode(request.args[0])) for request in requests)]
+        return self._plan(kind, requests)[0].inputs
+
+    def _plan(self, kind: str, requests: Sequence[Instance]) -> tuple[ScoringPlan, list[int]]:
+        """What to read and score, and how many of its entries belong to each request."""
+        pairs = [[pair] for pair in self._pairs(requests)] if kind == "loglikelihood" else self._windows(requests)
+        plan = ScoringPlan.from_requests([pair for of_request in pairs for pair in of_request], self.max_length)
+        return plan, [len(of_request) for of_request in pairs]
+
+    def _pairs(self, requests: Sequence[Instance]) -> list[TokenPair]:
+        """(context, continuation) token ids, encoded by lm-eval's own ``loglikelihood``."""
+        encoded: list[TokenPair] = []
+
+        def capture(given: Sequence[tuple[Any, list[int], list[int]]], **_: Any) -> list[tuple[float, bool]]:
+            encoded.extend((context, continuation) for _, context, continuation in given)
+            return []
+
+        self._loglikelihood_tokens = capture
+        try:
+            super().loglikelihood(list(requests), disable_tqdm=True)
+        finally:
+            del self._loglikelihood_tokens
+        return encoded
+
+    def _windows(self, requests: Sequence[Instance]) -> list[list[TokenPair]]:
+        return [
             [
                 make_disjoint_window(window)
                 for window in get_rolling_token_windows(
@@ -90,74 +218,81 @@ class HeadcountLM(_HFLM):
             ]
             for request in requests
         ]
-        nats = iter(self._loglikelihood_tokens([(None, *pair) for pairs in windows for pair in pairs]))
-        totals = [sum(next(nats)[0] for _ in pairs) for pairs in windows]
-        of_window = iter(self.inputs_of)
-        self.inputs_of = [[index for _ in pairs for index in next(of_window)] for pairs in windows]
-        return totals
-
-    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
-        if self.dry_run:
-            self.inputs = [self.tok_encode(request.args[0]) for request in requests]
-            self.inputs_of, self.share_zeroed = [[i] for i in range(len(requests))], np.zeros(len(requests))
-            return [""] * len(requests)
-        prompts: dict[tuple[int, ...], int] = {}
-        shares: list[float] = []
-        self._generated = prompts, shares
-        with instrument(self.model, policy=self.policy, seed=self.seed) as self._probe:
-            answers = super().generate_until(requests, disable_tqdm=True)
-        encoded = [tuple(self.tok_encode(request.args[0])) for request in requests]
-        self.inputs = [list(row) for row in prompts]
-        # lm-eval may have cut a prompt's start to leave room for the answer; then the prompt ends with what was read.
-        self.inputs_of = [[prompts[row] if row in prompts else _suffix(prompts, row)] for row in encoded]
-        self.share_zeroed = np.array(shares)
-        self.scores = None
-        return answers
-
-    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
-        prompts, shares = self._generated
-        self._probe.clear()
-        answer = super()._model_generate(context, max_length, stop, **options)
-        mask = options.get("attention_mask")
-        for i, row in enumerate(context):
-            real = row if mask is None else row[mask[i].bool()]
-            if prompts.setdefault(tuple(real.tolist()), len(prompts)) == len(shares):
-                shares.append(float(self._probe.share_zeroed[i]))
-        self.progress(len(shares), len(shares))
-        return answer
-
-    def _loglikelihood_tokens(
-        self,
-        requests: Sequence[tuple[Any, list[int], list[int]]],
-        disable_tqdm: bool = True,
-        override_bs: int | None = None,
-    ) -> list[tuple[float, bool]]:
-        plan = ScoringPlan.from_requests(
-            [(context, continuation) for _, context, continuation in requests], self.max_length
-        )
-        self.inputs, self.inputs_of = plan.inputs, [[index] for index in plan.input_of]
-        self.num_truncated = plan.num_truncated
-        if self.dry_run:
-            self.share_zeroed = np.zeros(len(plan.inputs))
-            return [(float("nan"), False)] * len(requests)
-        scored = run_plan(
-            self.model,
-            plan,
-            policy=self.policy,
-            scores=self.record_scores,
-            batch_tokens=self.batch_tokens,
-            seed=self.seed,
-            progress=self.progress,
-        )
-        self.scores, self.share_zeroed = scored.scores, scored.share_zeroed
-        return scored.loglikelihoods
 
     def _encode_pair(self, context: str, continuation: str) -> TokenPair:
-        """Cached: every policy scores the same requests."""
+        """Cached: every shard of questions is planned twice, to be counted and to be asked."""
         key = context, continuation
         if key not in self._encoded:
             self._encoded[key] = super()._encode_pair(context, continuation)
         return self._encoded[key]
+
+    # Generation
+
+    def _generate(
+        self, requests: Sequence[Instance], policies: Sequence[Policy | None], progress: Progress
+    ) -> Responses:
+        answers, of_prompts = [], []
+        prompts: dict[tuple[int, ...], int] = {}
+        for number, policy in enumerate(policies):
+            self._generated = {}
+            with instrument(self.model, policy=policy, seed=self.seed, decide=self.decide) as self._probe:
+                self._done = number * len(requests)
+                self._told = lambda: progress(self._done, len(policies) * len(requests))
+                answers.append(super().generate_until(list(requests), disable_tqdm=True))
+            of_prompts.append(self._generated)
+            prompts |= dict.fromkeys(self._generated, 0)
+        prompts = {prompt: i for i, prompt in enumerate(prompts)}
+        encoded = [tuple(self.tok_encode(request.args[0])) for request in requests]
+        return Responses(
+            inputs=[list(prompt) for prompt in prompts],
+            # lm-eval may have cut a prompt's start to leave room for the answer; then the prompt ends with what was read.
+            inputs_of=[[prompts[row] if row in prompts else _suffix(prompts, row)] for row in encoded],
+            of_policies=[
+                OfPolicy(
+                    responses=responses,
+                    share_zeroed=np.array([seen[prompt][0] for prompt in prompts]),
+                    zeroed_heads=[seen[prompt][1] for prompt in prompts],
+                )
+                for responses, seen in zip(answers, of_prompts, strict=True)
+            ],
+            scores=None,
+            num_truncated=sum(row not in prompts for row in dict.fromkeys(encoded)),
+        )
+
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        """One batch of lm-eval's ``generate_until``, with a note of which heads were zeroed on each prompt."""
+        assert self._probe is not None
+        self._probe.clear()
+        with _without_cache(self.model) if self.decide == "every-pass" else _as_it_is():
+            answer = super()._model_generate(context, max_length, stop, **options)
+        # Without a cache every token is a pass over the whole text: [pass · prompt, layer, head].
+        passes = self._probe.zeroed.values.reshape(-1, len(context), *self._probe.zeroed.shape[1:])
+        shares = self._probe.share_zeroed.reshape(-1, len(context)).mean(0)
+        layers = self._probe.geometry.layer_indices
+        mask = options.get("attention_mask")
+        for i, row in enumerate(context):
+            real = row if mask is None else row[mask[i].bool()]
+            heads = [[layers[place], int(head)] for place, head in np.argwhere(passes[:, i].all(0))]
+            self._generated.setdefault(tuple(real.tolist()), (float(shares[i]), heads))
+        self._done += len(context)
+        self._told()
+        return answer
+
+
+@contextmanager
+def _without_cache(model: Any) -> Iterator[None]:
+    """``model.generate`` reads the whole text anew for every token; lm-eval asks for the cache whatever it is given."""
+    generate = model.generate
+    model.generate = lambda *args, **options: generate(*args, **(options | {"use_cache": False}))
+    try:
+        yield
+    finally:
+        del model.generate
+
+
+@contextmanager
+def _as_it_is() -> Iterator[None]:
+    yield
 
 
 def _suffix(prompts: dict[tuple[int, ...], int], row: tuple[int, ...]) -> int:

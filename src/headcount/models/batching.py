@@ -3,6 +3,7 @@
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,13 @@ from transformers import PreTrainedModel
 
 from headcount.errors import InputError, ModelError
 from headcount.models.loading import max_positions
+
+Result = TypeVar("Result")
+
+#: Tokens of an automatic batch on a processor: more give no larger matrix products that would be faster.
+_CPU_BATCH_TOKENS = 2048
+#: Part of a GPU's free memory that a batch may take, and the most tokens that still make it faster.
+_GPU_SHARE, _MAX_BATCH_TOKENS = 0.25, 65_536
 
 #: Called with (examples done, examples in all).
 Progress = Callable[[int, int], None]
@@ -56,30 +64,29 @@ def input_device(model: PreTrainedModel) -> torch.device:
     return weight.device
 
 
-def run_in_batches(
-    lengths: Sequence[int], batch_tokens: int, run: Callable[[list[int]], None], progress: Progress = no_progress
-) -> None:
-    """Call ``run`` with the indices of each batch; on running out of memory halve the batch, say so once, and go on.
+def batches(
+    sizes: Sequence[int], batch_tokens: int, run: Callable[[list[int]], Result]
+) -> Iterator[tuple[list[int], Result]]:
+    """The indices of each batch with what ``run`` made of it; a batch that does not fit in memory is halved, with a warning.
 
     ``run`` must leave nothing behind when it raises.
 
     Raises:
         ModelError: a single example does not fit in memory.
     """
-    warned, done = False, 0
-    waiting = list(batches_by_tokens(lengths, batch_tokens))[::-1]
+    warned = False
+    waiting = list(batches_by_tokens(sizes, batch_tokens))[::-1]
     while waiting:
         batch = waiting.pop()
         try:
-            run(batch)
+            result = run(batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _out_of_memory(error):
                 raise
-            tokens = lengths[batch[0]]
             if len(batch) == 1:
                 raise ModelError(
-                    f"One example of {tokens} tokens does not fit in memory. Shorten the inputs (--max-length), use a smaller "
-                    "dtype, or spread the model over devices (--device-map auto)."
+                    f"One example of {sizes[batch[0]]} tokens does not fit in memory. Shorten the inputs (--max-length), use a "
+                    "smaller dtype, or spread the model over devices (--device-map auto)."
                 ) from None
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
@@ -91,9 +98,33 @@ def run_in_batches(
                 warned = True
             half = len(batch) // 2
             waiting += [batch[half:], batch[:half]]
-            continue
+        else:
+            yield batch, result
+
+
+def run_in_batches(
+    lengths: Sequence[int], batch_tokens: int, run: Callable[[list[int]], None], progress: Progress = no_progress
+) -> None:
+    """Call ``run`` with the indices of each batch, as ``batches`` does, and report progress."""
+    done = 0
+    for batch, _ in batches(lengths, batch_tokens, run):
         done += len(batch)
         progress(done, len(lengths))
+
+
+def batch_tokens_for(model: PreTrainedModel, given: int | None = None) -> int:
+    """Tokens in a batch: as ``given``, or as many as suit the memory (a processor's caches, a part of a GPU's free memory)."""
+    if given is not None:
+        return given
+    device = input_device(model)
+    if device.type != "cuda":
+        return _CPU_BATCH_TOKENS
+    config = model.config.get_text_config()
+    # A token takes its hidden states in every layer (kept to restart there), keys and values, and a layer's work.
+    numbers = config.num_hidden_layers * 3 * config.hidden_size + 16 * config.hidden_size
+    free, _ = torch.cuda.mem_get_info(device)
+    tokens = int(free * _GPU_SHARE / (numbers * model.dtype.itemsize))
+    return max(256, min(tokens, _MAX_BATCH_TOKENS))
 
 
 def _out_of_memory(error: BaseException) -> bool:

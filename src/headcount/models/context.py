@@ -26,7 +26,9 @@ class ForwardContext:
         batch, length = given.shape[:2]
         mask = call.get("attention_mask")
         cache = call.get("past_key_values")
-        self.continues = cache is not None and int(cache.get_seq_length()) > 0
+        self.num_past = 0 if cache is None else int(cache.get_seq_length())
+        """Tokens of the text that are in the cache already, padding included."""
+        self.continues = self.num_past > 0
         """True for a decoding step: earlier tokens are in the cache, so whole-sequence scores do not exist."""
         self.tokens: Tensor | None = tokens
         self.batch: int = batch
@@ -56,14 +58,15 @@ class ForwardContext:
             tokens = self.tokens.cpu().numpy()
             real = None if self.positions.real is None else self.positions.real.cpu().numpy()
             draws = [
-                _draw(row if real is None else row[real[i]], seed, (num_layers, num_heads))
+                draw_uniform(row if real is None else row[real[i]], seed, (num_layers, num_heads))
                 for i, row in enumerate(tokens)
             ]
             self._uniform[seed] = torch.from_numpy(np.stack(draws))
         return self._uniform[seed]
 
 
-def _draw(tokens: np.ndarray, seed: int, shape: tuple[int, int]) -> np.ndarray:
+def draw_uniform(tokens: np.ndarray, seed: int, shape: tuple[int, int]) -> np.ndarray:
+    """Float32 of ``shape`` on [0, 1), a function of the seed and one example's token ids alone."""
     digest = hashlib.blake2b(
         tokens.astype("<i8").tobytes(), digest_size=16, key=int(seed).to_bytes(16, "little", signed=True)
     )

@@ -1,0 +1,87 @@
+"""Keep the log-probabilities of a plan's tokens, under every policy, as passes find them."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from headcount.evaluation.plan import ScoringPlan
+from headcount.models.batching import Progress
+from headcount.models.prefixes import Segment
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What a ScoringPlan's requests were answered under one policy.
+
+    Attributes:
+        loglikelihoods: for each request, the continuation's log-likelihood in nats, and whether it is the greedy one.
+        share_zeroed: float64 [input]: heads zeroed over heads of the model.
+        failure: why the policy was given up; None if it was not.
+    """
+
+    loglikelihoods: list[tuple[float, bool]]
+    share_zeroed: np.ndarray
+    failure: str | None = None
+
+
+class Ledger:
+    """One row of tokens for each policy, and one more for the untouched model."""
+
+    def __init__(self, plan: ScoringPlan, num_policies: int, progress: Progress) -> None:
+        self._plan, self._targets, self._progress = plan, plan.targets(), progress
+        spans = np.array([len(continuation) for continuation in plan.continuations], dtype=np.int64)
+        self._starts = np.cumsum(spans) - spans  # of each request's tokens
+        size = int(spans.sum())
+        self._nats = np.full((num_policies + 1, size), np.nan, np.float32)
+        self._greedy = np.zeros((num_policies + 1, size), bool)
+        self._share_zeroed = np.full((num_policies, len(plan.inputs)), np.nan)
+        self._slots_of: list[list[int]] = [
+            [self._starts[request] + place for of_position in wanted.values() for _, request, place in of_position]
+            for wanted in self._targets
+        ]
+        self.failures: dict[int, str] = {}
+        self.untouched = num_policies
+        """The row of the untouched model."""
+
+    def wanted(self, row: int, segment: Segment) -> Iterable[tuple[int, int, int, int]]:
+        """What is to be read while ``row`` reads a segment: (row, position in the segment, token, slot in the ledger)."""
+        for input in segment.inputs:
+            for position, of_position in self._targets[input].items():
+                if segment.start <= position < segment.end:
+                    for token, request, place in of_position:
+                        yield row, position - segment.start, token, int(self._starts[request] + place)
+
+    def write(
+        self, lead: int | np.ndarray, slots: Sequence[int] | np.ndarray, nats: np.ndarray, greedy: np.ndarray
+    ) -> None:
+        """Enter tokens' log-probabilities and whether they are the likeliest, all of one row or each of its own."""
+        self._nats[lead, slots] = nats
+        self._greedy[lead, slots] = greedy
+
+    def settle(self, policy: int, input: int, share_zeroed: float, *, like: int | None = None) -> None:
+        """An input is answered under a policy: by the policy's own tokens, or ``like`` those of another row."""
+        if like is not None:
+            slots = self._slots_of[input]
+            self.write(policy, slots, self._nats[like, slots], self._greedy[like, slots])
+        self._share_zeroed[policy, input] = share_zeroed
+
+    def report(self) -> None:
+        self._progress(int((~np.isnan(self._share_zeroed)).sum()), self._share_zeroed.size)
+
+    def results(self) -> list[Scored]:
+        results = []
+        for policy, share_zeroed in enumerate(self._share_zeroed):
+            nats: list[float] = []
+            greedy: list[bool] = []
+            if len(self._starts):
+                nats = np.add.reduceat(self._nats[policy].astype(np.float64), self._starts).tolist()
+                greedy = np.logical_and.reduceat(self._greedy[policy], self._starts).tolist()
+            results.append(
+                Scored(
+                    loglikelihoods=list(zip(nats, greedy, strict=True)),
+                    share_zeroed=share_zeroed,
+                    failure=self.failures.get(policy),
+                )
+            )
+        return results

@@ -1,0 +1,97 @@
+"""Which inputs begin alike: a tree of token segments, so that what they share can be read once."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+#: A shared beginning shorter than this many tokens, or that spares fewer, is not worth a segment of its own.
+MIN_SHARED = 8
+MIN_SPARED = 16
+
+
+@dataclass(kw_only=True, eq=False)
+class Segment:
+    """Tokens ``start`` to ``end`` of ``inputs``, which agree in them.
+
+    ``input`` is the one of them that ends here, None where all go on.
+    """
+
+    start: int
+    end: int
+    inputs: list[int]
+    input: int | None = None
+    children: list["Segment"] = field(default_factory=list)
+
+    @classmethod
+    def whole(cls, input: int, length: int) -> "Segment":
+        """All of one input."""
+        return cls(start=0, end=length, inputs=[input], input=input)
+
+    @property
+    def length(self) -> int:
+        return self.end - self.start
+
+
+def segment_tree(
+    inputs: Sequence[Sequence[int]],
+    *,
+    share: bool = True,
+    min_shared: int = MIN_SHARED,
+    min_spared: int = MIN_SPARED,
+) -> list[Segment]:
+    """The segments that distinct ``inputs`` begin with, each with those that continue it.
+
+    Inputs are the paths from a root to a segment with ``input``. A stretch of at least ``min_shared`` tokens that several
+    inputs share is a segment of its own if that spares reading ``min_spared`` tokens. Without ``share`` every input is one
+    segment.
+
+    >>> [root] = segment_tree([[1, 2, 3, 4], [1, 2, 3, 5, 6]], min_shared=2, min_spared=3)
+    >>> root.end, [(child.start, child.end, child.input) for child in root.children]
+    (3, [(3, 4, 0), (3, 5, 1)])
+    """
+    if not share:
+        return [Segment.whole(i, len(row)) for i, row in enumerate(inputs)]
+    order = sorted(range(len(inputs)), key=lambda i: tuple(inputs[i]))
+    shared = [_shared(inputs[a], inputs[b]) for a, b in pairwise(order)]
+    return _split(inputs, order, shared, 0, min_shared, min_spared)
+
+
+def _split(
+    inputs: Sequence[Sequence[int]], order: list[int], shared: list[int], start: int, min_shared: int, min_spared: int
+) -> list[Segment]:
+    """Segments of sorted inputs that agree up to ``start``; ``shared`` are the common lengths of neighbours."""
+    segments: list[Segment] = []
+    i = 0
+    while i < len(order):
+        stop = i + 1
+        while stop < len(order) and shared[stop - 1] - start >= min_shared:
+            stop += 1
+        group = order[i:stop]
+        end = min(shared[i : stop - 1], default=len(inputs[group[0]]))
+        segment = Segment(start=start, end=end, inputs=group)
+        shortest = len(inputs[group[0]]) == end  # it comes first
+        if shortest:
+            segment.input = group[0]
+        rest = slice(i + shortest, stop)
+        segment.children = _split(
+            inputs, order[rest], shared[rest.start : max(rest.start, stop - 1)], end, min_shared, min_spared
+        )
+        if segment.children and (len(segment.children) + shortest - 1) * segment.length < min_spared:
+            for child in segment.children:
+                child.start = start
+            segments += segment.children
+            segment.children = []
+            if not shortest:
+                i = stop
+                continue
+        segments.append(segment)
+        i = stop
+    return segments
+
+
+def _shared(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many tokens two inputs begin with alike."""
+    for i, (a, b) in enumerate(zip(first, second, strict=False)):
+        if a != b:
+            return i
+    return min(len(first), len(second))
