@@ -1,7 +1,43 @@
-"""Tables from saved results: pure functions from per-question outcomes to data frames."""
+"""Tables from saved results: pure functions from outcomes, scores and thresholds to data frames and labelled arrays."""
 
 from headcount.analysis.accuracy import accuracy_table
+from headcount.analysis.agreement import score_agreement
+from headcount.analysis.curves import (
+    against_random,
+    curve_points,
+    curve_table,
+    normalised_area,
+    rank_correlation,
+    removable_by_score,
+    top_overlap,
+)
+from headcount.analysis.distributions import cumulative, distances, layer_profile
+from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
 from headcount.analysis.removable import last_crossing, removable_table
 from headcount.analysis.sequential import SequentialTest, sequential_table
+from headcount.analysis.stability import head_stability, threshold_stability, threshold_transfer
 
-__all__ = ["SequentialTest", "accuracy_table", "last_crossing", "removable_table", "sequential_table"]
+__all__ = [
+    "SequentialTest",
+    "accuracy_table",
+    "against_random",
+    "cumulative",
+    "curve_points",
+    "curve_table",
+    "distances",
+    "frequency_table",
+    "group_frequency",
+    "head_frequency",
+    "head_stability",
+    "last_crossing",
+    "layer_profile",
+    "normalised_area",
+    "rank_correlation",
+    "removable_by_score",
+    "removable_table",
+    "score_agreement",
+    "sequential_table",
+    "threshold_stability",
+    "threshold_transfer",
+    "top_overlap",
+]

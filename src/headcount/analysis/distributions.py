@@ -1,0 +1,88 @@
+"""How scores are distributed: over all heads and inputs, layer by layer, and from one model to another."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.stats import wasserstein_distance
+
+from headcount.errors import InputError
+
+_MOST_VALUES = 100_000  # of a distribution that is compared with another
+
+
+def cumulative(scores: xr.Dataset, *, levels: int = 201) -> pd.DataFrame:
+    """The cumulative distribution of each score over all examples, layers and heads, as quantiles at equal steps.
+
+    Returns:
+        One row a score and level: score, share (0…1), value: that share of the scores is at most ``value``. The numbers
+        are ``thresholds``' at these shares, without regard to direction. Scores that were nowhere measured are left out.
+    """
+    shares = np.linspace(0, 1, levels)
+    frames = []
+    for name in map(str, scores.data_vars):
+        values = _sorted(scores[name])
+        if len(values):
+            quantiles = np.quantile(values, shares, method="interpolated_inverted_cdf")
+            frames.append(pd.DataFrame({"score": name, "share": shares, "value": quantiles}))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["score", "share", "value"])
+
+
+def distances(scores: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+    """Wasserstein distance (of order 1) between the distributions of each score in every two models, or data sets.
+
+    How far, on average, a score has to be moved to turn the one distribution into the other, in the score's unit. Of more
+    than 100,000 scores as many evenly spaced quantiles are compared, which changes a distance by less than the score's
+    range over 100,000.
+
+    Args:
+        scores: name → dims (example, layer, head); numbers of layers, heads and inputs may differ.
+
+    Returns:
+        One row a score and pair: score, one, other, distance. Scores that one of a pair lacks are left out.
+
+    Raises:
+        InputError: fewer than two.
+    """
+    if len(scores) < 2:
+        raise InputError(f"Distances are between at least two; got {', '.join(scores) or 'none'}.")
+    rows = []
+    for score in dict.fromkeys(str(name) for of_one in scores.values() for name in of_one.data_vars):
+        known = {name: _thinned(_sorted(of_one[score])) for name, of_one in scores.items() if score in of_one}
+        for one, other in combinations([name for name, values in known.items() if len(values)], 2):
+            distance = float(wasserstein_distance(known[one], known[other]))
+            rows.append({"score": score, "one": one, "other": other, "distance": distance})
+    return pd.DataFrame(rows, columns=["score", "one", "other", "distance"])
+
+
+def layer_profile(scores: xr.Dataset, *, shares: Sequence[float] = (0.1, 0.5, 0.9)) -> pd.DataFrame:
+    """Each score layer by layer, over examples and heads.
+
+    Returns:
+        One row a score and layer: score, layer (index in the model), mean, and a quantile q10, q50, … for each of
+        ``shares``; NaN where nothing was measured.
+    """
+    names = [f"q{100 * share:g}" for share in shares]
+    rows = []
+    for score in map(str, scores.data_vars):
+        for number, layer in enumerate(scores["layer"].to_numpy()):
+            values = _sorted(scores[score].isel(layer=number))
+            quantiles = np.quantile(values, shares) if len(values) else [np.nan] * len(names)
+            mean = float(values.mean(dtype=np.float64)) if len(values) else np.nan
+            rows.append({"score": score, "layer": int(layer), "mean": mean, **dict(zip(names, quantiles, strict=True))})
+    return pd.DataFrame(rows)
+
+
+def _sorted(values: xr.DataArray) -> NDArray[np.floating]:
+    flat = np.sort(values.to_numpy(), axis=None)  # NaN last
+    return flat[: len(flat) - int(np.isnan(flat).sum())]
+
+
+def _thinned(values: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Evenly spaced quantiles of sorted values, if those are many."""
+    if len(values) <= _MOST_VALUES:
+        return values
+    return values[((np.arange(_MOST_VALUES) + 0.5) * len(values) / _MOST_VALUES).astype(int)]

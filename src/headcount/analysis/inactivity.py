@@ -1,0 +1,166 @@
+"""Which heads are inactive, on how many inputs, and how many whole key-value groups with them.
+
+Scores are datasets as from ``measure_heads``, dims (example, layer, head); thresholds as from ``thresholds``, dim (share,).
+Both may be large: inputs are taken a few hundred at a time.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from numpy.typing import NDArray
+
+from headcount.errors import InputError
+from headcount.heads import HeadGeometry
+from headcount.scores import get_score
+
+_CELLS_A_CHUNK = 20_000_000  # scores held at once: 80 MB of float32
+
+
+def beyond(values: NDArray[np.floating], threshold: float, score: str) -> NDArray[np.bool_]:
+    """Where a score is inactive: strictly below the threshold, or above it for scores inactive when high; not where NaN."""
+    return values < threshold if get_score(score).inactive_when == "low" else values > threshold
+
+
+def common_scores(scores: xr.Dataset, thresholds: xr.Dataset) -> list[str]:
+    """The scores that have thresholds, in the order of ``scores``. InputError when there is none."""
+    names = [str(name) for name in scores.data_vars if name in thresholds]
+    if not names:
+        raise InputError(
+            f"No score has both values and thresholds: {', '.join(map(str, scores.data_vars)) or 'nothing'} was measured, "
+            f"{', '.join(map(str, thresholds.data_vars)) or 'nothing'} has thresholds. Run `headcount thresholds`."
+        )
+    return names
+
+
+def chunks(scores: xr.Dataset, columns: int = 1) -> Iterator[slice]:
+    """Slices of the examples of which ``columns`` scores at a time fit in memory."""
+    cells = max(1, scores.sizes["layer"] * scores.sizes["head"] * columns)
+    step = max(1, _CELLS_A_CHUNK // cells)
+    for start in range(0, scores.sizes["example"], step):
+        yield slice(start, start + step)
+
+
+def values_of(scores: xr.Dataset, name: str, examples: slice) -> NDArray[np.floating]:
+    """One score on some inputs, [example, layer, head]."""
+    return scores[name].isel(example=examples).transpose("example", "layer", "head").to_numpy()
+
+
+def head_frequency(scores: xr.Dataset, thresholds: xr.Dataset) -> xr.Dataset:
+    """On which share of the inputs each query head is inactive.
+
+    Returns:
+        One float64 variable a score, dims (share, layer, head): of the inputs on which the head was measured; NaN for a
+        head that never was.
+
+    Raises:
+        InputError: no score with thresholds.
+    """
+    names = common_scores(scores, thresholds)
+    shape = scores.sizes["layer"], scores.sizes["head"]
+    inactive = {name: np.zeros((thresholds.sizes["share"], *shape)) for name in names}
+    measured = {name: np.zeros(shape) for name in names}
+    for examples in chunks(scores):
+        for name in names:
+            values = values_of(scores, name, examples)
+            measured[name] += (~np.isnan(values)).sum(axis=0)
+            for number, threshold in enumerate(thresholds[name].to_numpy()):
+                inactive[name][number] += beyond(values, threshold, name).sum(axis=0)
+    dims = "share", "layer", "head"
+    return xr.Dataset(
+        {name: (dims, _ratio(inactive[name], measured[name])) for name in names},
+        coords={"share": thresholds["share"], "layer": scores["layer"], "head": scores["head"]},
+    )
+
+
+def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, geometry: HeadGeometry) -> xr.Dataset:
+    """On which share of the inputs each key-value group is inactive as a whole: all query heads that share its keys.
+
+    Only then could its keys and values be left out of the computation and of the cache. With one query head a group
+    (multi-head attention) it is ``head_frequency``.
+
+    Args:
+        scores: dims (example, layer, head).
+        thresholds: dim (share,).
+        geometry: the model's layers, in the order of ``scores``.
+
+    Returns:
+        One float64 variable a score, dims (share, layer, group); NaN for a group that a layer does not have.
+
+    Raises:
+        InputError: no score with thresholds, or a geometry of other layers than the scores'.
+    """
+    names = common_scores(scores, thresholds)
+    if geometry.layer_indices != scores["layer"].values.tolist():
+        raise InputError(
+            f"The geometry has layers {geometry.layer_indices}, the scores {scores['layer'].values.tolist()}. "
+            "Pass that of the model that was measured."
+        )
+    most = _most_groups(geometry)
+    shape = thresholds.sizes["share"], len(geometry.layers), most
+    found = {name: np.zeros(shape) for name in names}
+    for examples in chunks(scores):
+        for name in names:
+            most_active = _most_active(values_of(scores, name, examples), geometry, name)
+            for number, threshold in enumerate(thresholds[name].to_numpy()):
+                found[name][number] += beyond(most_active, threshold, name).sum(axis=0)
+    exists = np.arange(most) < np.array([[layer.num_key_value_heads] for layer in geometry.layers])  # [layer, group]
+    dims = "share", "layer", "group"
+    return xr.Dataset(
+        {name: (dims, _ratio(found[name], exists * scores.sizes["example"])) for name in names},
+        coords={"share": thresholds["share"], "layer": scores["layer"], "group": np.arange(most)},
+    )
+
+
+def _most_active(values: NDArray[np.floating], geometry: HeadGeometry, score: str) -> NDArray[np.floating]:
+    """The score of each group's head that is farthest from inactive, [example, layer, group]; NaN where one has none."""
+    farthest = np.max if get_score(score).inactive_when == "low" else np.min
+    found = np.full((len(values), len(geometry.layers), _most_groups(geometry)), np.nan, values.dtype)
+    for row, layer in enumerate(geometry.layers):
+        groups = values[:, row, : layer.num_attention_heads].reshape(len(values), -1, layer.group_size)
+        found[:, row, : layer.num_key_value_heads] = farthest(groups, axis=2)
+    return found
+
+
+def _most_groups(geometry: HeadGeometry) -> int:
+    return max(layer.num_key_value_heads for layer in geometry.layers)
+
+
+def frequency_table(heads: xr.Dataset, groups: xr.Dataset | None = None) -> pd.DataFrame:
+    """How many heads are always, sometimes and never inactive.
+
+    Args:
+        heads: from ``head_frequency``.
+        groups: from ``group_frequency``, for the same scores and shares.
+
+    Returns:
+        One row a score and share: score, share, heads, always, sometimes, never, mean_inactive (heads inactive on an input,
+        on average); with ``groups`` also groups, groups_always, groups_sometimes, groups_never and groups_mean_inactive,
+        where a group is inactive when all its query heads are.
+    """
+    rows = []
+    for name in map(str, heads.data_vars):
+        for number, share in enumerate(heads["share"].to_numpy()):
+            row = {"score": name, "share": float(share)} | _counts(heads[name][number].to_numpy(), "heads", "")
+            if groups is not None:
+                row |= _counts(groups[name][number].to_numpy(), "groups", "groups_")
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _counts(frequency: NDArray[np.float64], total: str, prefix: str) -> dict[str, float]:
+    known = frequency[~np.isnan(frequency)]
+    always, never = int((known == 1).sum()), int((known == 0).sum())
+    return {
+        total: len(known),
+        f"{prefix}always": always,
+        f"{prefix}sometimes": len(known) - always - never,
+        f"{prefix}never": never,
+        f"{prefix}mean_inactive": float(known.sum()),
+    }
+
+
+def _ratio(count: NDArray[np.float64], total: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.float64]:
+    of = np.broadcast_to(total, count.shape)
+    return np.divide(count, of, out=np.full(count.shape, np.nan), where=of > 0)
