@@ -177,7 +177,11 @@ def test_policies_that_zero_nothing_change_no_logit(tiny, policy):
     with instrument(model):
         assert torch.equal(logits(model), before)
     with instrument(model, policy=policy) as probe:
-        assert torch.equal(logits(model), before)
+        unintervened = logits(model)
+    if policy.needs <= {"uniform"}:
+        assert torch.equal(unintervened, before)
+    else:  # the attention that measures rounds in another order
+        torch.testing.assert_close(unintervened, before, rtol=1e-4, atol=1e-5)
     assert probe.share_zeroed.tolist() == [0, 0, 0]
 
 

@@ -102,8 +102,8 @@ def test_block_size_does_not_count(seed, length, block, window):
     for mask in (None, band):
         inputs = AttentionInputs(query=query, key=key, value=value, mask=mask, scaling=DIM**-0.5)
         positions = Positions.from_mask(None, 2, length, query.device)
-        output, measured = attend_in_blocks(inputs, positions, needs=WEIGHT_MEASUREMENTS, block=block)
-        expected, reference = attend_in_blocks(inputs, positions, needs=WEIGHT_MEASUREMENTS, block=length)
+        output, measured = attend_in_blocks(inputs, positions, wanted=WEIGHT_MEASUREMENTS, block=block)
+        expected, reference = attend_in_blocks(inputs, positions, wanted=WEIGHT_MEASUREMENTS, block=length)
         torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
         for name in WEIGHT_MEASUREMENTS:
             torch.testing.assert_close(measured[name], reference[name], rtol=1e-4, atol=1e-5)

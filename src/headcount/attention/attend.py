@@ -5,12 +5,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from headcount.attention.blocks import attend_in_blocks
-from headcount.attention.fused import attend_fused
 from headcount.attention.inputs import AttentionInputs, Positions
-from headcount.attention.measurements import WEIGHT_MEASUREMENTS
-from headcount.attention.ways import attend_and_weigh
+from headcount.attention.ways import attend_by_the_fastest_way
 
+#: Measurement → what it is taken from, a number for each query (or, of values, each key).
+_TAKEN_FROM = {
+    "first_token_weight": "first_token_weight",
+    "entropy": "entropy",
+    "first_value_norm": "value_norm",
+    "value_norm": "value_norm",
+    "last_output_norm": "output_norm",
+    "output_norm": "output_norm",
+    "contribution_norm": "contribution_norm",
+}
 #: Tokens whose norms are computed at a time, in float32.
 _TOKENS_AT_A_TIME = 512
 
@@ -28,36 +35,32 @@ def attend(
         inputs: query, key, value, mask and scaling of the layer.
         positions: which of the queries' own positions are real tokens; ``first`` is a position among the keys.
         needs: names of ``LayerMeasurements`` fields, ``uniform`` excepted.
-        projection_factor: gives R ``[head, head_dim, head_dim]`` with ‖R_h o‖ = ‖W_h o‖ for each head's slice W_h of
+        projection_factor: gives R ``[head, row, head_dim]`` with ‖R_h o‖ = ‖W_h o‖ for each head's slice W_h of
             the output projection; called only when ``contribution_norm`` is needed.
 
     Returns:
         Output ``[batch, head, query, head_dim]`` and ``{measurement: float32 [batch, head]}``.
     """
-    weight_needs = needs & WEIGHT_MEASUREMENTS
-    if weight_needs:
-        output, measured = attend_and_weigh(inputs, positions, needs=weight_needs)
-    elif inputs.softcap is not None or inputs.sinks is not None:
-        output, measured = attend_in_blocks(inputs, positions)
-    else:
-        output, measured = attend_fused(inputs), {}
-    length = inputs.query.shape[2]
-
-    if needs & {"first_value_norm", "value_norm"}:
-        norms = _norm(inputs.value[:, :, inputs.past : inputs.past + length])  # [batch, key-value head, own token]
-        if "first_value_norm" in needs:
-            measured["first_value_norm"] = positions.at(norms, positions.first).repeat_interleave(inputs.group_size, 1)
-        if "value_norm" in needs:
-            measured["value_norm"] = positions.mean(norms).repeat_interleave(inputs.group_size, 1)
-    if needs & {"last_output_norm", "output_norm"}:
-        norms = _norm(output)  # [batch, head, query]
-        if "last_output_norm" in needs:
-            measured["last_output_norm"] = positions.at(norms, positions.last)
-        if "output_norm" in needs:
-            measured["output_norm"] = positions.mean(norms)
-    if "contribution_norm" in needs:
+    wanted = frozenset(_TAKEN_FROM[name] for name in needs)
+    output, found = attend_by_the_fastest_way(inputs, positions, wanted=wanted, projection_factor=projection_factor)
+    if "value_norm" in wanted:
+        own = slice(inputs.past, inputs.past + inputs.query.shape[2])
+        norms = found["value_norm"][:, :, own] if "value_norm" in found else _norm(inputs.value[:, :, own])
+        found["value_norm"] = norms.repeat_interleave(inputs.group_size, 1)
+    if "output_norm" in wanted - found.keys():
+        found["output_norm"] = _norm(output)
+    if "contribution_norm" in wanted - found.keys():
         assert projection_factor is not None
-        measured["contribution_norm"] = positions.mean(_norm(output, projection_factor().mT))
+        found["contribution_norm"] = _norm(output, projection_factor().mT)
+    measured: dict[str, Tensor] = {}
+    for name in needs:
+        per_position = found[_TAKEN_FROM[name]]  # [batch, head, position]
+        if name == "first_value_norm":
+            measured[name] = positions.at(per_position, positions.first)
+        elif name == "last_output_norm":
+            measured[name] = positions.at(per_position, positions.last)
+        else:
+            measured[name] = positions.mean(per_position)
     return output, measured
 
 

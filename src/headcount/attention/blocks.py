@@ -13,22 +13,22 @@ def attend_in_blocks(
     inputs: AttentionInputs,
     positions: Positions | None = None,
     *,
-    needs: frozenset[str] = frozenset(),
+    wanted: frozenset[str] = frozenset(),
     block: int = BLOCK,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Attention output, and the measurements of ``needs`` that only the attention weights can give.
+    """Attention output, and for each query what is ``wanted`` of its attention weights.
 
     The softmax runs in float32 and its result is cast to the values' dtype, as in transformers' eager attention.
 
     Args:
         inputs: one layer's query, key and value.
-        positions: which queries are real; needed when ``needs`` names a measurement.
-        needs: any of ``first_token_weight`` (its weight is 0 where a window hides the first token) and ``entropy``
-            (with sinks, the sink counts as one more outcome of the query's distribution).
+        positions: where each example's first real token is; read for ``first_token_weight``.
+        wanted: any of ``first_token_weight`` (0 where a window hides the first token) and ``entropy`` (with sinks, the
+            sink counts as one more outcome of the query's distribution).
         block: queries at a time.
 
     Returns:
-        Output ``[batch, head, query, value head_dim]`` and ``{measurement: float32 [batch, head]}``.
+        Output ``[batch, head, query, value head_dim]`` and what was wanted, float32 ``[batch, head, query]``.
         A query that may attend to nothing (padding) has output 0.
     """
     query, key, value, mask = inputs.query, inputs.key, inputs.value, inputs.mask
@@ -40,7 +40,7 @@ def attend_in_blocks(
     grouped = query.view(batch, groups, group, length, head_dim)
 
     outputs: list[Tensor] = []
-    rows: dict[str, list[Tensor]] = {name: [] for name in needs & {"first_token_weight", "entropy"}}
+    rows: dict[str, list[Tensor]] = {name: [] for name in wanted & {"first_token_weight", "entropy"}}
     for start in range(0, length, block):
         stop = min(start + block, length)
         seen = stop if causal else key.shape[2]
@@ -71,11 +71,7 @@ def attend_in_blocks(
         stacked = weights.to(value.dtype).view(batch, groups, group * (stop - start), seen)
         outputs.append((stacked @ value[:, :, :seen]).view(batch, heads, stop - start, value.shape[-1]))
 
-    measured: dict[str, Tensor] = {}
-    if rows:
-        assert positions is not None
-        measured = {name: positions.mean(torch.cat(parts, dim=-1)) for name, parts in rows.items()}
-    return torch.cat(outputs, dim=2), measured
+    return torch.cat(outputs, dim=2), {name: torch.cat(parts, dim=-1) for name, parts in rows.items()}
 
 
 def _first_column(weights: Tensor, positions: Positions) -> Tensor:

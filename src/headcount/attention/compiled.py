@@ -1,22 +1,22 @@
-"""Attention by blocks of queries on the CPU: matrix products by PyTorch, everything between them in one C kernel.
+"""Attention on the CPU by a C kernel: output, weights, entropies and norms in one pass while the scores are in the cache.
 
-Plain blocks spend most of their time passing over the block's scores again and again: scale, mask, maximum,
-exponentials, sum, division, entropy. The kernel (``softmax.c``) does all of it in two passes while the row is in the
-processor's cache, and skips the keys that a causal query does not see.
+PyTorch's fused kernel keeps no attention weights, and passes over its output afterwards cost memory traffic. The kernel
+(``native/attention.c``) takes every measurement where the numbers already are.
 """
 
-from functools import cache
+import ctypes
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from headcount.attention.inputs import AttentionInputs, Positions
-from headcount.attention.kernel import load_kernel
+from headcount.attention.kernel import Call, Strides, load_kernel
 
-#: Queries per block. More make larger, faster matrix products, and waste more of them above the causal diagonal.
-BLOCK = 256
-#: Scores of a block held at a time: small enough to stay in two cores' second-level caches.
-MAX_SCORES = 2**20
+#: Rows of queries per block. More read each key less often, and waste more products above the causal diagonal.
+BLOCK_ROWS = 96
+#: Scores that a thread holds at a time: with the operands beside them they stay in a second-level cache of 1 MiB.
+HELD_SCORES = 96 * 512
 
 _DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
@@ -28,105 +28,90 @@ def supports_compiled(inputs: AttentionInputs) -> bool:
         query.device.type == "cpu"
         and query.dtype in _DTYPES
         and query.dtype == inputs.key.dtype == inputs.value.dtype
-        and inputs.softcap is None
-        and inputs.sinks is None
+        and inputs.scaling > 0
         and (mask is None or (mask.dtype == torch.bool and mask.shape[1] == 1))
     )
 
 
-def attend_compiled(
-    inputs: AttentionInputs, positions: Positions, *, block: int = BLOCK, max_scores: int = MAX_SCORES
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Attention output, ``first_token_weight`` and ``entropy``, as ``attend_in_blocks`` gives them up to rounding.
+def beats_fused_attention() -> bool:
+    """Whether the kernel is faster than PyTorch's own attention even when nothing is measured.
 
-    Both measurements are always computed: they cost one multiplication and one addition for each attention weight.
-
-    In bfloat16 the products q·k are rounded to bfloat16, as in transformers' eager attention, and the weights are
-    rounded before their division by the row's sum instead of after it.
+    Measured with vectors of 8 and 16 floats (AVX2, AVX-512; docs/performance.md). A fixed rule, not a race at run time: its
+    result would change from run to run, and the numbers with it by rounding.
 
     Raises:
         KernelUnavailable: the kernel could not be built.
     """
-    query, mask = inputs.query, inputs.mask
+    return load_kernel().attention_lanes() >= 8
+
+
+def attend_compiled(
+    inputs: AttentionInputs,
+    positions: Positions,
+    *,
+    wanted: frozenset[str] = frozenset(),
+    projection_factor: Callable[[], Tensor] | None = None,
+    block_rows: int = BLOCK_ROWS,
+    held_scores: int = HELD_SCORES,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Attention output, and everything ``wanted`` for each query or key, up to rounding as ``attend_in_blocks`` gives it.
+
+    Scores, sums and norms are float32 in bfloat16 too. Where the processor multiplies bfloat16, the exponentials are
+    rounded to it for their product with the values, as in PyTorch's fused kernel. Norms are of outputs not yet rounded.
+
+    Args:
+        inputs: a layer that ``supports_compiled``.
+        positions: which positions are real; only the first of each example is read.
+        wanted: any of ``PER_POSITION``.
+        projection_factor: for ``contribution_norm``; see ``attend``.
+        block_rows: rows of queries a block.
+        held_scores: scores that a thread holds at a time.
+
+    Returns:
+        Output ``[batch, head, query, value head_dim]`` and, float32, ``value_norm [batch, key-value head, key]`` and the
+        others ``[batch, head, query]``.
+
+    Raises:
+        KernelUnavailable: the kernel could not be built.
+    """
+    library = load_kernel()
+    query, key, value = (
+        tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (inputs.query, inputs.key, inputs.value)
+    )
     batch, heads, length, head_dim = query.shape
-    group = inputs.group_size
-    causal = mask is None and length > 1
-    keys = length if causal else inputs.key.shape[2]  # a static cache has more slots than it has keys
-    key = inputs.key[:, :, :keys].reshape(-1, keys, head_dim)  # [unit, key, head_dim], unit = batch · key-value head
-    value = inputs.value[:, :, :keys].reshape(len(key), keys, -1)
-    # [unit, query · group, head_dim]: the query heads that share their keys become rows of one matrix
-    query = query.unflatten(1, (-1, group)).transpose(2, 3).reshape(len(key), length * group, head_dim)
-    if mask is not None:
-        mask = mask.expand(batch, 1, length, keys)
+    causal = inputs.mask is None and length > 1
+    keys = length if causal else key.shape[2]  # a static cache has more slots than it has keys
+    groups, value_dim = value.shape[1], value.shape[-1]
+    first = positions.first.contiguous()  # what the call points to has a name here, and so outlives it
+    output = query.new_empty(batch, length, heads, value_dim)
+    call = Call(
+        query=query.data_ptr(), query_strides=Strides.of(query), key=key.data_ptr(), key_strides=Strides.of(key),
+        value=value.data_ptr(), value_strides=Strides.of(value), first=first.data_ptr(),
+        examples=batch, heads=heads, groups=groups, queries=length, keys=keys, dim=head_dim, value_dim=value_dim,
+        causal=causal, threads=torch.get_num_threads(), block_rows=block_rows, held_scores=held_scores,
+        scale=inputs.scaling, softcap=inputs.softcap or 0, output=output.data_ptr(),
+    )  # fmt: skip
+    if inputs.mask is not None:
+        mask = inputs.mask.expand(batch, 1, length, keys)
         mask = mask if mask.stride(-1) == 1 else mask.contiguous()
-    kernel = _Kernel(query, keys, group, heads // group, inputs.scaling, causal, mask, positions.first.contiguous())
-
-    output = query.new_empty(batch, length, heads, value.shape[-1])
-    block = min(block, length)
-    workspace = query.new_empty(min(len(key) * block * group * keys, max(max_scores, block * group * keys)))
-    for start in range(0, length, block):
-        stop = min(start + block, length)
-        seen, rows = (stop if causal else keys), (stop - start) * group
-        units = max(1, min(len(key), max_scores // (rows * seen)))
-        for unit in range(0, len(key), units):
-            these = slice(unit, min(unit + units, len(key)))
-            shape = (these.stop - unit, rows, seen)
-            scores = workspace[: shape[0] * rows * seen].view(shape)
-            torch.bmm(query[these, start * group : stop * group], key[these, :seen].mT, out=scores)
-            sums = kernel.softmax(scores, unit, start)
-            kernel.scale_rows(torch.bmm(scores, value[these, :seen]), sums, output, unit, start)
-
-    def per_head(rows: Tensor) -> Tensor:
-        """``[unit, query · group]`` → ``[batch, head, query]``"""
-        return rows.view(batch, -1, length, group).transpose(2, 3).flatten(1, 2)
-
+        call.mask, call.mask_example, call.mask_query = mask.data_ptr(), mask.stride(0), mask.stride(2)
+    if inputs.sinks is not None:
+        sinks = inputs.sinks.float().contiguous()
+        call.sinks = sinks.data_ptr()
+    if "contribution_norm" in wanted:
+        assert projection_factor is not None
+        factor = projection_factor().contiguous()  # [head, row, value head_dim]
+        call.factor, call.factor_rows = factor.data_ptr(), factor.shape[1]
     measured = {
-        "first_token_weight": positions.mean(per_head(kernel.first_weight)),
-        "entropy": positions.mean(per_head(kernel.entropy)),
+        name: query.new_empty(
+            batch, *((groups, keys) if name == "value_norm" else (heads, length)), dtype=torch.float32
+        )
+        for name in wanted
     }
+    for name, tensor in measured.items():
+        setattr(call, name, tensor.data_ptr())
+    dtype = _DTYPES[query.dtype]
+    workspace = torch.empty(getattr(library, f"attention_workspace_{dtype}")(ctypes.byref(call)), dtype=torch.uint8)
+    call.workspace = workspace.data_ptr()
+    getattr(library, f"attention_{dtype}")(ctypes.byref(call))
     return output.transpose(1, 2), measured
-
-
-_library = cache(load_kernel)
-
-
-class _Kernel:
-    """The C functions, with the arguments that all blocks of a layer share."""
-
-    def __init__(
-        self,
-        query: Tensor,
-        keys: int,
-        group: int,
-        units_per_example: int,
-        scaling: float,
-        causal: bool,
-        mask: Tensor | None,
-        first: Tensor,
-    ) -> None:
-        library, dtype = _library(), _DTYPES[query.dtype]
-        self._softmax, self._scale_rows = getattr(library, f"softmax_{dtype}"), getattr(library, f"scale_rows_{dtype}")
-        self._keys, self._group, self._units_per_example = keys, group, units_per_example
-        self._scaling, self._causal, self._first, self._threads = scaling, causal, first, torch.get_num_threads()
-        self._mask = mask
-        self._mask_arguments = (None, 0, 0) if mask is None else (mask.data_ptr(), mask.stride(0), mask.stride(2))
-        self.entropy, self.first_weight = query.new_empty(2, *query.shape[:2], dtype=torch.float32)
-
-    def softmax(self, scores: Tensor, unit: int, query: int) -> Tensor:
-        """Scores → exponentials, in place; returns the reciprocal sums ``[unit, row]`` and keeps the measurements."""
-        units, rows, seen = scores.shape
-        sums = scores.new_empty(units, rows, dtype=torch.float32)
-        self._softmax(
-            scores.data_ptr(), units, rows, seen, self._group, query, int(self._causal), *self._mask_arguments, unit,
-            self._units_per_example, self._first.data_ptr(), self._scaling, sums.data_ptr(), self.entropy.data_ptr(),
-            self.first_weight.data_ptr(), self.entropy.shape[1], self._threads,
-        )  # fmt: skip
-        return sums
-
-    def scale_rows(self, block: Tensor, factors: Tensor, output: Tensor, unit: int, query: int) -> None:
-        """``block [unit, row, head_dim]`` times its rows' factors, into ``output [batch, query, head, head_dim]``."""
-        units, rows, width = block.shape
-        self._scale_rows(
-            block.data_ptr(), factors.data_ptr(), output.data_ptr(), units, rows, width, self._group, query,
-            output.shape[1], unit, self._units_per_example, self._threads,
-        )  # fmt: skip

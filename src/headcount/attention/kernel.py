@@ -3,34 +3,60 @@
 import ctypes
 import hashlib
 import os
-import platform
 import shlex
 import shutil
 import subprocess
 import tempfile
+from functools import cache
 from pathlib import Path
 
-import torch
+from torch import Tensor
 
 from headcount.cache import cache_folder
 
-_SOURCE = Path(__file__).with_name("softmax.c")
+_SOURCES = Path(__file__).with_name("native")
 # Not -ffast-math: linking with it makes gcc set the whole process to flush subnormal numbers to zero.
-_FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
-# The processor's family as PyTorch sees it rather than -march=native, so that a cache folder shared by the machines of a
-# cluster holds one file for each family and none runs another's.
-_FAMILY_FLAGS = {
-    "AVX512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512"],
-    "AVX2": ["-mavx2", "-mfma"],
-}
+_FLAGS = ["-O3", "-std=gnu11", "-fPIC", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+#: For this processor; the second is how some compilers for ARM say it, and the last is always understood.
+_PROCESSOR_FLAGS = (["-march=native"], ["-mcpu=native"], [])
 
 
 class KernelUnavailable(Exception):
     """The kernel could not be built or loaded, and why."""
 
 
+class Strides(ctypes.Structure):
+    """Elements between examples, heads and positions of a tensor ``[example, head, position, element]``."""
+
+    _fields_ = [(name, ctypes.c_int64) for name in ("example", "head", "position")]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Strides":
+        assert tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+        return cls(*tensor.stride()[:3])
+
+
+class Call(ctypes.Structure):
+    """``struct attention`` of ``native/attention.c``, which says what the fields mean."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value")),
+        *((name, Strides) for name in ("query_strides", "key_strides", "value_strides")),
+        ("mask", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("mask_example", "mask_query")),
+        *((name, ctypes.c_void_p) for name in ("sinks", "factor", "first")),
+        *((name, ctypes.c_int64) for name in ("examples", "heads", "groups", "queries", "keys", "dim", "value_dim")),
+        *((name, ctypes.c_int64) for name in ("factor_rows", "causal", "threads", "block_rows", "held_scores")),
+        *((name, ctypes.c_float) for name in ("scale", "softcap")),
+        ("output", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("entropy", "first_token_weight", "output_norm", "contribution_norm")),
+        *((name, ctypes.c_void_p) for name in ("value_norm", "workspace")),
+    ]  # fmt: skip
+
+
+@cache
 def load_kernel() -> ctypes.CDLL:
-    """The built ``softmax.c``, compiled now (about a second) if the cache folder lacks it.
+    """The built kernel, compiled now (a few seconds) if the cache folder lacks it.
 
     The compiler is ``$CC``, or ``cc``, ``gcc`` or ``clang`` on the path.
 
@@ -38,18 +64,21 @@ def load_kernel() -> ctypes.CDLL:
         KernelUnavailable: there is no compiler, it failed, or its result cannot be loaded.
     """
     compiler = _compiler()
-    flags = [*_FLAGS, *_FAMILY_FLAGS.get(torch.backends.cpu.get_cpu_capability(), [])]
-    key = "\0".join([_SOURCE.read_text(), *compiler, *flags, platform.machine(), platform.system()])
-    name = f"softmax-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    flags, processor = _for_this_processor(compiler)
+    sources = [path.read_text() for path in sorted(_SOURCES.iterdir()) if path.suffix in (".c", ".h")]
+    key = "\0".join([*sources, *compiler, *flags, processor])
+    name = f"attention-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     try:
         folder = _kernel_folder()
+        if folder is None:  # nowhere to keep it: build anew in each process
+            with tempfile.TemporaryDirectory(prefix="headcount-") as passing:
+                _build([*compiler, *flags], Path(passing) / name)
+                return _load(Path(passing) / name)
         if not (folder / name).exists():
             _build([*compiler, *flags], folder / name)
-        library = ctypes.CDLL(str(folder / name))
+        return _load(folder / name)
     except OSError as error:
         raise KernelUnavailable(str(error)) from error
-    _declare(library)
-    return library
 
 
 def _compiler() -> list[str]:
@@ -60,13 +89,29 @@ def _compiler() -> list[str]:
     raise KernelUnavailable(f"no C compiler ({' '.join(named) or 'cc, gcc or clang'}) was found")
 
 
-def _kernel_folder() -> Path:
-    chosen = cache_folder() / "kernels"
+def _for_this_processor(compiler: list[str]) -> tuple[list[str], str]:
+    """Flags for this processor, and everything the compiler defines with them: its version and what the processor can do.
+
+    That text names the built file, so a cache folder shared by the machines of a cluster holds one file for each kind of
+    processor, and none runs another's.
+    """
+    problem = ""
+    for wanted in _PROCESSOR_FLAGS:
+        flags = [*_FLAGS, *wanted]
+        made = _run([*compiler, *flags, "-dM", "-E", "-x", "c", os.devnull])
+        if made.returncode == 0:
+            return flags, made.stdout
+        problem = problem or _last_line(made)
+    raise KernelUnavailable(f"{compiler[0]} failed: {problem}")
+
+
+def _kernel_folder() -> Path | None:
+    folder = cache_folder() / "kernels"
     try:
-        chosen.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError:
-        return Path(tempfile.mkdtemp(prefix="headcount-"))  # a read-only home: build anew in each process
-    return chosen if os.access(chosen, os.W_OK) else Path(tempfile.mkdtemp(prefix="headcount-"))
+        return None
+    return folder if os.access(folder, os.W_OK) else None
 
 
 def _build(command: list[str], target: Path) -> None:
@@ -74,25 +119,35 @@ def _build(command: list[str], target: Path) -> None:
     handle, temporary = tempfile.mkstemp(suffix=".so", dir=target.parent)
     os.close(handle)
     try:
-        made = subprocess.run(  # noqa: S603 - the user's own compiler, and arguments of ours
-            [*command, "-o", temporary, str(_SOURCE), "-lm"], capture_output=True, text=True, timeout=120, check=False
-        )
+        made = _run([*command, "-shared", "-o", temporary, str(_SOURCES / "attention.c"), "-lm"])
         if made.returncode:
-            lines = made.stderr.strip().splitlines() or [f"exit code {made.returncode}"]
-            raise KernelUnavailable(f"{command[0]} failed: {lines[-1]}")
+            raise KernelUnavailable(f"{command[0]} failed: {_last_line(made)}")
         os.replace(temporary, target)
-    except subprocess.TimeoutExpired as error:
-        raise KernelUnavailable(f"{command[0]} took more than two minutes") from error
     finally:
         Path(temporary).unlink(missing_ok=True)
 
 
-def _declare(library: ctypes.CDLL) -> None:
-    pointer, integer, number, small = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(  # noqa: S603 - the user's own compiler, and arguments of ours
+            command, capture_output=True, text=True, timeout=120, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KernelUnavailable(f"{command[0]} took more than two minutes") from error
+
+
+def _last_line(made: subprocess.CompletedProcess[str]) -> str:
+    return (made.stderr.strip().splitlines() or [f"exit code {made.returncode}"])[-1]
+
+
+def _load(built: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(built))
+    for name in ("attention_bytes", "attention_lanes"):
+        getattr(library, name).restype = ctypes.c_int64
     for dtype in ("float32", "bfloat16"):
-        softmax, scale_rows = getattr(library, f"softmax_{dtype}"), getattr(library, f"scale_rows_{dtype}")
-        softmax.restype = scale_rows.restype = None
-        softmax.argtypes = (
-            [pointer, *[integer] * 5, small, pointer, *[integer] * 4, pointer, number, *[pointer] * 3, integer, small]
-        )  # fmt: skip
-        scale_rows.argtypes = [pointer, pointer, pointer, *[integer] * 8, small]
+        attention, workspace = getattr(library, f"attention_{dtype}"), getattr(library, f"attention_workspace_{dtype}")
+        attention.argtypes = workspace.argtypes = [ctypes.POINTER(Call)]
+        attention.restype, workspace.restype = None, ctypes.c_int64
+    if library.attention_bytes() != ctypes.sizeof(Call):
+        raise KernelUnavailable("the kernel's arguments have another layout than Python's")
+    return library
