@@ -14,10 +14,13 @@ from headcount.analysis.curves import (
 from headcount.analysis.distributions import cumulative, distances, layer_profile
 from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
 from headcount.analysis.removable import last_crossing, removable_table
+from headcount.analysis.search import Look, Search, find_removable_share
 from headcount.analysis.sequential import SequentialTest, sequential_table
 from headcount.analysis.stability import head_stability, threshold_stability, threshold_transfer
 
 __all__ = [
+    "Look",
+    "Search",
     "SequentialTest",
     "accuracy_table",
     "against_random",
@@ -25,6 +28,7 @@ __all__ = [
     "curve_points",
     "curve_table",
     "distances",
+    "find_removable_share",
     "frequency_table",
     "group_frequency",
     "head_frequency",
