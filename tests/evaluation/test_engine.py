@@ -185,11 +185,8 @@ def test_a_policy_with_nan_logits_is_given_up_and_the_others_are_not(tiny):
     plan = ScoringPlan.from_requests(random_requests(10), MAX_LENGTH)
 
     def poison(module, args, output):  # NaN wherever a head was zeroed: exactly 0 in the projection's input
-        return (
-            output
-            if bool((args[0].view(*args[0].shape[:2], 8, -1)[:, :-1].abs().sum((1, 3)) > 0).all())
-            else output * torch.nan
-        )
+        zeroed = args[0].view(*args[0].shape[:2], 8, -1).eq(0).all(-1)  # [batch, token, head]
+        return output.masked_fill(zeroed.any(-1, keepdim=True), torch.nan)
 
     handle = model.model.layers[1].self_attn.o_proj.register_forward_hook(poison)
     untouched, given_up = run_plan(model, plan, [None, broken]).of_policies

@@ -8,7 +8,7 @@ from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
 from headcount.interventions import Fixed, Random, Threshold
 from headcount.measure import measure_heads
-from headcount.models.capabilities import can_restart, can_share_prefixes
+from headcount.models.capabilities import can_pack, can_restart, can_share_prefixes
 from headcount.models.instrument import instrument
 from headcount.models.segments import SegmentReader
 from tests.models.families import FAMILIES, build
@@ -105,10 +105,10 @@ def tokens_read(model, plan, policies, monkeypatch):
     count = 0
     read = SegmentReader.read
 
-    def counting(self, tokens, lengths, **options):
+    def counting(self, rows, *args, **options):
         nonlocal count
-        count += int(lengths.sum()) * (len(self.decoder.layers) - options.get("start", 0))
-        return read(self, tokens, lengths, **options)
+        count += sum(map(len, rows)) * (len(self.decoder.layers) - options.get("start", 0))
+        return read(self, rows, *args, **options)
 
     can_restart(model), can_share_prefixes(model)  # found out before counting
     monkeypatch.setattr(SegmentReader, "read", counting)
@@ -160,3 +160,4 @@ def test_every_family_tells_what_can_be_shared(family, tiny):
         "recurrent_gemma",
     }
     assert can_share_prefixes(model) == (family not in recurrent)
+    assert can_pack(model) == (family not in {*recurrent, "llama4_text"})  # takes positions from where tokens stand

@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+import headcount as hc
+from headcount.errors import InputError
 from headcount.heads import HeadSet
 from headcount.interventions import Fixed, Random, Threshold
 from headcount.measure import measure_heads
@@ -112,3 +114,109 @@ def test_each_prompt_of_a_block_is_decided_anew(model):
     assert probe.zeroed.sizes["example"] == 2
     for i, prompt in enumerate(PROMPTS):
         np.testing.assert_array_equal(probe.zeroed[i : i + 1], generated(model, policy, [prompt])[1])
+
+
+def decided_at_every_token(model, policy, prompt):
+    """New tokens and zeroed heads [pass, layer, head], by reading the whole text so far anew for each token."""
+    tokens, zeroed = list(prompt), []
+    with instrument(model, policy=policy, decide="every-pass") as probe, torch.no_grad():
+        for _ in range(NEW):
+            tokens.append(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax().item())
+        zeroed = probe.zeroed.values
+    return tokens[len(prompt) :], zeroed
+
+
+def test_every_pass_decides_on_the_whole_text(model, policy):
+    tokens, mask = left_padded(PROMPTS)
+    with instrument(model, policy=policy, decide="every-pass") as probe:
+        out = model.generate(
+            tokens, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0, use_cache=False
+        )
+    passes = probe.zeroed.values.reshape(NEW, len(PROMPTS), 3, 8)
+    for i, prompt in enumerate(PROMPTS):
+        answer, zeroed = decided_at_every_token(model, policy, prompt)
+        assert out[i, tokens.shape[1] :].tolist() == answer
+        np.testing.assert_array_equal(passes[:, i], zeroed)
+
+
+def test_every_pass_refuses_a_cache(model, policy):
+    with (
+        instrument(model, policy=policy, decide="every-pass"),
+        pytest.raises(InputError, match="use_cache=False"),
+    ):
+        model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=2, do_sample=False, pad_token_id=0)
+
+
+@pytest.mark.parametrize("score", ["ahon", "ahon_ln", "awft", "aeqd", "avvn", "ftvvn", "lthon", "fhon"])
+def test_running_averages_are_those_of_the_whole_text(tiny, score):
+    """In a model of one layer nothing earlier is zeroed, so that the running measurements are the whole text's."""
+    model = tiny(initializer_range=0.2, eos_token_id=None, num_hidden_layers=1)
+    model.generation_config.eos_token_id = None
+    policy = Threshold(score, measure_heads(model, PROMPTS, scores=[score])[score].median().item() + 1e-4)
+    tokens, mask = left_padded(PROMPTS)
+    options = {"attention_mask": mask, "max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    steps = []
+    with instrument(model, policy=policy, decide="running") as probe:
+        add = probe._continue
+        probe._continue = lambda zeroed: (steps.append(zeroed), add(zeroed))
+        out = model.generate(tokens, **options)
+        prompt_zeroed = probe._shares[0][0]
+    texts = out[:, : tokens.shape[1] + NEW - 1]
+    for i, prompt in enumerate(PROMPTS):
+        text = texts[i, tokens.shape[1] - len(prompt) :].tolist()
+        whole = [text[:end] for end in range(len(prompt), len(text) + 1)]
+        table = measure_heads(model, whole, scores=[score])[score].values[:, 0]  # [step, head]
+        expected = table < policy.threshold if score != "awft" else table > policy.threshold
+        assert prompt_zeroed[i] == expected[0].sum() / 8
+        np.testing.assert_array_equal(np.stack([step[i, 0] for step in steps]), expected[1:])
+        np.testing.assert_array_equal(probe.zeroed.values[i, 0], expected.all(0))
+        np.testing.assert_allclose(probe.share_zeroed[i], expected.mean())
+
+
+def test_running_decisions_of_a_padded_batch_are_those_of_each_prompt_alone(model, policy):
+    def answers(prompts):
+        tokens, mask = left_padded(prompts)
+        with instrument(model, policy=policy, decide="running") as probe:
+            out = model.generate(tokens, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
+        return out[:, tokens.shape[1] :].tolist(), probe.zeroed.values, probe.share_zeroed
+
+    together, zeroed, shares = answers(PROMPTS)
+    for i, prompt in enumerate(PROMPTS):
+        (alone,), zeroed_alone, share_alone = answers([prompt])
+        assert together[i] == alone
+        np.testing.assert_array_equal(zeroed[i : i + 1], zeroed_alone)
+        np.testing.assert_allclose(shares[i], share_alone[0])
+
+
+def test_running_averages_under_a_window_forget_what_left_it(tiny):
+    model = tiny("mistral", initializer_range=0.2, eos_token_id=None, num_hidden_layers=1, sliding_window=8)
+    model.generation_config.eos_token_id = None
+    policy = Threshold("awft", measure_heads(model, PROMPTS[:1], scores=["awft"])["awft"].median().item() + 1e-4)
+    steps, tokens = [], torch.tensor(PROMPTS[:1])
+    with instrument(model, policy=policy, decide="running") as probe:
+        add = probe._continue
+        probe._continue = lambda zeroed: (steps.append(zeroed), add(zeroed))
+        out = model.generate(tokens, max_new_tokens=NEW, do_sample=False, pad_token_id=0)[0, :-1].tolist()
+    whole = [out[:end] for end in range(13, len(out) + 1)]
+    expected = measure_heads(model, whole, scores=["awft"])["awft"].values[:, 0] > policy.threshold
+    np.testing.assert_array_equal(np.stack([step[0, 0] for step in steps]), expected)
+
+
+def test_an_unknown_way_to_decide_is_refused(model):
+    with (
+        pytest.raises(InputError, match="decide is one of prompt, running, every-pass, not 'sometimes'"),
+        instrument(model, decide="sometimes"),
+    ):
+        pass
+
+
+def test_running_refuses_scores_of_whole_tensors(model):
+    @hc.score("tensor_score", name="x", needs=["output"], inactive_when="low", unit="1", source="a test")
+    def tensor_score(m):
+        return m.token_mean(m.output.norm(dim=-1)[..., None])[..., 0]
+
+    with (
+        instrument(model, policy=Threshold("tensor_score", 1.0), decide="running"),
+        pytest.raises(InputError, match="reads output needs a whole text at once"),
+    ):
+        model.generate(torch.tensor(PROMPTS[:1]), max_new_tokens=2, do_sample=False, pad_token_id=0)

@@ -41,6 +41,8 @@ def attend(
     Returns:
         Output ``[batch, head, query, head_dim]`` and ``{measurement: float32 [batch, head]}``.
     """
+    if inputs.past:
+        needs = needs - {"first_value_norm"}  # measured with the text's start
     wanted = frozenset(_TAKEN_FROM[name] for name in needs)
     output, found = attend_by_the_fastest_way(inputs, positions, wanted=wanted, projection_factor=projection_factor)
     if "value_norm" in wanted:

@@ -33,14 +33,14 @@ def extended(
     Raises:
         InputError: a measurement of the layer's whole tensors, which two parts do not give.
     """
-    if raw := own.keys() & RAW_TENSORS:
+    if raw := own.keys() & (RAW_TENSORS - {"real"}):
         raise InputError(
             f"A score that reads {', '.join(sorted(raw))} needs a whole text at once. Decide on the prompt "
             "(decide='prompt'), or without a cache (decide='every-pass')."
         )
     share = (own_tokens / (tokens_before + own_tokens))[:, None]  # [batch, 1]
     joined = {name: torch.lerp(before[name], own[name], share) for name in own.keys() & TOKEN_MEANS}
-    if "first_value_norm" in own:
+    if "first_value_norm" in before:
         joined["first_value_norm"] = before["first_value_norm"]
     if "last_output_norm" in own:
         joined["last_output_norm"] = own["last_output_norm"]

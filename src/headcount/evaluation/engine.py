@@ -13,6 +13,7 @@ Three things are shared, none of them an approximation:
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,8 @@ from headcount.evaluation.ledger import Ledger, Scored
 from headcount.evaluation.plan import ScoringPlan
 from headcount.evaluation.reading import Reading
 from headcount.interventions import Fixed, Policy
-from headcount.models.batching import Progress, batch_tokens_for, batches, no_progress, pad
-from headcount.models.capabilities import can_restart, can_share_prefixes
+from headcount.models.batching import Progress, batch_tokens_for, batches, no_progress
+from headcount.models.capabilities import can_pack, can_restart, can_share_prefixes
 from headcount.models.instrument import check_policy
 from headcount.models.measuring import needs_of
 from headcount.models.prefixes import Segment, segment_tree
@@ -101,7 +102,7 @@ class _Run:
         seed: int,
         progress: Progress,
     ) -> None:
-        self.reader = SegmentReader(model)
+        self.reader = SegmentReader(model, packed=can_pack(model))
         self.ledger = Ledger(plan, len(policies), progress)
         self._model, self._plan, self._scores, self._seed = model, plan, scores, seed
         self._geometry = self.reader.geometry
@@ -173,7 +174,7 @@ class _Run:
         def run(batch: list[int]) -> dict[int, Segments]:
             return self._read_batch([segments[i] for i in batch], parent_of, parents)
 
-        for batch, read in batches(sizes, self._batch_tokens, run):
+        for batch, read in batches(sizes, self._batch_tokens, run, packed=self.reader.packed):
             chosen = [segments[i] for i in batch]
             if children := [child for segment in chosen for child in segment.children]:
                 rows = {id(child): row for row, segment in enumerate(chosen) for child in segment.children}
@@ -188,7 +189,7 @@ class _Run:
         texts = [None if segment.input is None else self._plan.inputs[segment.input] for segment in segments]
         rows = [self._plan.inputs[segment.inputs[0]][segment.start : segment.end] for segment in segments]
         wanted = [entry for row, segment in enumerate(segments) for entry in self.ledger.wanted(row, segment)]
-        prefix_rows = torch.tensor([parent_of[id(segment)] for segment in segments]) if parents else None
+        prefix_rows = [parent_of[id(segment)] for segment in segments] if parents else None
         keep_states = any(segment.children for segment in segments)
         read: dict[int, Segments] = {}
         trunk = None
@@ -214,7 +215,7 @@ class _Run:
             place = self.reader.decoder.place_of[min(of_layers)] if trunk and self._restartable else 0
             read[p] = self._forward(
                 [p], rows, wanted, prefix=parents.get(p), parents=prefix_rows, start=place,
-                hidden=trunk.hidden[place] if trunk and place else None, decide=_always(of_layers), keep_states=keep_states,
+                hidden=trunk.hidden_rows(place) if trunk and place else None, decide=_always(of_layers), keep_states=keep_states,
             )  # fmt: skip
             share = sum(map(len, of_layers.values())) / self._geometry.num_heads
             for segment in segments:
@@ -226,7 +227,7 @@ class _Run:
     def _leave_trunk(self, input: int, row: int, decided: dict[int, np.ndarray], trunk: Segments) -> None:
         """Policies that zero a head on an input wait for a pass of their own; the others have the untouched answer."""
         nothing = np.zeros((len(self._geometry.layers), self._geometry.max_attention_heads), bool)
-        staying = self._part(input, decided, nothing, nothing, lambda place: trunk.hidden_of(row, place))
+        staying = self._part(input, decided, nothing, nothing, partial(trunk.hidden_of, row))
         for p in (*self._unzeroed, *staying):
             self.ledger.settle(p, input, 0.0, like=self.ledger.untouched)
 
@@ -261,7 +262,7 @@ class _Run:
             zeroed = before.copy()
             zeroed[:layer] |= carried_out[:layer]
             self._waiting[place].append(
-                _Waiting(input=input, policies=tuple(group), hidden=hidden(place), zeroed=zeroed)
+                _Waiting(input=input, policies=tuple(group), hidden=hidden(place) if place else None, zeroed=zeroed)
             )
         return agreeing
 
@@ -277,6 +278,7 @@ class _Run:
                 lengths,
                 self._batch_tokens,
                 lambda b, rows=waiting, place=place: self._read_rows([rows[i] for i in b], place),
+                packed=self.reader.packed,
             ):
                 for part in parting:
                     part()
@@ -295,21 +297,18 @@ class _Run:
             for i, row in enumerate(alive)
             for entry in self.ledger.wanted(i, Segment.whole(row.input, len(texts[i])))
         ]
-        hidden = None
-        if place:
-            hidden = torch.nn.utils.rnn.pad_sequence([_given(row.hidden) for row in alive], batch_first=True)
+        hidden = [row.hidden for row in alive if row.hidden is not None]
         states = self._forward(
-            obeyed, texts, wanted, start=place, hidden=hidden, needs=self._needs(policies), decide=decisions.of_layer,
-            keep_hidden=any(len(row.policies) > 1 for row in alive),
+            obeyed, texts, wanted, start=place, hidden=hidden if place else None, needs=self._needs(policies),
+            decide=decisions.of_layer, keep_hidden=any(len(row.policies) > 1 for row in alive),
         )  # fmt: skip
         decided = decisions.decided()
 
         def finish(i: int, row: _Waiting) -> None:
             carried_out = decided[obeyed[i]][i]
             of_policies = {p: decided[p][i] for p in row.policies}
-            hidden_of = lambda place: states.hidden_of(i, place).clone()  # noqa: E731 - not to keep the whole batch
             share = (row.zeroed | carried_out).sum() / self._geometry.num_heads
-            for p in self._part(row.input, of_policies, carried_out, row.zeroed, hidden_of):
+            for p in self._part(row.input, of_policies, carried_out, row.zeroed, partial(states.hidden_of, i)):
                 self.ledger.settle(p, row.input, share, like=None if p == obeyed[i] else obeyed[i])
 
         return [lambda i=i, row=row: finish(i, row) for i, row in enumerate(alive)] + [self.ledger.report]
@@ -326,27 +325,22 @@ class _Run:
         Raises:
             InputError: logits are NaN, and no policy is to blame that could be given up.
         """
-        tokens, _ = pad(rows, torch.device("cpu"))
-        reading = Reading([entry[:3] for entry in wanted], tokens.shape[1])
-        lengths = torch.tensor([len(row) for row in rows])
-        with reading.projecting(self._model, tokens.shape):
-            output, states = self.reader.read(tokens, lengths, **options)
-        nats, greedy = reading.loglikelihoods(output.logits)
+        reading = Reading([entry[:3] for entry in wanted])
+        logits, states = self.reader.read(rows, reading.places, **options)
+        nats, greedy = reading.loglikelihoods(logits)
         lead_of = np.array([leads[row] if len(leads) > 1 else leads[0] for row, *_ in wanted], dtype=np.int64)
         slots = np.array([slot for *_, slot in wanted], dtype=np.int64)
         self.ledger.write(lead_of, slots, nats, greedy)
         if np.isnan(nats).any():
             row = wanted[int(np.isnan(nats).argmax())][0]
-            with reading.projecting(self._model, tokens.shape):
-                again: dict[str, Any] = {**options, "keep_hidden": True}
-                _, states = self.reader.read(tokens, lengths, **again)
-            self._give_up(lead_of[np.isnan(nats)], states, row)
+            again: dict[str, Any] = {**options, "keep_hidden": True}
+            self._give_up(lead_of[np.isnan(nats)], self.reader.read(rows, **again)[1], row)
         return states
 
     def _give_up(self, leads: np.ndarray, states: Segments, row: int) -> None:
         where = "after the last layer"
         for place, hidden in enumerate(states.hidden[1:], start=states.start):
-            if bool(hidden[row, : int(states.lengths[row])].isnan().any()):
+            if bool(states.layout.row(hidden, row).isnan().any()):
                 where = f"first in decoder layer {place}"
                 break
         for lead in set(leads.tolist()):

@@ -17,6 +17,8 @@ Result = TypeVar("Result")
 
 #: Tokens of an automatic batch on a processor: more give no larger matrix products that would be faster.
 _CPU_BATCH_TOKENS = 2048
+#: How many times its tokens a packed batch may have in attention, padding included.
+_PADDED = 4
 #: Part of a GPU's free memory that a batch may take, and the most tokens that still make it faster.
 _GPU_SHARE, _MAX_BATCH_TOKENS = 0.25, 65_536
 
@@ -28,8 +30,10 @@ def no_progress(done: int, total: int) -> None:
     """Report nothing."""
 
 
-def batches_by_tokens(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
+def batches_by_tokens(lengths: Sequence[int], batch_tokens: int, *, packed: bool = False) -> Iterator[list[int]]:
     """Indices in batches of at most ``batch_tokens`` tokens, padding included; longest first, at least one a batch.
+
+    Where rows are ``packed``, padding counts in attention alone: there may be a few times as much of it.
 
     >>> list(batches_by_tokens([3, 9, 2, 4], batch_tokens=8))
     [[1], [3, 0], [2]]
@@ -37,11 +41,16 @@ def batches_by_tokens(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
     if batch_tokens < 1:
         raise InputError(f"batch_tokens is the number of tokens in a batch, at least 1; got {batch_tokens}.")
     batch: list[int] = []
+    tokens = 0
     for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
+        padded = lengths[batch[0]] * (len(batch) + 1) if batch else 0
+        if padded > batch_tokens and (
+            not packed or tokens + lengths[index] > batch_tokens or padded > _PADDED * batch_tokens
+        ):
             yield batch
-            batch = []
+            batch, tokens = [], 0
         batch.append(index)
+        tokens += lengths[index]
     if batch:
         yield batch
 
@@ -65,7 +74,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
 
 
 def batches(
-    sizes: Sequence[int], batch_tokens: int, run: Callable[[list[int]], Result]
+    sizes: Sequence[int], batch_tokens: int, run: Callable[[list[int]], Result], *, packed: bool = False
 ) -> Iterator[tuple[list[int], Result]]:
     """The indices of each batch with what ``run`` made of it; a batch that does not fit in memory is halved, with a warning.
 
@@ -75,7 +84,7 @@ def batches(
         ModelError: a single example does not fit in memory.
     """
     warned = False
-    waiting = list(batches_by_tokens(sizes, batch_tokens))[::-1]
+    waiting = list(batches_by_tokens(sizes, batch_tokens, packed=packed))[::-1]
     while waiting:
         batch = waiting.pop()
         try:

@@ -13,18 +13,24 @@ from headcount.models.segments import PrefixUnseenError, SegmentReader
 #: Largest relative difference of logits that counts as rounding. A wrong position or mask differs by far more.
 _TOLERANCES = {torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 3e-2}
 _LENGTH, _SHARED = 13, 8
+#: Where logits are compared: several tokens after the shared start, of both rows.
+_LAST = [(0, 9), (0, 12), (1, 8), (1, 10)]
+Rows = list[list[int]]
 
 _found: "WeakKeyDictionary[PreTrainedModel, dict[str, bool]]" = WeakKeyDictionary()
 
 
-def can_share_prefixes(model: PreTrainedModel) -> bool:
-    """Whether tokens can be read that continue what an earlier pass read, in attention alone.
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether rows can stand end to end in one row while attention keeps them apart.
 
     Not so for models with recurrent or convolutional layers, or with masks or positions of their own making.
     """
-    decoder = decoder_of(model)
-    attends_everywhere = len(decoder.place_of) == len(decoder.layers) > 0
-    return attends_everywhere and _find(model, "prefix", _with_prefix)
+    return _attends_everywhere(model) and _find(model, "pack", _packed)
+
+
+def can_share_prefixes(model: PreTrainedModel) -> bool:
+    """Whether tokens can be read that continue what an earlier pass read, in attention alone; the same models."""
+    return _attends_everywhere(model) and _find(model, "prefix", _with_prefix)
 
 
 def can_restart(model: PreTrainedModel) -> bool:
@@ -35,40 +41,51 @@ def can_restart(model: PreTrainedModel) -> bool:
     return bool(decoder_of(model).layers) and _find(model, "restart", _restarted)
 
 
-def _find(model: PreTrainedModel, name: str, logits_of: Callable[[SegmentReader, Tensor], Tensor]) -> bool:
+def _attends_everywhere(model: PreTrainedModel) -> bool:
+    decoder = decoder_of(model)
+    return len(decoder.place_of) == len(decoder.layers) > 0
+
+
+def _find(model: PreTrainedModel, name: str, logits_of: Callable[[PreTrainedModel, Rows], Tensor]) -> bool:
     known = _found.setdefault(model, {})
     if name not in known:
         generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(model.config.get_text_config().vocab_size, (2, _LENGTH), generator=generator)
-        tokens[1, :_SHARED] = tokens[0, :_SHARED]
+        size = model.config.get_text_config().vocab_size
+        rows = torch.randint(size, (2, _LENGTH), generator=generator).tolist()
+        rows = [rows[0], rows[0][:_SHARED] + rows[1][_SHARED : _LENGTH - 2]]
         reader = SegmentReader(model)
         with reader.reading():
-            expected = reader.read(tokens, torch.tensor([_LENGTH, _LENGTH]))[0].logits.float()
-            try:
-                found = logits_of(reader, tokens).float()
-            except (PrefixUnseenError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-                known[name] = False  # the model's own code cannot do it; whole passes always work
-                return False
-        difference = (found - expected[:, -found.shape[1] :]).norm() / expected.norm()
-        known[name] = bool(difference <= _TOLERANCES.get(model.dtype, 1e-3))
+            expected = reader.read(rows, _LAST)[0].float()
+        try:
+            found = logits_of(model, rows).float()
+        except (PrefixUnseenError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
+            known[name] = False  # the model's own code cannot do it; whole padded passes always work
+            return False
+        known[name] = bool((found - expected).norm() / expected.norm() <= _TOLERANCES.get(model.dtype, 1e-3))
     return known[name]
 
 
-def _with_prefix(reader: SegmentReader, tokens: Tensor) -> Tensor:
-    """Logits of the last tokens of two rows that continue one prefix; the second row is shorter and padded."""
-    _, prefix = reader.read(tokens[:1, :_SHARED], torch.tensor([_SHARED]), keep_states=True)
-    own = _LENGTH - _SHARED
-    output, _ = reader.read(tokens[:, _SHARED:], torch.tensor([own, own]), prefix=prefix, parents=torch.tensor([0, 0]))
-    return output.logits
+def _packed(model: PreTrainedModel, rows: Rows) -> Tensor:
+    """Logits of rows of different lengths that stand end to end."""
+    with (reader := SegmentReader(model, packed=True)).reading():
+        return reader.read(rows, _LAST)[0]
 
 
-def _restarted(reader: SegmentReader, tokens: Tensor) -> Tensor:
-    """Logits of a pass over other tokens that starts in the middle from these tokens' hidden states."""
-    places = sorted(reader.decoder.place_of.values())
-    middle = places[len(places) // 2]
-    lengths = torch.tensor([_LENGTH, _LENGTH])
-    _, read = reader.read(tokens, lengths, keep_hidden=True)
-    if len(read.hidden) != len(reader.decoder.layers) or read.hidden[middle].shape[:2] != tokens.shape:
-        raise ValueError("The decoder layers are not called with one hidden state a token.")
-    output, _ = reader.read(tokens, lengths, start=middle, hidden=read.hidden[middle])
-    return output.logits
+def _with_prefix(model: PreTrainedModel, rows: Rows) -> Tensor:
+    """Logits of rows of different lengths that continue one prefix."""
+    with (reader := SegmentReader(model, packed=can_pack(model))).reading():
+        _, prefix = reader.read([rows[0][:_SHARED]], keep_states=True)
+        own = [row[_SHARED:] for row in rows]
+        at = [(row, position - _SHARED) for row, position in _LAST]
+        return reader.read(own, at, prefix=prefix, parents=[0, 0])[0]
+
+
+def _restarted(model: PreTrainedModel, rows: Rows) -> Tensor:
+    """Logits of a pass that starts in the middle, from the hidden states of a whole one, over other tokens."""
+    with (reader := SegmentReader(model, packed=can_pack(model))).reading():
+        places = sorted(reader.decoder.place_of.values())
+        middle = places[len(places) // 2]
+        _, read = reader.read(rows, keep_hidden=True)
+        if len(read.hidden) != len(reader.decoder.layers) or read.hidden[middle].shape[:2] != read.layout.tokens.shape:
+            raise ValueError("The decoder layers are not called with one hidden state a token.")
+        return reader.read(rows, _LAST, start=middle, hidden=read.hidden_rows(middle))[0]

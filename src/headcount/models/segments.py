@@ -5,7 +5,7 @@ segments that follow see its keys and values. Measurements run on along the way,
 the measurements of the whole text. Nothing is approximated: a token's computation is the one it has in a whole pass.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.masking_utils import causal_mask_function
 
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import extended
@@ -20,6 +21,7 @@ from headcount.models.batching import input_device
 from headcount.models.context import ForwardContext
 from headcount.models.decoder import Decoder
 from headcount.models.instrument import decoder_of, head_geometry, zero_heads
+from headcount.models.layout import Layout
 from headcount.models.measuring import LayerMeter
 from headcount.models.switch import attention_replaced
 
@@ -46,37 +48,44 @@ class Segments:
     """A batch of segments that was read.
 
     Attributes:
-        lengths: int64 [row], tokens of each row's own segment.
         ends: int64 [row], tokens of each row's text up to and with its segment.
-        parents: int64 [row], the row of ``prefix`` that each row continues; None without a prefix.
-        prefix: the batch that was continued.
-        hidden: what entered each decoder layer from the first that ran, [row, token, hidden_size]; empty unless kept.
-        start: the place of the first decoder layer that ran.
+        real: bool [row, slot], which of the slots that later segments see are tokens of the row's text.
+        positions: int64 [row, slot], where in the text they stand.
     """
 
-    lengths: Tensor
-    ends: Tensor
-    parents: Tensor | None
+    layout: Layout
     prefix: "Segments | None"
-    hidden: list[Tensor]
-    start: int
-    real: Tensor  # bool [row, slot]: which slots of the keys are tokens of the row's text
-    positions: Tensor  # int64 [row, slot]
+    parents: Tensor | None  # int64 [row], the row of `prefix` that each row continues
+    ends: Tensor
+    real: Tensor
+    positions: Tensor
+    start: int  # the place of the first decoder layer that ran
+    hidden: list[Tensor]  # what entered each decoder layer from there on; empty unless kept
     layers: dict[int, _LayerState]
 
     def hidden_of(self, row: int, place: int) -> Tensor:
         """What entered the decoder layer at ``place`` for every token of a row's whole text, ``[token, hidden_size]``."""
-        own = self.hidden[place - self.start][row, : int(self.lengths[row])]
+        own = self.layout.row(self.hidden[place - self.start], row)
         if self.prefix is None or self.parents is None:
-            return own
+            return own.clone()  # not a view, which would keep the whole batch
         return torch.cat([self.prefix.hidden_of(int(self.parents[row]), place), own])
+
+    def hidden_rows(self, place: int) -> list[Tensor]:
+        """What entered the decoder layer at ``place`` for the tokens of each row's own segment."""
+        return [self.layout.row(self.hidden[place - self.start], row) for row in range(len(self.layout.lengths))]
 
 
 class SegmentReader:
-    """Reads segments with a model, inside a ``with`` block during which the model's attention is headcount's own."""
+    """Reads segments with a model, inside a ``with`` block during which the model's attention is headcount's own.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        model: any model that headcount can measure.
+        packed: lay rows end to end where the model's layers allow it, so that padding costs nothing outside attention.
+    """
+
+    def __init__(self, model: PreTrainedModel, *, packed: bool = False) -> None:
         self.model = model
+        self.packed = packed
         self.geometry = head_geometry(model)
         self.decoder: Decoder = decoder_of(model)
         self._meter = LayerMeter(self.geometry)
@@ -86,8 +95,9 @@ class SegmentReader:
     def reading(self) -> Iterator["SegmentReader"]:
         """The block. The model is as before on exit."""
 
-        def masks() -> Callable[[Callable[..., Any]], Tensor] | None:
-            return None if self._pass is None or self._pass.prefix is None else self._pass.mask
+        def masks() -> Callable[[Callable[..., Any]], Tensor | None] | None:
+            now = self._pass
+            return None if now is None or (now.prefix is None and not self.packed) else now.mask
 
         def layer(module: nn.Module, index: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
             assert self._pass is not None
@@ -98,60 +108,93 @@ class SegmentReader:
 
     def read(
         self,
-        tokens: Tensor,
-        lengths: Tensor,
+        rows: Sequence[Sequence[int]],
+        logits_at: Sequence[tuple[int, int]] = (),
         *,
         prefix: Segments | None = None,
-        parents: Tensor | None = None,
+        parents: Sequence[int] | None = None,
         start: int = 0,
-        hidden: Tensor | None = None,
+        hidden: Sequence[Tensor] | None = None,
         needs: frozenset[str] = frozenset(),
         decide: Decide | None = None,
         keep_states: bool = False,
         keep_hidden: bool = False,
-    ) -> tuple[Any, Segments]:
+    ) -> tuple[Tensor, Segments]:
         """One forward pass.
 
         Args:
-            tokens: int64 ``[row, token]``, padded on the right.
-            lengths: int64 ``[row]``, real tokens of each row.
+            rows: token ids of each segment.
+            logits_at: (row, position in its segment) where logits are wanted; the vocabulary projection runs there alone.
             prefix: segments read before, with their states kept.
-            parents: int64 ``[row]``, the row of ``prefix`` that each row continues.
+            parents: the row of ``prefix`` that each row continues.
             start: place of the decoder layer to start at.
-            hidden: with ``start``, what enters that layer, ``[row, token, hidden_size]``.
+            hidden: with ``start``, what enters that layer for each row, ``[token, hidden_size]``.
             needs: measurements for ``decide``; ``uniform`` is the caller's.
             decide: called by each attention layer with the measurements of each row's whole text.
             keep_states: keep keys, values and measurements, for segments that continue these.
             keep_hidden: keep what enters each decoder layer.
 
         Returns:
-            The model's output, and the segments.
+            Logits ``[wanted, vocabulary]``, and the segments.
         """
-        device = input_device(self.model)
-        tokens, lengths = tokens.to(device), lengths.to(device)
-        parents = None if parents is None else parents.to(device)
-        mask = torch.arange(tokens.shape[1], device=device) < lengths[:, None]
-        now = _Pass(self._meter, lengths, mask, prefix, parents, needs, decide, keep_states)
-        options: dict[str, Any] = {} if prefix is None else {"position_ids": now.own_positions}
+        layout = Layout(rows, input_device(self.model), packed=self.packed)
+        continued = None if prefix is None or parents is None else torch.tensor(parents, device=layout.lengths.device)
+        now = _Pass(self._meter, layout, prefix, continued, needs, decide, keep_states)
+        # A model can hardly project nothing: one position stands in where no logits are wanted.
+        where = layout.where(logits_at or [(0, 0)])
         self._pass = now
         try:
             with ExitStack() as stack:
-                stack.enter_context(self.decoder.starting_at(start, hidden))
+                stack.enter_context(self.decoder.starting_at(start, None if hidden is None else layout.join(hidden)))
                 kept = stack.enter_context(self.decoder.inputs_kept()) if keep_hidden else []
-                output = self.model(input_ids=tokens, attention_mask=mask.long(), use_cache=False, **options)
+                stack.enter_context(_projecting_only(self.model, layout.tokens.shape, where))
+                logits = self.model(
+                    input_ids=layout.tokens,
+                    attention_mask=layout.attention_mask,
+                    position_ids=layout.line_up(now.own_positions),
+                    use_cache=False,
+                ).logits
         finally:
             self._pass = None
-        return output, Segments(
-            lengths=lengths,
-            ends=now.ends,
-            parents=parents,
+        if logits.shape[:2] != (1, where.shape[1]):  # the model does not go through its get_output_embeddings()
+            logits = logits[where[0], where[1]][None]
+        return logits[0, : len(logits_at)], Segments(
+            layout=layout,
             prefix=prefix,
-            hidden=kept[start:],
-            start=start,
+            parents=continued,
+            ends=now.ends,
             real=now.real,
             positions=now.positions,
+            start=start,
+            hidden=kept[start:],
             layers=now.states,
         )
+
+
+@contextmanager
+def _projecting_only(model: PreTrainedModel, shape: torch.Size, where: Tensor) -> Iterator[None]:
+    """Inside, the model's vocabulary projection runs on the positions ``where`` [2, position] alone.
+
+    The hidden states ``[batch, position, hidden]`` of ``shape`` become ``[1, chosen, hidden]`` just before the projection,
+    so whatever the model does to its logits afterwards (scaling, softcapping) still happens.
+    """
+    projection = model.get_output_embeddings()
+    if not isinstance(projection, nn.Module):
+        yield
+        return
+
+    def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        hidden = args[0] if args else None
+        if isinstance(hidden, Tensor) and hidden.dim() == 3 and hidden.shape[:2] == shape:
+            rows, columns = where.to(hidden.device)
+            return (hidden[rows, columns][None], *args[1:])
+        return None
+
+    handle = projection.register_forward_pre_hook(select)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 class _Pass:
@@ -160,24 +203,21 @@ class _Pass:
     def __init__(
         self,
         meter: LayerMeter,
-        lengths: Tensor,
-        mask: Tensor,
+        layout: Layout,
         prefix: Segments | None,
         parents: Tensor | None,
         needs: frozenset[str],
         decide: Decide | None,
         keep_states: bool,
     ) -> None:
-        self.prefix, self.parents = prefix, parents
         self.states: dict[int, _LayerState] = {}
         self._meter, self._needs, self._decide, self._keep = meter, needs, decide, keep_states
-        self._lengths = lengths
+        self._layout, self.prefix, self._parents = layout, prefix, parents
+        lengths, mask = layout.lengths, layout.real
         self._before = torch.zeros_like(lengths) if prefix is None or parents is None else prefix.ends[parents]
         self.ends = self._before + lengths
         # Padding stands at the position of its row's last token, so that it sees something under any window.
-        self.own_positions = self._before[:, None] + torch.arange(mask.shape[1], device=mask.device).clamp(
-            max=lengths[:, None] - 1
-        )
+        self.own_positions = self._before[:, None] + layout.own_index
         self.real, self.positions = mask, self.own_positions
         if prefix is not None and parents is not None:
             self.real = torch.cat([prefix.real[parents], mask], dim=1)
@@ -185,10 +225,14 @@ class _Pass:
         self._own = Positions(
             real=None if bool(mask.all()) else mask, first=torch.zeros_like(lengths), last=lengths - 1
         )
-        self._masks: dict[Any, Tensor] = {}
 
-    def mask(self, allowed: Callable[..., Any]) -> Tensor:
-        """bool ``[row, 1, token, slot]``: transformers' rule for a layer, applied to positions, and no padding."""
+    def mask(self, allowed: Callable[..., Any]) -> Tensor | None:
+        """bool ``[row, 1, token, slot]``: transformers' rule for a layer, applied to positions, and no padding.
+
+        None for plain causal attention among a row's own tokens, where padding on the right is never seen.
+        """
+        if self.prefix is None and allowed is causal_mask_function:
+            return None
         rows = torch.arange(len(self.real), device=self.real.device).view(-1, 1, 1, 1)
         seen = allowed(
             rows, torch.zeros_like(rows), self.own_positions[:, None, :, None], self.positions[:, None, None, :]
@@ -198,22 +242,31 @@ class _Pass:
     def layer(self, module: nn.Module, layer: int, inputs: AttentionInputs) -> Tensor:
         device = inputs.query.device
         before, earlier = None, {}
-        if self.prefix is not None and self.parents is not None:
-            before, parents = self.prefix.layers[layer], self.parents.to(device)
+        spread = self._layout.spread
+        inputs = replace(
+            inputs,
+            query=spread(inputs.query),
+            key=spread(inputs.key),
+            value=spread(inputs.value),
+            mask=None if inputs.mask is None else inputs.mask.to(device),
+        )
+        if self.prefix is not None and self._parents is not None:
+            before, parents = self.prefix.layers[layer], self._parents.to(device)
             if inputs.mask is None:
                 raise PrefixUnseenError(f"{type(module).__name__} attends without the mask that a prefix needs.")
             inputs = replace(
                 inputs,
                 key=torch.cat([before.key[parents], inputs.key], dim=2),
                 value=torch.cat([before.value[parents], inputs.value], dim=2),
-                mask=inputs.mask.to(device),
                 past=before.key.shape[2],
             )
             earlier = {name: values[parents] for name, values in before.measured.items()}
         output, measured = self._meter.measure(module, layer, inputs, self._own.to(device), self._needs)
         if before is not None:
-            measured = extended(earlier, self._before.to(device), measured, self._lengths.to(device))
+            measured = extended(earlier, self._before.to(device), measured, self._layout.lengths.to(device))
         if self._keep:
             self.states[layer] = _LayerState(key=inputs.key, value=inputs.value, measured=measured)
-        shape = output.shape[0], output.shape[1]
-        return output if self._decide is None else zero_heads(output, self._decide(layer, measured, shape, device))
+        if self._decide is not None:
+            shape = output.shape[0], output.shape[1]
+            output = zero_heads(output, self._decide(layer, measured, shape, device))
+        return self._layout.line_up_heads(output)

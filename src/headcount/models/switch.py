@@ -16,8 +16,8 @@ from headcount.models.context import ForwardContext
 
 #: Attention of one layer: (attention module, layer index, inputs, the pass) → output [batch, head, query, head_dim].
 LayerFunction = Callable[[nn.Module, int, AttentionInputs, ForwardContext], Tensor]
-#: From transformers' rule of which positions a layer may see to the layer's mask, bool [batch, 1, query, key].
-MaskFunction = Callable[[Callable[..., Any]], Tensor]
+#: From transformers' rule of which positions a layer may see to the layer's mask, bool [batch, 1, query, key], or None.
+MaskFunction = Callable[[Callable[..., Any]], Tensor | None]
 
 _counter = itertools.count()
 

@@ -1,0 +1,76 @@
+"""How rows of different lengths stand in a model's batch: each padded to the longest, or end to end in one row."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from headcount.models.batching import pad
+
+
+class Layout:
+    """Rows of tokens as the model gets them.
+
+    Packed rows stand end to end in one row, so that everything but attention computes real tokens only; attention gets
+    them row by row. Otherwise every row is padded on the right.
+
+    Attributes:
+        tokens: int64 ``[batch, token]``, what the model reads.
+        attention_mask: int64, the same shape, 0 for padding.
+        lengths: int64 ``[row]``.
+        real: bool ``[row, token]``, False for padding.
+        own_index: int64 ``[row, token]``, each token's place in its row; padding has that of the row's last token.
+    """
+
+    def __init__(self, rows: Sequence[Sequence[int]], device: torch.device, *, packed: bool) -> None:
+        self.packed = packed
+        self._sizes = [len(row) for row in rows]
+        self._offsets = [0]
+        for size in self._sizes:
+            self._offsets.append(self._offsets[-1] + size)
+        self.lengths = torch.tensor(self._sizes, device=device)
+        steps = torch.arange(max(self._sizes), device=device)
+        self.real = steps < self.lengths[:, None]
+        self.own_index = steps.minimum(self.lengths[:, None] - 1)
+        if packed:
+            self.tokens = torch.tensor([[token for row in rows for token in row]], dtype=torch.int64, device=device)
+            self.attention_mask = torch.ones_like(self.tokens)
+            # [row · token] → its place in the packed row
+            self._spread = (self.own_index + torch.tensor(self._offsets[:-1], device=device)[:, None]).flatten()
+            self._real_places = self.real.flatten().nonzero().squeeze(1)
+        else:
+            self.tokens, self.attention_mask = pad(rows, device)
+
+    def where(self, places: Sequence[tuple[int, int]]) -> Tensor:
+        """int64 ``[2, place]``: (batch row, column) of each (row, token)."""
+        if self.packed:
+            places = [(0, self._offsets[row] + column) for row, column in places]
+        return torch.tensor(places, dtype=torch.int64).view(-1, 2).T
+
+    def line_up(self, values: Tensor) -> Tensor:
+        """``[row, token]`` → ``[batch, token]``."""
+        return values[self.real][None] if self.packed else values
+
+    def spread(self, heads: Tensor) -> Tensor:
+        """``[batch, head, token, dim]`` → ``[row, head, token, dim]``; padding repeats each row's last token."""
+        if not self.packed or len(self._sizes) == 1:
+            return heads
+        spread = heads[0].index_select(1, self._spread.to(heads.device))
+        return spread.unflatten(1, self.own_index.shape).transpose(0, 1)
+
+    def line_up_heads(self, heads: Tensor) -> Tensor:
+        """``[row, head, token, dim]`` → ``[batch, head, token, dim]``, the inverse of ``spread``."""
+        if not self.packed or len(self._sizes) == 1:
+            return heads
+        tokens = heads.transpose(1, 2).flatten(0, 1)  # [row · token, head, dim]
+        return tokens.index_select(0, self._real_places.to(heads.device))[None].transpose(1, 2)
+
+    def row(self, hidden: Tensor, row: int) -> Tensor:
+        """One row's tokens out of ``[batch, token, hidden_size]``."""
+        if self.packed:
+            return hidden[0, self._offsets[row] : self._offsets[row + 1]]
+        return hidden[row, : self._sizes[row]]
+
+    def join(self, rows: Sequence[Tensor]) -> Tensor:
+        """Rows ``[token, hidden_size]`` → ``[batch, token, hidden_size]``."""
+        return torch.cat([*rows])[None] if self.packed else torch.nn.utils.rnn.pad_sequence([*rows], batch_first=True)
