@@ -308,8 +308,9 @@ class _Run:
             carried_out = decided[obeyed[i]][i]
             of_policies = {p: decided[p][i] for p in row.policies}
             share = (row.zeroed | carried_out).sum() / self._geometry.num_heads
+            like = obeyed[i] if share or not self._has_trunk else self.ledger.untouched
             for p in self._part(row.input, of_policies, carried_out, row.zeroed, partial(states.hidden_of, i)):
-                self.ledger.settle(p, row.input, share, like=None if p == obeyed[i] else obeyed[i])
+                self.ledger.settle(p, row.input, share, like=None if p == like else like)
 
         return [lambda i=i, row=row: finish(i, row) for i, row in enumerate(alive)] + [self.ledger.report]
 
