@@ -58,7 +58,8 @@ def attend(
     for name in needs:
         per_position = found[_TAKEN_FROM[name]]  # [batch, head, position]
         if name == "first_value_norm":
-            measured[name] = positions.at(per_position, positions.first)
+            first = (positions.first - inputs.past).clamp(min=0)  # of the queries' own, if it stands among them
+            measured[name] = positions.at(per_position, first)
         elif name == "last_output_norm":
             measured[name] = positions.at(per_position, positions.last)
         else:

@@ -33,18 +33,6 @@ def supports_compiled(inputs: AttentionInputs) -> bool:
     )
 
 
-def beats_fused_attention() -> bool:
-    """Whether the kernel is faster than PyTorch's own attention even when nothing is measured.
-
-    Measured with vectors of 8 and 16 floats (AVX2, AVX-512; docs/performance.md). A fixed rule, not a race at run time: its
-    result would change from run to run, and the numbers with it by rounding.
-
-    Raises:
-        KernelUnavailable: the kernel could not be built.
-    """
-    return load_kernel().attention_lanes() >= 8
-
-
 def attend_compiled(
     inputs: AttentionInputs,
     positions: Positions,

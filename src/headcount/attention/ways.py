@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from headcount.attention.blocks import attend_in_blocks
-from headcount.attention.compiled import attend_compiled, beats_fused_attention, supports_compiled
+from headcount.attention.compiled import attend_compiled, supports_compiled
 from headcount.attention.fused import attend_fused, attend_fused_measured, supports_fused
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.errors import InputError
@@ -56,8 +56,8 @@ def attend_by_the_fastest_way(
 def _choose(inputs: AttentionInputs, wanted: frozenset[str]) -> str:
     """The way for a layer; ``sdpa`` is PyTorch's attention as it is.
 
-    A layer of which nothing is wanted is left to that: a model that is not measured gives the logits it gives untouched,
-    bit for bit.
+    The compiled way serves the layers of which nothing is wanted too: so all passes round alike, and two policies that zero
+    the same heads give the same logits, bit for bit, whatever they measure.
     """
     forced = os.environ.get(VARIABLE)
     if forced and forced not in WAYS:
@@ -66,9 +66,8 @@ def _choose(inputs: AttentionInputs, wanted: frozenset[str]) -> str:
     without = "plain" if weigh or inputs.softcap is not None or inputs.sinks is not None else "sdpa"
     if torch.is_grad_enabled() and any(t.requires_grad for t in (inputs.query, inputs.key, inputs.value)):
         return without
-    allowed = [way for way in WAYS if wanted and forced in (None, "", way)]
-    compiled = "compiled" in allowed and supports_compiled(inputs) and _works("compiled", *_kind(inputs))
-    if compiled and (weigh or beats_fused_attention()):
+    allowed = [way for way in WAYS if forced in (None, "", way)]
+    if "compiled" in allowed and supports_compiled(inputs) and _works("compiled", *_kind(inputs)):
         return "compiled"
     if "fused" in allowed and weigh and supports_fused(inputs) and _works("fused", *_kind(inputs)):
         return "fused"
