@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from headcount.errors import HeadcountError
     from headcount.evaluation.benchmark import Benchmark
-    from headcount.evaluation.evaluate import Evaluation, evaluate
+    from headcount.evaluation.evaluate import Evaluation, UntilDecided, evaluate
     from headcount.heads import HeadGeometry, HeadSet
     from headcount.interventions import Fixed, Policy, Random, Threshold
     from headcount.measure import measure_heads
@@ -31,6 +31,7 @@ _MODULES = {
     "Random": "interventions",
     "Run": "store",
     "Threshold": "interventions",
+    "UntilDecided": "evaluation.evaluate",
     "all_scores": "scores",
     "evaluate": "evaluation.evaluate",
     "get_score": "scores",
@@ -55,6 +56,7 @@ __all__ = [
     "Random",
     "Run",
     "Threshold",
+    "UntilDecided",
     "all_scores",
     "evaluate",
     "get_score",

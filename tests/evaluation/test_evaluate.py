@@ -332,3 +332,31 @@ def test_another_seed_draws_other_examples_and_the_same_seed_the_same(tiny, lett
 
     assert inputs(0) == inputs(0)
     assert inputs(0) != inputs(1)
+
+
+def test_questions_are_asked_until_it_is_decided(tiny, letters, own_tasks, tmp_path):
+    size = 200
+    frame = pd.DataFrame({"question": [f"{i}+1" for i in range(size)], "answer": [i % 4 for i in range(size)]})
+    frame.to_parquet(tmp_path / "many.parquet")
+    text = (own_tasks / "sums_a.yaml").read_text().replace("task: sums_a", "task: many")
+    text = text.replace(str(own_tasks / "sums_a.parquet"), str(tmp_path / "many.parquet"))
+    (tmp_path / "many.yaml").write_text(text)
+    rule = hc.UntilDecided(margin=0.2, questions_a_look=20)
+    policies = [Fixed([], name="nothing"), Random(0.3)]
+    options = {"tokenizer": letters, "offline": True, "include_path": tmp_path, "seed": 3}
+    evaluation = evaluate(tiny(), ["many"], policies, until_decided=rule, **options)
+    verdicts = evaluation.verdicts.set_index("policy")
+    # A policy that changes nothing is known to be within 20 points long before all questions are asked.
+    assert verdicts.loc["nothing", "verdict"] == "within"
+    asked = evaluation.outcomes["policy"].value_counts()
+    assert asked["nothing"] < 100
+    assert asked["nothing"] == verdicts.loc["nothing", "num_questions"]
+    assert asked["baseline"] == asked.max()
+    order = evaluation.outcomes.loc[evaluation.outcomes["policy"] == "baseline", "doc_id"].tolist()
+    assert order != sorted(order)
+    again = evaluate(tiny(), ["many"], policies, until_decided=rule, **options)
+    pd.testing.assert_frame_equal(again.outcomes, evaluation.outcomes)
+    # Where the whole benchmark is asked, the verdict is the plain comparison of accuracies.
+    change = verdicts.loc["random:0.3", "change"]
+    if asked["random:0.3"] == size:
+        assert verdicts.loc["random:0.3", "verdict"] == ("within" if change >= -0.2 else "beyond")

@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from headcount.analysis import sequential_table
 from headcount.evaluation.benchmark import Answers, Benchmark
 from headcount.interventions import Policy
 from headcount.models.batching import Progress, no_progress
@@ -31,6 +33,7 @@ class Evaluation:
         sources: where each task's data came from.
         num_truncated: inputs whose start was cut to fit the model's positions.
         failures: policies that were given up, with the reason; their outcomes are left out.
+        verdicts: with ``until_decided``, each policy's verdict as ``headcount.analysis.sequential_table`` gives it.
     """
 
     outcomes: pd.DataFrame
@@ -38,11 +41,43 @@ class Evaluation:
     sources: dict[str, str]
     num_truncated: int
     failures: dict[str, str] = field(default_factory=dict)
+    verdicts: pd.DataFrame | None = None
 
     def __repr__(self) -> str:
         policies = ", ".join(self.outcomes["policy"].unique())
         questions = self.outcomes.groupby(["task", "doc_id"]).ngroups
         return f"<Evaluation: {questions} questions of {', '.join(self.outcomes['task'].unique())}; {policies}>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntilDecided:
+    """When to stop asking questions under a policy: once its fall is known to be within a margin, or beyond it.
+
+    The verdict is about the benchmark's questions, and wrong with probability at most 1 − ``confidence`` however often one
+    looks (``headcount.analysis.sequential``).
+
+    Attributes:
+        metric: of lm-eval's, between 0 and 1.
+        margin: the fall that is tolerated, as a fraction of 1.
+        confidence: of each policy's verdict.
+        questions_a_look: asked between two looks.
+    """
+
+    metric: str = "acc"
+    margin: float = 0.01
+    confidence: float = 0.95
+    questions_a_look: int = 64
+
+    def table(self, outcomes: pd.DataFrame, total: int) -> pd.DataFrame:
+        """Each policy's verdict so far; ``total`` is the number of questions of the whole benchmark."""
+        return sequential_table(
+            outcomes, total=total, metric=self.metric, margin=self.margin, confidence=self.confidence
+        )
+
+    def decided(self, outcomes: pd.DataFrame, total: int) -> set[str]:
+        """The policies that need no more questions."""
+        table = self.table(outcomes, total)
+        return set(table.loc[table["verdict"].notna(), "policy"])
 
 
 def evaluate(
@@ -59,6 +94,7 @@ def evaluate(
     offline: bool | None = None,
     include_path: str | Path | None = None,
     decide: str = "prompt",
+    until_decided: UntilDecided | None = None,
     progress: Progress = no_progress,
     on_answers: Callable[[Answers], None] = lambda _: None,
 ) -> Evaluation:
@@ -67,8 +103,12 @@ def evaluate(
     What policies share is computed once: the untouched model's pass serves every policy on an input up to the first
     layer in which that policy zeroes a head, and a policy that zeroes nothing on an input has the baseline's answer.
 
-    Arguments are those of ``Benchmark``; ``on_answers`` is called with the answers of every 256 questions as soon as they
-    exist.
+    Arguments are those of ``Benchmark``, and:
+
+    Args:
+        until_decided: ask in random order, and stop asking under a policy as soon as it is known whether its fall is
+            within a margin; None asks every question.
+        on_answers: called with the answers of every 256 questions (of every look) as soon as they exist.
 
     Raises:
         InputError: two policies with one label, or an unusable option.
@@ -79,19 +119,30 @@ def evaluate(
         model, tasks, tokenizer=tokenizer, num_fewshot=num_fewshot, limit=limit, chat_template=chat_template,
         batch_tokens=batch_tokens, seed=seed, offline=offline, include_path=include_path, decide=decide,
     )  # fmt: skip
+    order = list(range(benchmark.num_questions))
+    if until_decided is not None:
+        order = np.random.default_rng(seed).permutation(benchmark.num_questions).tolist()
     asked: list[Policy | None] = [None, *policies]
     total = len(asked) * benchmark.num_inputs
-    tables, failures, done = [], {}, 0
-    for start in range(0, benchmark.num_questions, SHARD):
-        indices = range(start, min(start + SHARD, benchmark.num_questions))
+    tables: list[pd.DataFrame] = []
+    failures, done = {}, 0
+    shard = SHARD if until_decided is None else until_decided.questions_a_look
+    for start in range(0, benchmark.num_questions, shard):
         given = benchmark.ask(
-            asked, indices, progress=lambda now, _, done=done: progress(min(done + now, total), total)
+            asked,
+            order[start : start + shard],
+            progress=lambda now, _, done=done: progress(min(done + now, total), total),
         )
         on_answers(given)
         tables.append(given.outcomes)
         failures |= given.failures
-        asked = [policy for policy in asked if policy is None or policy.label not in failures]
         done += len(asked) * int(given.outcomes.loc[given.outcomes["policy"] == "baseline", "num_inputs"].sum())
+        finished = set(failures)
+        if until_decided is not None:
+            finished |= until_decided.decided(pd.concat(tables, ignore_index=True), benchmark.num_questions)
+        asked = [None, *(policy for policy in policies if policy.label not in finished)]
+        if policies and len(asked) == 1:
+            break
     whole = pd.concat(tables, ignore_index=True)
     kept = [of_policy for name, of_policy in whole.groupby("policy", sort=False) if name not in failures]
     outcomes = pd.concat(kept, ignore_index=True)
@@ -101,4 +152,5 @@ def evaluate(
         sources=benchmark.task_set.sources,
         num_truncated=benchmark.num_truncated,
         failures=failures,
+        verdicts=None if until_decided is None else until_decided.table(outcomes, benchmark.num_questions),
     )
