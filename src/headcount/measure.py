@@ -4,22 +4,12 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 import xarray as xr
 
 from headcount.errors import InputError
-from headcount.models.batching import (
-    Progress,
-    batch_tokens_for,
-    check_lengths,
-    data_fingerprint,
-    input_device,
-    no_progress,
-    pad,
-    run_in_batches,
-)
-from headcount.models.instrument import instrument
+from headcount.evaluation.engine import run_plan
+from headcount.evaluation.plan import ScoringPlan
+from headcount.models.batching import Progress, check_lengths, data_fingerprint, no_progress
 from headcount.models.loading import fingerprint
 from headcount.scores import select_scores
 
@@ -41,7 +31,7 @@ def measure_heads(
     """Every score of every query head on every input, with nothing zeroed, in one pass over the inputs.
 
     Every token of an input counts and padding never does: the numbers do not depend on how inputs are batched,
-    beyond rounding.
+    beyond rounding. Inputs that begin alike read that beginning once.
 
     Args:
         model: a causal language model, as from ``load``.
@@ -64,19 +54,13 @@ def measure_heads(
     """
     rows, num_cut = check_lengths(token_ids(inputs, tokenizer), model, too_long=too_long)
     chosen = [score.id for score in select_scores(scores)]
-    device = input_device(model)
-    order: list[int] = []
-    with instrument(model, scores=chosen, seed=seed) as probe, torch.inference_mode():
-
-        def run(batch: list[int]) -> None:
-            tokens, mask = pad([rows[i] for i in batch], device)
-            model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
-            order.extend(batch)
-
-        run_in_batches([len(row) for row in rows], batch_tokens_for(model, batch_tokens), run, progress)
-        table = probe.scores
-    table = table.isel(example=np.argsort(order))
-    return table.assign_attrs(
+    place_of = {row: i for i, row in enumerate(dict.fromkeys(map(tuple, rows)))}
+    distinct = ScoringPlan(inputs=[list(row) for row in place_of], input_of=[], continuations=[], num_truncated=0)
+    table = run_plan(
+        model, distinct, [], scores=chosen, batch_tokens=batch_tokens, seed=seed,
+        progress=lambda done, total: progress(done * len(rows) // total, len(rows)),
+    ).scores  # fmt: skip
+    return table.isel(example=[place_of[tuple(row)] for row in rows]).assign_attrs(
         model=str(getattr(model.config, "_name_or_path", "")),
         model_fingerprint=fingerprint(model),
         data_fingerprint=data_fingerprint(rows),

@@ -10,6 +10,7 @@ from headcount.heads import HeadSet
 from headcount.interventions import Fixed, Random, Threshold
 from headcount.measure import measure_heads
 from headcount.models.instrument import instrument
+from headcount.scores import registry
 
 NEW = 8
 PROMPTS = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 5)]
@@ -210,7 +211,10 @@ def test_an_unknown_way_to_decide_is_refused(model):
         pass
 
 
-def test_running_refuses_scores_of_whole_tensors(model):
+def test_running_refuses_scores_of_whole_tensors(model, monkeypatch):
+    for name in ("_SCORES", "_NAMES"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+
     @hc.score("tensor_score", name="x", needs=["output"], inactive_when="low", unit="1", source="a test")
     def tensor_score(m):
         return m.token_mean(m.output.norm(dim=-1)[..., None])[..., 0]

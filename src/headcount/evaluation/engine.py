@@ -108,6 +108,7 @@ class _Run:
         self._geometry = self.reader.geometry
         self._batch_tokens = batch_tokens_for(model, batch_tokens)
         self._waiting: dict[int, list[_Waiting]] = defaultdict(list)
+        self._num_read = 0
         shape = len(scores), len(plan.inputs), len(self._geometry.layers), self._geometry.max_attention_heads
         self._recorded = np.full(shape, np.nan, np.float32)
 
@@ -221,7 +222,8 @@ class _Run:
             for segment in segments:
                 if segment.input is not None:
                     self.ledger.settle(p, segment.input, share)
-        self.ledger.report()
+        self._num_read += sum(segment.input is not None for segment in segments)
+        self.ledger.report(self._num_read)
         return read
 
     def _leave_trunk(self, input: int, row: int, decided: dict[int, np.ndarray], trunk: Segments) -> None:
@@ -282,6 +284,7 @@ class _Run:
             ):
                 for part in parting:
                     part()
+                self.ledger.report()
 
     def _read_rows(self, waiting: list[_Waiting], place: int) -> list[Callable[[], Any]]:
         """One pass over whole inputs. What remains to be done when it has succeeded, for each row."""
@@ -312,7 +315,7 @@ class _Run:
             for p in self._part(row.input, of_policies, carried_out, row.zeroed, partial(states.hidden_of, i)):
                 self.ledger.settle(p, row.input, share, like=None if p == like else like)
 
-        return [lambda i=i, row=row: finish(i, row) for i, row in enumerate(alive)] + [self.ledger.report]
+        return [lambda i=i, row=row: finish(i, row) for i, row in enumerate(alive)]
 
     def _forward(
         self,

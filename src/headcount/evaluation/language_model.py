@@ -106,7 +106,9 @@ class HeadcountLM(_HFLM):
         # lm-eval's command line passes these whether or not they were asked for.
         options = {k: v for k, v in loading.items() if v is not None and k not in ("batch_size", "max_batch_size")}
         if str(options.get("device", "")).startswith("cuda") and not torch.cuda.is_available():
-            del options["device"]  # lm-eval's command line says cuda:0 unless told otherwise; HFLM takes what there is too
+            del options[
+                "device"
+            ]  # lm-eval's command line says cuda:0 unless told otherwise; HFLM takes what there is too
         known = {*inspect.signature(load).parameters} - {"model"} if isinstance(model, str) else {"device"}
         if unknown := sorted(options.keys() - known):
             raise InputError(f"Unknown option {unknown[0]!r} of HeadcountLM. {nearest(unknown[0], known)}")

@@ -66,8 +66,12 @@ class Ledger:
             self.write(policy, slots, self._nats[like, slots], self._greedy[like, slots])
         self._share_zeroed[policy, input] = share_zeroed
 
-    def report(self) -> None:
-        self._progress(int((~np.isnan(self._share_zeroed)).sum()), self._share_zeroed.size)
+    def report(self, num_read: int = 0) -> None:
+        """Say how many inputs were answered, each once a policy; without policies how many were read."""
+        if self._share_zeroed.size:
+            self._progress(int((~np.isnan(self._share_zeroed)).sum()), self._share_zeroed.size)
+        else:
+            self._progress(num_read, len(self._targets))
 
     def results(self) -> list[Scored]:
         results = []
