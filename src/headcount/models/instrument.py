@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from headcount.attention.attend import attend
 from headcount.attention.inputs import AttentionInputs, Positions
-from headcount.attention.measurements import extended
+from headcount.attention.measurements import RAW_TENSORS, extended
 from headcount.errors import InputError, ModelError
 from headcount.heads import HeadGeometry, LayerHeads
 from headcount.interventions import Fixed, Policy
@@ -218,7 +218,8 @@ class _Recorder:
         self._geometry, self._policy, self._scores, self._seed, self._decide = geometry, policy, scores, seed, decide
         self._meter = LayerMeter(geometry)
         self._score_needs = needs_of(scores)
-        self._seen: dict[int, tuple[list[Tensor], Tensor | None]] = {}  # layer → its scores and zeroed heads
+        # layer → measurements that scores read, scores that read whole tensors, zeroed heads
+        self._seen: dict[int, tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]] = {}
         self._prompt: dict[int, _Decided] = {}  # layer → what was decided on the text whose cache is continued
 
     def layer(self, module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
@@ -230,10 +231,14 @@ class _Recorder:
         positions = context.positions.to(inputs.query.device)
         output, measured = self._meter.measure(module, layer, inputs, positions, self._score_needs | policy_needs)
         shape = output.shape[:2]
-        scores = []
+        scores: dict[str, Tensor] = {}
         for score in self._scores:
-            uniform = self._uniform(self._seed, layer, context) if "uniform" in score.needs else None
-            scores.append(scored(score, declared(measured, score.needs, uniform), shape))
+            if score.needs & RAW_TENSORS:  # now, since the tensors are gone after the layer; the others in `finish`
+                uniform = self._uniform(self._seed, layer, context) if "uniform" in score.needs else None
+                scores[score.id] = scored(score, declared(measured, score.needs, uniform), shape)
+        kept = {name: tensor for name, tensor in measured.items() if name in self._score_needs - RAW_TENSORS}
+        if "uniform" in self._score_needs:
+            kept["uniform"] = self._uniform(self._seed, layer, context)
         zeroed = None
         if policy is not None:
             uniform = self._uniform(policy.seed, layer, context) if "uniform" in policy_needs else None
@@ -242,7 +247,7 @@ class _Recorder:
             )
             running = self._decide == "running" and bool(policy_needs - {"uniform"})
             self._prompt[layer] = _Decided(zeroed, positions, measured if running else None)
-        self._seen[layer] = scores, zeroed
+        self._seen[layer] = kept, scores, zeroed
         return zero_heads(output, zeroed)
 
     def _continue(
@@ -274,7 +279,7 @@ class _Recorder:
             layer, declared(measured, policy.needs), (output.shape[0], output.shape[1]), output.device
         )
         decided.measured, decided.num_tokens, decided.zeroed = measured, decided.num_tokens + own, zeroed
-        self._seen[layer] = [], zeroed
+        self._seen[layer] = {}, {}, zeroed
         return zero_heads(output, zeroed)
 
     def finish(self, context: ForwardContext) -> None:
@@ -283,22 +288,40 @@ class _Recorder:
         if not seen:
             return
         layers, heads = len(self._geometry.layers), self._geometry.max_attention_heads
-        scores = np.full((len(self._scores), context.batch, layers, heads), np.nan, np.float32)
         zeroed = np.zeros((context.batch, layers, heads), bool)
-        for layer, (values, off) in seen.items():
-            place = self._meter.places[layer]
-            if values:
-                stacked = torch.stack(values).float().cpu().numpy()  # [score, batch, head]
-                scores[:, :, place, : stacked.shape[-1]] = stacked
+        for layer, (_, _, off) in seen.items():
             if off is not None:
-                zeroed[:, place, : off.shape[-1]] = off.cpu().numpy()
+                zeroed[:, self._meter.places[layer], : off.shape[-1]] = off.cpu().numpy()
         if context.continues:
             self.probe._continue(zeroed)
             return
         real = context.positions.real
         length = int(context.positions.last[0]) + 1
         num_tokens = np.full(context.batch, length) if real is None else real.sum(1).cpu().numpy()
-        self.probe._add(scores, zeroed, num_tokens)
+        self.probe._add(self._scores_of(seen, context.batch), zeroed, num_tokens)
+
+    def _scores_of(
+        self, seen: dict[int, tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]], batch: int
+    ) -> np.ndarray:
+        """float32 [score, example, layer, head]. A score sees layers as it sees examples, so one call does for all layers."""
+        layers, heads = len(self._geometry.layers), self._geometry.max_attention_heads
+        found = np.full((len(self._scores), batch, layers, heads), np.nan, np.float32)
+        alike: dict[int, list[int]] = {}  # number of heads → layers
+        for layer in seen:
+            alike.setdefault(self._geometry.layers[self._meter.places[layer]].num_attention_heads, []).append(layer)
+        for num_heads, of in alike.items():
+            places = [self._meter.places[layer] for layer in of]
+            stacked = {name: _rows([seen[layer][0][name] for layer in of]) for name in seen[of[0]][0]}
+            for i, score in enumerate(self._scores):
+                if score.needs & RAW_TENSORS:
+                    values = _rows([seen[layer][1][score.id] for layer in of])
+                else:
+                    values = scored(
+                        score, declared(stacked, score.needs, stacked.get("uniform")), (len(of) * batch, num_heads)
+                    )
+                by_layer = values.float().view(len(of), batch, num_heads).transpose(0, 1)
+                found[i][:, places, :num_heads] = by_layer.numpy()
+        return found
 
     def _uniform(self, seed: int | None, layer: int, context: ForwardContext) -> Tensor:
         place = self._meter.places[layer]
@@ -306,6 +329,11 @@ class _Recorder:
             self._seed if seed is None else seed, len(self._geometry.layers), self._geometry.max_attention_heads
         )
         return draws[:, place, : self._geometry.layers[place].num_attention_heads]
+
+
+def _rows(layers: list[Tensor]) -> Tensor:
+    """``[example, head]`` of each layer → float32 ``[layer · example, head]`` in main memory, fetched at once."""
+    return torch.cat([tensor.to(layers[0].device) for tensor in layers]).float().cpu()
 
 
 class _Decided:
