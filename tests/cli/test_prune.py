@@ -1,7 +1,9 @@
 import pytest
 
+from headcount.evaluation.evaluate import evaluate
 from headcount.models.loading import load
 from headcount.removal.selection import Selection
+from headcount.store import open_run
 
 
 @pytest.fixture(autouse=True)
@@ -15,7 +17,7 @@ def write_selection(folder, file, heads):
     Selection.of(model, heads, name=str(folder), unit="query", chosen={"score": "by hand"}).save(file)
 
 
-def test_plan_prune_and_evaluate_the_result(headcount, checkpoint, own, tmp_path):
+def test_plan_prune_and_compare_the_result(headcount, checkpoint, letters, own, tmp_path):
     folder = checkpoint()
     write_selection(folder, "heads.json", [(0, 0), *((1, head) for head in range(8)), (2, 4), (2, 5)])
     code, out, _ = headcount("prune", folder, "--heads", "heads.json")
@@ -38,9 +40,30 @@ def test_plan_prune_and_evaluate_the_result(headcount, checkpoint, own, tmp_path
     assert "Calibrated on 2 texts" in card
     assert "headcount prune" in card
 
-    code, out, error = headcount("evaluate", "pruned", *own(), "--trust-remote-code", "-o", "run")
+    compared = (
+        "evaluate",
+        folder,
+        *own(),
+        "-o",
+        "run",
+        "--pruned",
+        "pruned",
+        "-p",
+        "random:0.3",
+        "--trust-remote-code",
+    )
+    code, out, error = headcount(*compared)
     assert code == 0, error
-    assert "baseline" in out
+    outcomes = open_run("run").outcomes()
+    assert outcomes["policy"].unique().tolist() == ["baseline", "random:0.3", "pruned:pruned"]
+    answers = outcomes[outcomes["policy"] == "pruned:pruned"]
+    assert answers["share_zeroed"].unique().tolist() == [11 / 24]
+    assert (answers["kl_from_baseline"] > 0).all()
+    alone = evaluate(load("pruned", trust_remote_code=True)[0], ["sums"], tokenizer=letters, include_path=own()[3])
+    assert list(map(list, answers["loglikelihoods"])) == list(map(list, alone.outcomes["loglikelihoods"]))
+    code, out, error = headcount(*compared)  # nothing is asked twice
+    assert code == 0, error
+    assert len(open_run("run").outcomes()) == len(outcomes)
 
 
 def test_mistakes(headcount, refused, checkpoint, own, tmp_path):
@@ -57,3 +80,6 @@ def test_mistakes(headcount, refused, checkpoint, own, tmp_path):
     assert code == 0, error
     line = refused("evaluate", "p", *own(), "-o", "run")
     assert "--trust-remote-code" in line
+    line = refused("evaluate", other, *own(), "-o", "run", "--pruned", "p", "--trust-remote-code")
+    assert "the weights are not" in line
+    assert "no checkpoint" in refused("evaluate", other, *own(), "-o", "run", "--pruned", "none")

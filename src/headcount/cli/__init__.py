@@ -44,6 +44,7 @@ def main() -> None:
         published,
         report,
         scores,
+        select,
         thresholds,
     )
 

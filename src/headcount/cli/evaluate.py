@@ -39,6 +39,10 @@ def evaluate(
     exclude_layer: Annotated[
         list[int] | None, typer.Option(help="Layer never touched, counted from 0; repeat.")
     ] = None,
+    pruned: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a checkpoint that `headcount prune` made from MODEL, to ask as well; repeat."),
+    ] = None,
     scores_from: options.ScoresFrom = None,
     metric: Annotated[
         str | None, typer.Option(help="lm-eval metric for the table. [default: acc, or the task's first]")
@@ -67,6 +71,7 @@ def evaluate(
         )
     )
     with steps() as progress:
+        from headcount.cli.pruned import ask_pruned_into
         from headcount.cli.runs import (
             benchmark_facts,
             default_folder,
@@ -88,6 +93,17 @@ def evaluate(
         run = open_or_create(output_folder or default_folder(model, task), facts)
         policies = resolve_policies(requests, run, benchmark, progress, thresholds_from=thresholds_from, seed=seed)
         evaluate_into(run, benchmark, policies, progress)
+        for folder in pruned or ():
+            ask_pruned_into(
+                run,
+                folder,
+                loaded,
+                benchmark,
+                progress,
+                dtype=dtype,
+                device=device,
+                trust_remote_code=trust_remote_code,
+            )
     print_results(run, metric)
     if benchmark.num_truncated:
         output.print(

@@ -78,6 +78,7 @@ BatchTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens in a batch, padding included. [default: as many as suit the memory]")
 ]
 Seed = Annotated[int, typer.Option(help="Of random heads and few-shot samples.")]
+CalibrationBatch = Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens in a batch, padding included.")]
 Texts = Annotated[
     list[str] | None,
     typer.Option(help=".txt, .jsonl or .parquet files, or hub data sets; repeat for several.", rich_help_panel="Data"),

@@ -57,7 +57,7 @@ def prune(
     revision: options.Revision = None,
     allow_pickle: options.AllowPickle = False,
     trust_remote_code: options.TrustRemoteCode = False,
-    batch_tokens: options.BatchTokens = None,
+    batch_tokens: options.CalibrationBatch = 4096,
 ) -> None:
     """Cut heads out of a model for good: show the plan, replace what they did, write a checkpoint, load it and compare."""
     with steps() as progress:

@@ -31,8 +31,7 @@ def read_head_outputs(
 ) -> None:
     """Run the model over ``rows`` and hand over what its attention layers' output projections are given.
 
-    The first token of each text is left out: attention sinks live there, and its outputs are like no other's. Nothing
-    after the last of ``layers`` is computed.
+    The first token of each text is left out: attention sinks live there, and its outputs are like no other's.
 
     Args:
         model: as it is, changed projections included.

@@ -17,6 +17,7 @@ from headcount.models.instrument import attention_modules, head_geometry
 from headcount.models.projection import output_projection
 from headcount.removal.activations import parameters_restored
 from headcount.removal.moments import Mean, Moments, head_output_statistics
+from headcount.removal.walk import walk_layers
 
 How = Literal["zero", "mean", "refit"]
 
@@ -82,7 +83,7 @@ def replace_heads(
         rows: token ids of the calibration texts, for ``mean`` and ``refit``.
         ridge: added to the diagonal of the covariance, in units of its mean.
         batch_tokens: tokens in a batch, padding included.
-        progress: called with (passes over texts done, in all).
+        progress: called with (texts done, in all), each once a layer for ``refit``.
 
     Raises:
         InputError: heads that the model lacks, no calibration texts, or an unusable option.
@@ -112,13 +113,10 @@ def replace_heads(
     else:
         changed = [output_projection(modules[layer]) for layer in masks]
         with parameters_restored(changed):
-            for number, (layer, gone) in enumerate(masks.items()):
+            walk = walk_layers(model, rows, list(masks), batch_tokens=batch_tokens, progress=progress)
+            for layer, moments in walk:
                 weight, bias = read_projection(output_projection(modules[layer]))
-                moments = head_output_statistics(
-                    model, rows, Moments, layers=[layer], batch_tokens=batch_tokens,
-                    progress=lambda done, total, n=number: progress(n * total + done, len(masks) * total),
-                )[layer]  # fmt: skip
-                projections[layer] = _refitted(weight, bias, gone, moments, ridge)
+                projections[layer] = _refitted(weight, bias, masks[layer], moments, ridge)
                 put_projection(output_projection(modules[layer]), projections[layer])
     return Replacement(removed=removed, how=how, projections=projections)
 

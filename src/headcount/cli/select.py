@@ -1,0 +1,149 @@
+"""``headcount select``: which heads to remove."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from headcount.cli import app, options
+from headcount.cli.console import output, steps
+from headcount.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@app.command()
+def select(
+    model: options.Model,
+    output_file: Annotated[
+        Path, typer.Option("--output", "-o", help="File of the selection, JSON.", show_default=False)
+    ],
+    texts: options.Texts = None,
+    task: options.Task = None,
+    share: Annotated[
+        float | None,
+        typer.Option(help="Share of the model's query heads to remove; with --budget, the largest to try."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help='Fall of accuracy that is tolerated on held-out questions, such as "1 point of arc_easy,piqa". '
+            "Finds the largest share that keeps it."
+        ),
+    ] = None,
+    step: Annotated[float, typer.Option(help="For --budget: share of heads between two trials.")] = 0.05,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="For --budget: held-out questions a task. [default: all]")
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="For --budget: of the statement, one-sided.")] = 0.95,
+    score: Annotated[
+        str, typer.Option(help="taylor (needs gradients), or the id of a registered score, such as ahon_ln.")
+    ] = "taylor",
+    unit: Annotated[
+        Literal["query", "group", "layer"],
+        typer.Option(
+            help="What goes as a whole: a query head, a key-value group (saves cache), or a layer's attention."
+        ),
+    ] = "query",
+    aggregate: Annotated[
+        Literal["mean", "max", "quantile", "inactive"],
+        typer.Option(
+            help="Over texts: the mean; the text that needs a head most (max), or a quantile towards it, as a guard for heads "
+            "that matter rarely but much; or how often it is inactive."
+        ),
+    ] = "mean",
+    quantile: Annotated[float, typer.Option(help="For --aggregate quantile.")] = 0.9,
+    rounds: Annotated[int, typer.Option(min=1, help="Measure again after each of so many steps.")] = 1,
+    exclude_layer: Annotated[
+        list[int] | None, typer.Option(help="Layer that keeps its heads, counted from 0; repeat.")
+    ] = None,
+    replace: options.Replace = "refit",
+    ridge: options.Ridge = 0.01,
+    text_column: options.TextColumn = "text",
+    num_texts: options.NumTexts = 128,
+    max_length: options.CalibrationLength = 512,
+    scores_from: options.ScoresFrom = None,
+    num_fewshot: options.NumFewshot = None,
+    limit: options.Limit = None,
+    chat_template: options.ChatTemplate = None,
+    offline: options.Offline = False,
+    include_path: options.IncludePath = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    revision: options.Revision = None,
+    allow_pickle: options.AllowPickle = False,
+    trust_remote_code: options.TrustRemoteCode = False,
+    batch_tokens: options.CalibrationBatch = 2048,
+    seed: options.Seed = 0,
+) -> None:
+    """Choose the heads that texts or a benchmark's questions need least, for `headcount prune`."""
+    if not texts and not task:
+        raise InputError("Say what to choose on: --texts FILE, or --task NAME.")
+    if share is None and budget is None:
+        raise InputError('Say how much to remove: --share 0.2, or --budget "1 point of arc_easy,piqa".')
+    if output_file.exists():
+        raise InputError(f"{str(output_file)!r} exists already. Choose another file with -o, or remove it first.")
+    with steps() as progress:
+        from headcount.cli.calibration import calibration_rows
+        from headcount.cli.runs import load_model, prepare_benchmark
+        from headcount.models.loading import default_name
+        from headcount.removal.budget import Budget, select_within_budget
+        from headcount.removal.choose import select_heads
+
+        wanted = Budget.parse(budget) if budget else None
+        loaded = load_model(
+            model, progress, offline=offline, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+        rows: list[list[int]] = []
+        used: list[tuple[str, int]] = []
+        asked = {"chat_template": chat_template, "offline": offline, "num_fewshot": num_fewshot, "seed": seed}
+        asked |= {"include_path": include_path, "batch_tokens": batch_tokens}
+        if texts:
+            rows = calibration_rows(
+                texts, loaded.tokenizer, column=text_column, num_texts=num_texts, max_length=max_length
+            )
+        if task:
+            chosen_on = prepare_benchmark(loaded, task, progress, limit=limit, **asked)
+            rows += [row for row in chosen_on.inputs() if len(row) > 1]
+            used = chosen_on.questions
+        held_out = prepare_benchmark(loaded, wanted.tasks, progress, limit=None, **asked) if wanted else None
+        selection = select_heads(
+            loaded.model, rows, share=share or 0.5, score=score, unit=unit, aggregate=aggregate, quantile=quantile,
+            rounds=rounds, how=replace, ridge=ridge, exclude_layers=exclude_layer or (), batch_tokens=batch_tokens,
+            seed=seed, name=default_name(loaded.name), progress=lambda step: progress.start(step, len(rows)),
+        )  # fmt: skip
+        trials = None
+        if wanted and held_out:
+            selection, trials = select_within_budget(
+                loaded.model, selection, held_out, margin=wanted.margin, used=used, num_questions=questions, step=step,
+                confidence=confidence, how=replace, rows=rows, ridge=ridge, batch_tokens=batch_tokens,
+                progress=progress.start,
+            )  # fmt: skip
+        selection.save(output_file)
+    if trials is not None:
+        print_trials(trials, confidence)
+    total = sum(layer.num_attention_heads for layer in selection.model.layers)
+    output.print(
+        f"Selected {len(selection.heads)} of {total} query heads ({100 * len(selection.heads) / total:.1f}%), chosen on "
+        f"{len(rows)} texts. See what that saves: headcount prune {model} --heads {output_file}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+
+
+def print_trials(trials: "pd.DataFrame", confidence: float) -> None:
+    """What each removal that was tried cost on the held-out questions."""
+    table = Table(box=None, header_style="bold", title="On held-out questions", title_justify="left")
+    for heading in ("heads removed", "accuracy", "change, points", f"above, {100 * confidence:g}%", "within budget"):
+        table.add_column(heading, justify="right")
+    for trial in trials.to_dict("records"):
+        table.add_row(
+            f"{trial['num_heads']} ({100 * trial['share']:.1f}%)",
+            f"{100 * trial['accuracy']:.1f}%",
+            f"{100 * trial['change']:+.1f}",
+            f"{100 * trial['change_bound']:+.1f}",
+            f"{trial['within_margin']} ({100 * trial['confidence_within']:.0f}%)",
+        )
+    output.print(table)

@@ -1,0 +1,40 @@
+"""Walking gives what reading the changed model from the start gives, in families with blocks of several kinds."""
+
+import pytest
+import torch
+
+from headcount.models.instrument import attention_modules
+from headcount.models.projection import output_projection
+from headcount.removal.activations import parameters_restored, read_head_outputs
+from headcount.removal.moments import Moments
+from headcount.removal.walk import walk_layers
+from tests.models.families import build
+
+pytestmark = pytest.mark.usefixtures("tiny")  # one thread
+
+ROWS = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 20, 9, 1)]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "jamba", "qwen3_next", "deepseek_v3", "opt"])
+def test_later_layers_are_read_on_the_changed_model(family):
+    model = build(family)
+    modules = attention_modules(model)
+    before = model(torch.tensor(ROWS[:1])).logits
+    projections = [output_projection(module) for module in modules.values()]
+    layers = list(modules)[::2] + list(modules)[1::2][:1]  # not all, and not in order
+    seen = []
+    reports = []
+    with parameters_restored(projections):
+        walk = walk_layers(model, ROWS, layers, batch_tokens=32, progress=lambda *done: reports.append(done))
+        for layer, moments in walk:
+            expected = Moments()
+            read_head_outputs(model, ROWS, lambda _, outputs, to=expected: to.add(outputs), layers=[layer])
+            assert moments.count == expected.count == 11 + 19 + 8
+            torch.testing.assert_close(moments.mean, expected.mean, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(moments.covariance, expected.covariance, rtol=1e-3, atol=1e-6)
+            projection = output_projection(modules[layer])
+            projection.weight = torch.nn.Parameter(projection.weight.roll(1, 0))
+            seen.append(layer)
+    assert seen == sorted(layers)
+    assert reports[-1] == (3 * len(layers), 3 * len(layers))
+    assert torch.equal(model(torch.tensor(ROWS[:1])).logits, before)
