@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from headcount.measure import measure_heads
     from headcount.models.instrument import Probe, head_geometry, instrument
     from headcount.models.loading import load
+    from headcount.report import plot
     from headcount.scores import all_scores, get_score, score
     from headcount.store import Run, open_run
     from headcount.thresholding import thresholds
@@ -44,6 +45,8 @@ _MODULES = {
     "thresholds": "thresholding",
 }
 
+_NAMESPACES = {"plot": "report.plot"}  # modules whose functions are used as ``headcount.plot.accuracy(…)``
+
 __all__ = [
     "Benchmark",
     "Evaluation",
@@ -65,15 +68,19 @@ __all__ = [
     "load",
     "measure_heads",
     "open_run",
+    "plot",
     "score",
     "thresholds",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name in _NAMESPACES:
+        value = import_module(f"headcount.{_NAMESPACES[name]}")
+    elif name in _MODULES:
+        value = getattr(import_module(f"headcount.{_MODULES[name]}"), name)
+    else:
         raise AttributeError(f"module 'headcount' has no attribute {name!r}")
-    value = getattr(import_module(f"headcount.{_MODULES[name]}"), name)
     globals()[name] = value  # also takes the place of the submodule of the same name
     return value
 

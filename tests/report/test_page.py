@@ -95,7 +95,13 @@ def test_the_answer_stands_first_with_its_uncertainty_and_limits(page_html):
 
 def test_sections_stand_in_order(page_html):
     headings = re.findall(r"<h2[^>]*>([^<]+)</h2>", page_html)
-    assert headings == ["The answer", "Accuracy as heads are zeroed", "Head map", "Methods"]
+    assert headings == [
+        "The answer",
+        "Accuracy as heads are zeroed",
+        "Head map",
+        "Distributions and thresholds",
+        "Methods",
+    ]
     for id in re.findall(r'<a href="#([^"]+)"', page_html):
         assert f'<h2 id="{id}"' in page_html
 

@@ -51,12 +51,16 @@ def test_latex_of_hostile_text_is_text():
 
 def test_tables_of_a_run():
     tables = {made.id: made for made in result_tables(make_results())}
-    assert list(tables) == ["removable", "accuracy", "definitions"]
+    assert list(tables) == ["removable", "accuracy", "thresholds", "definitions"]
     assert tables["accuracy"].rows()[0][:4] == ("baseline", "–", "0.0%", "53.5%")
     assert tables["removable"].rows()[-1][0] == "random"
+    cut = make_results().thresholds["ahon_ln"].sel(share=0.1).item()
+    row = next(row for row in tables["thresholds"].rows() if row[0] == "ahon_ln")
+    assert row[:2] == ("ahon_ln", "low")
+    assert float(row[4]) == pytest.approx(cut, rel=5e-3)  # shares 0, 5, 10
     assert len(tables["definitions"].rows()) == 16
 
 
 def test_tables_of_a_baseline_alone():
     alone = make_results(outcomes=make_outcomes().query("policy == 'baseline'"))
-    assert [made.id for made in result_tables(alone)] == ["accuracy", "definitions"]
+    assert [made.id for made in result_tables(alone)] == ["accuracy", "thresholds", "definitions"]

@@ -39,6 +39,7 @@ def main() -> None:
     from headcount.cli import (  # noqa: F401  (each adds its command)
         demo,
         evaluate,
+        figures,
         measure,
         prune,
         published,

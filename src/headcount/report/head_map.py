@@ -10,10 +10,9 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headcount.errors import InputError
 from headcount.report.style import score_style
 from headcount.report.wording import shown
-from headcount.scores import get_score
+from headcount.scores import get_score, is_registered
 from headcount.thresholding import thresholds
 
 STEPS = 100  # of the slider: one percent of all heads and inputs each
@@ -134,8 +133,7 @@ def _group_size(layer: Mapping[str, Any] | None) -> int:
 
 def score_facts(name: str) -> dict[str, str]:
     """Name, unit and direction of a score; the last two empty where this installation does not know it."""
-    try:
-        score = get_score(name)
-    except InputError:
+    if not is_registered(name):
         return {"name": shown(name, 40), "unit": "", "inactive_when": ""}
+    score = get_score(name)
     return {"name": score.name, "unit": "" if score.unit == "1" else score.unit, "inactive_when": score.inactive_when}

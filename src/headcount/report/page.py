@@ -19,11 +19,12 @@ from headcount.report.result_tables import result_tables
 from headcount.report.results import CONFIDENCE, MARGIN, RunResults, at
 from headcount.report.style import score_style
 
-_SCRIPTS = ("core", "colours", "profiles", "details", "map", "charts", "accuracy", "main")
+_SCRIPTS = ("core", "colours", "profiles", "details", "map", "charts", "accuracy", "distributions", "main")
 _CONTENTS = {
     "answer": "The answer",
     "accuracy": "Accuracy as heads are zeroed",
     "heads": "Head map",
+    "distributions": "Distributions and thresholds",
     "methods": "Methods",
 }
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -51,7 +52,7 @@ def render_page(runs: Sequence[RunResults]) -> str:
     plotly = get_plotlyjs()
     packed = {f"score-{index}": profile for index, profile in enumerate(profiles.values())}
     packed["tables"] = compressed(_json({id: table.csv() for id, table in tables.items()}).encode())
-    if curves:
+    if curves or maps:
         packed["plotly"] = compressed(plotly.encode())
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("headcount.report"),

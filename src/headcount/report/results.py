@@ -12,6 +12,7 @@ from headcount.analysis import accuracy_table, removable_table
 from headcount.analysis.outcomes import BASELINE, metrics_of
 from headcount.errors import InputError, RunError, nearest
 from headcount.report.wording import shown
+from headcount.scores import is_registered
 from headcount.store import Run
 from headcount.thresholding import thresholds
 
@@ -65,6 +66,19 @@ class RunResults:
         return self.scores is not None and bool(self.scores.data_vars)
 
     @cached_property
+    def cuts(self) -> xr.Dataset:
+        """The saved thresholds, or else those at the paper's shares; none of scores that are not registered here."""
+        assert self.scores is not None
+        if self.thresholds is not None:
+            return self.thresholds
+        known = [
+            name
+            for name, values in self.scores.data_vars.items()
+            if is_registered(str(name)) and bool(values.notnull().any())
+        ]
+        return thresholds(self.scores[known]) if known else xr.Dataset(coords={"share": []})
+
+    @cached_property
     def accuracy(self) -> pd.DataFrame:
         """One row a policy, as from ``accuracy_table``. Raises InputError without a baseline or the metric."""
         assert self.outcomes is not None
@@ -113,10 +127,7 @@ def read_results(run: Run) -> RunResults:
         raise RunError(
             f"{str(run.path)!r} holds neither scores nor outcomes yet. Run `headcount measure` or `evaluate` first."
         )
-    cuts = run.thresholds()
-    if cuts is None and scores is not None:
-        cuts = thresholds(scores)
-    return RunResults(manifest=run.manifest, scores=scores, thresholds=cuts, outcomes=outcomes)
+    return RunResults(manifest=run.manifest, scores=scores, thresholds=run.thresholds(), outcomes=outcomes)
 
 
 def at(tree: Any, *path: str) -> Any:

@@ -9,6 +9,7 @@ _LIGHT = ("#b8460e", "#00796b", "#2185c5", "#9a6a00", "#a83f8a", "#1f4e9c", "#5f
 _DARK = ("#f28a52", "#45c4ab", "#7cc7f2", "#e3b341", "#e48fcd", "#6ea8ff", "#b9c76a")
 _SYMBOLS = ("square", "diamond", "triangle-up", "triangle-down", "pentagon", "circle", "star")
 _DASHES = {"": "solid", "ln": "dash", "hn": "dot"}
+ACCENT = "#1f4e9c"  # what a figure is about, where it is not about one score
 GREY = "#7c8288"  # the random baseline, on light and on dark
 
 

@@ -69,6 +69,21 @@ def open_above(row: Any) -> bool:
     return row.high >= row.largest_share_measured
 
 
+def number(value: float) -> str:
+    """A measured value to three significant digits; a dash for NaN.
+
+    >>> number(12.345), number(0.04567), number(-0.5), number(0.0000123), number(123456.0)
+    ('12.3', '0.0457', '−0.500', '1.2e−5', '1.2e5')
+    """
+    if math.isnan(value):
+        return NOT_MEASURED
+    size = abs(value)
+    if size and (size < 1e-3 or size >= 1e5):
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{digits}e{int(exponent)}".replace("-", "−")
+    return f"{value:.{0 if size == 0 else max(0, 2 - math.floor(math.log10(size)))}f}".replace("-", "−")
+
+
 def p_value(p: float) -> str:
     """A p-value; a dash for NaN.
 

@@ -102,6 +102,11 @@ def get_score(name: str) -> Score:
         raise InputError(f"Unknown score {name!r}. {nearest(name, known)} `headcount scores` lists them all.") from None
 
 
+def is_registered(name: str) -> bool:
+    """Whether ``get_score`` finds a score with this id or alias."""
+    return name.lower() in _NAMES
+
+
 def all_scores() -> list[Score]:
     """Every registered score, in the order of registration."""
     return list(_SCORES.values())

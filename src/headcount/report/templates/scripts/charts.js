@@ -5,7 +5,7 @@ const charts = (() => {
   const see = (colour, alpha) => `rgba(${[1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)).join(",")},${alpha})`;
   const colourOf = (style) => (isDark() ? style.dark : style.light);
   let loading;
-  const load = () => (loading ??= unpackText("plotly").then((code) => {
+  const load = () => (loading ??= mapDrawn.then(() => unpackText("plotly")).then((code) => {
     document.head.append(element("script", { textContent: code }));
     if (!window.Plotly) throw new Error("The plotting library did not start.");
   }));

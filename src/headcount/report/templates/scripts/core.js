@@ -87,5 +87,9 @@ function setUpDownloads() {
   });
 }
 
+// Kept when the head map is drawn: what is not needed for it waits until then.
+let sayMapDrawn;
+const mapDrawn = new Promise((keep) => { sayMapDrawn = keep; });
+
 // Give the browser time to paint and to answer before the next piece of work.
 const idle = () => new Promise((resume) => (window.requestIdleCallback ? requestIdleCallback(resume, { timeout: 300 }) : setTimeout(resume, 30)));

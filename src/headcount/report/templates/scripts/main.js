@@ -2,13 +2,12 @@
 setUpTheme();
 setUpDownloads();
 const chooseScore = data.map ? headMap() : null;
+if (data.curves) accuracyChart();
+if (data.map) distributionChart();
 document.addEventListener("DOMContentLoaded", async () => {
   try {
-    if (chooseScore) {
-      await chooseScore();
-      root.dataset.map = "drawn";
-    }
-    if (data.curves) accuracyChart();
+    await chooseScore?.();
+    sayMapDrawn();
     if (profiles) await profiles.rest();
   } finally {
     root.dataset.ready = "true";

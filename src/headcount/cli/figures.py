@@ -1,0 +1,28 @@
+"""``headcount figures``: a run's figures and tables for a paper."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from headcount.cli import app, options
+from headcount.cli.console import output
+
+
+@app.command()
+def figures(
+    run: options.RunFolder,
+    output_folder: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder for the files. [default: RUN/figures]")
+    ] = None,
+    template: Annotated[str, typer.Option(help="Whose column widths: iclr, neurips, icml, acl or ieee.")] = "iclr",
+    scores_from: options.ScoresFrom = None,
+) -> None:
+    """Write each figure as PDF, SVG and PNG, and each table as LaTeX (booktabs) and CSV."""
+    from headcount.report import read_results
+    from headcount.report.figures import write_figures
+    from headcount.store import open_run
+
+    folder = output_folder or run / "figures"
+    files = write_figures(read_results(open_run(run)), folder, template=template)
+    output.print(f"{len(files)} files in {folder}", highlight=False, soft_wrap=True, markup=False)

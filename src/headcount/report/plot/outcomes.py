@@ -1,0 +1,115 @@
+"""Accuracy with heads zeroed, and how many can be."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import PercentFormatter
+
+from headcount.analysis import accuracy_table
+from headcount.errors import InputError, nearest
+from headcount.report.plot.paper import line_style, new_axes
+from headcount.report.results import CONFIDENCE, MARGIN, RunResults
+from headcount.report.style import ACCENT, GREY, score_style
+from headcount.report.wording import metric_name, open_above, percent, rows, shown
+
+
+def accuracy(
+    outcomes: pd.DataFrame,
+    *,
+    metric: str | None = None,
+    scores: Sequence[str] | None = None,
+    bands: Sequence[str] | None = None,
+    relative: bool = False,
+    ax: Axes | None = None,
+) -> Axes:
+    """Accuracy against the realised share of heads zeroed, one line a score, the untouched model dashed.
+
+    Args:
+        outcomes: one row a policy and question, the baseline among them, as ``Evaluation.outcomes`` or ``Run.outcomes()``.
+        metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
+        scores: which to draw; None for all.
+        bands: scores whose 95% intervals are shaded; None for the one with the largest removable share, and random.
+        relative: draw percent of the untouched model's accuracy.
+        ax: where to draw; None for a new figure.
+
+    Raises:
+        InputError: no baseline, an unknown metric or score.
+    """
+    metric = _metric(outcomes, metric)
+    removable = _ordered(outcomes, metric)
+    known = removable["score"].tolist()
+    wanted = _known(scores, known)
+    if bands is None:
+        bands = [score for score in (known[0], "random") if score in wanted]
+    table = accuracy_table(outcomes, metric=metric, margin=MARGIN, confidence=CONFIDENCE)
+    baseline = float(table["accuracy"].iloc[0])
+    scale = 100 / baseline if relative else 100
+    ax = ax or new_axes()
+    for score in wanted:
+        points = sorted((row for row in rows(table) if row.score == score), key=lambda row: row.share_realised)
+        x = [0.0, *(100 * row.share_realised for row in points)]
+        style = score_style(score)
+        if score in bands:
+            low, high = ([0.0, *(getattr(row, side) for row in points)] for side in ("change_low", "change_high"))
+            bottom, top = ([scale * (baseline + change) for change in changes] for changes in (low, high))
+            ax.fill_between(x, bottom, top, color=style.light, alpha=0.15, linewidth=0)
+        y = [scale * baseline, *(scale * (baseline + row.change) for row in points)]
+        ax.plot(x, y, label=shown(score, 40), **line_style(style))  # pyright: ignore[reportArgumentType]
+    ax.axhline(scale * baseline, color="black", linewidth=0.7, linestyle=(0, (5, 3)), zorder=0)
+    ax.axhline(scale * (baseline - MARGIN), color="#8a5a00", linewidth=0.7, linestyle=":", zorder=0)
+    name = metric_name(metric).capitalize()
+    ax.set(
+        xlabel="Heads zeroed, realised", ylabel=f"{name}, relative to untouched" if relative else name, xlim=(0, None)
+    )
+    ax.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+    ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    ax.legend(ncols=2 if len(wanted) > 6 else 1)
+    return ax
+
+
+def removable(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | None = None) -> Axes:
+    """The share of heads that each score lets one zero within 1 point, with 95% intervals; an arrow where it is open.
+
+    Args:
+        outcomes: one row a policy and question, the baseline among them.
+        metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
+        ax: where to draw; None for a new figure.
+
+    Raises:
+        InputError: no baseline, an unknown metric, or no score beside the baseline.
+    """
+    metric = _metric(outcomes, metric)
+    table = rows(_ordered(outcomes, metric))
+    ax = ax or new_axes(height=0.5 + 0.2 * len(table))
+    for at, row in enumerate(table):
+        colour = GREY if row.score == "random" else ACCENT
+        low, share, high = 100 * row.low, 100 * row.removable_share, 100 * row.high
+        ax.plot([low, high], [at, at], color=colour, alpha=0.4, linewidth=2.5, solid_capstyle="butt")
+        if open_above(row):
+            ax.plot(high, at, marker=">", color=colour, alpha=0.6, markersize=4)
+        ax.plot(share, at, marker="o", color=colour, markersize=4.5)
+    ax.set_yticks(range(len(table)), [shown(row.score, 40) for row in table])
+    ax.invert_yaxis()
+    ax.set(xlabel=f"Heads that can be zeroed within {percent(MARGIN, 0)[:-1]} point", xlim=(0, None))
+    ax.xaxis.set_major_formatter(PercentFormatter(decimals=0))
+    ax.tick_params(axis="y", length=0)
+    return ax
+
+
+def _metric(outcomes: pd.DataFrame, metric: str | None) -> str:
+    return RunResults(manifest={"settings": {"metric": metric}}, outcomes=outcomes).metric
+
+
+def _ordered(outcomes: pd.DataFrame, metric: str) -> pd.DataFrame:
+    table = RunResults(manifest={"settings": {"metric": metric}}, outcomes=outcomes).removable
+    if table.empty:
+        raise InputError("Only the baseline is in these outcomes. Evaluate at least one score and share as well.")
+    return table
+
+
+def _known(scores: Sequence[str] | None, known: list[str]) -> list[str]:
+    for score in scores or ():
+        if score not in known:
+            raise InputError(f"{score!r} was not evaluated. {nearest(score, known)}")
+    return list(known if scores is None else scores)

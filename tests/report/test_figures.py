@@ -1,0 +1,61 @@
+import csv
+import io
+import re
+
+import pytest
+
+from headcount.errors import InputError
+from headcount.report import RunResults
+from headcount.report.figures import write_figures
+from headcount.report.plot.paper import TEMPLATES
+from tests.report.conftest import make_outcomes, make_scores, manifest
+
+DRAWN = ("accuracy", "removable", "distributions", "head-map-ahon_ln")
+
+
+@pytest.fixture(scope="module")
+def results():
+    return RunResults(manifest=manifest(), scores=make_scores(["ahon_ln"]), outcomes=make_outcomes())
+
+
+@pytest.fixture(scope="module")
+def files(results, tmp_path_factory):
+    return {file.name: file.read_bytes() for file in write_figures(results, tmp_path_factory.mktemp("figures"))}
+
+
+def test_every_figure_in_three_formats_and_every_table_in_two(files):
+    assert {name for name in files if name.endswith(("pdf", "svg", "png"))} == {
+        f"{name}.{kind}" for name in DRAWN for kind in ("pdf", "svg", "png")
+    }
+    assert {name.rpartition(".")[0] for name in files if name.endswith(".tex")} == {
+        name.rpartition(".")[0] for name in files if name.endswith(".csv")
+    }
+    assert files["accuracy.pdf"].startswith(b"%PDF")
+    assert files["accuracy.png"].startswith(b"\x89PNG")
+    assert b"\\toprule" in files["accuracy.tex"]
+    rows = list(csv.reader(io.StringIO(files["removable.csv"].decode())))
+    assert rows[0][0] == "score"
+    assert len(rows) == 5
+
+
+def test_same_run_same_bytes(results, files, tmp_path):
+    again = {file.name: file.read_bytes() for file in write_figures(results, tmp_path / "new" / "folder")}
+    assert [name for name in files if again[name] != files[name]] == []
+
+
+def test_files_do_not_say_when_they_were_made(files):
+    for name, content in files.items():
+        assert b"CreationDate" not in content, name
+        assert not re.search(rb"<dc:date>", content), name
+
+
+def test_widths_are_the_templates(files, results, tmp_path):
+    def width(svg):
+        return float(re.search(rb'<svg [^>]*width="([\d.]+)pt"', svg)[1]) / 72
+
+    assert width(files["accuracy.svg"]) == pytest.approx(5.5)
+    only = RunResults(manifest={}, outcomes=results.outcomes)
+    write_figures(only, tmp_path, template="icml")
+    assert width((tmp_path / "removable.svg").read_bytes()) == pytest.approx(TEMPLATES["icml"].column)
+    with pytest.raises(InputError, match=r"Unknown template 'ICML'\. Did you mean icml"):
+        write_figures(only, tmp_path, template="ICML")
