@@ -3,14 +3,13 @@ from pathlib import Path
 import pytest
 
 from headcount.store import Run
-from tests.report.conftest import make_outcomes, make_scores, manifest
+from tests.report.conftest import make_outcomes, manifest
 
 
 @pytest.fixture
 def run(tmp_path):
     facts = {name: value for name, value in manifest().items() if name not in ("format", "files")}
     made = Run.create(tmp_path / "run", **facts)
-    made.add_scores(make_scores(["ahon_ln"]).drop_vars("head"))
     outcomes = make_outcomes(questions=30)
     for policy, rows in outcomes.groupby("policy", sort=False):
         made.add_outcomes(str(policy), rows, rows.iloc[:0])
@@ -21,7 +20,7 @@ def test_figures_of_a_run(headcount, run):
     code, out, _ = headcount("figures", run, "-o", "figs")
     files = sorted(file.name for file in Path("figs").iterdir())
     assert (code, out) == (0, f"{len(files)} files in figs\n")
-    assert {"accuracy.pdf", "accuracy.tex", "accuracy.csv", "head-map-ahon_ln.svg", "removable.png"} <= set(files)
+    assert {"accuracy.pdf", "accuracy.tex", "accuracy.csv", "paper.svg", "removable.png"} <= set(files)
 
 
 def test_what_cannot_be_drawn_is_said(refused, run, tmp_path):

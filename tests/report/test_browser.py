@@ -169,10 +169,10 @@ def save(page, id):
 
 def test_downloads_hold_the_tables(window, results):
     page = window.fresh()
-    for table in result_tables(results):
+    for table in result_tables([results]):
         assert save(page, table.id) == table.csv()
     buttons = page.locator("[data-csv]").evaluate_all("all => all.map(button => button.dataset.csv)")
-    assert sorted(buttons) == sorted(["head-map", *(table.id for table in result_tables(results))])
+    assert sorted(buttons) == sorted(["head-map", *(table.id for table in result_tables([results]))])
 
 
 def test_the_head_map_downloads_as_shown(window, results):

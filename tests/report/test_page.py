@@ -94,14 +94,12 @@ def test_the_answer_stands_first_with_its_uncertainty_and_limits(page_html):
 
 
 def test_sections_stand_in_order(page_html):
-    headings = re.findall(r"<h2[^>]*>([^<]+)</h2>", page_html)
+    headings = [html.unescape(found) for found in re.findall(r"<h2[^>]*>([^<]+)</h2>", page_html)]
     assert headings == [
-        "The answer",
-        "Accuracy as heads are zeroed",
-        "Head map",
-        "Distributions and thresholds",
+        "The answer", "Accuracy as heads are zeroed", "Head map", "Distributions and thresholds", "Agreement of scores",
+        "Stability across benchmarks", "Ranks of scores", "Layer by layer", "Runs compared", "Beside the paper's models",
         "Methods",
-    ]
+    ]  # fmt: skip
     for id in re.findall(r'<a href="#([^"]+)"', page_html):
         assert f'<h2 id="{id}"' in page_html
 
@@ -122,7 +120,7 @@ def test_near_chance_is_said():
 def test_empty_states_say_what_to_run():
     text = text_of(render_page([RunResults(manifest={})]))
     assert "not known yet" in text
-    assert text.count("Run headcount evaluate MODEL --task TASK") == 2
+    assert text.count("Run headcount evaluate MODEL --task TASK") == 4
     assert "Run headcount measure MODEL --task TASK -o RUN" in text
 
 

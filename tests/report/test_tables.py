@@ -8,6 +8,8 @@ from headcount.report.result_tables import result_tables
 from headcount.report.tables import latex_text, table
 from tests.report.conftest import HOSTILE, make_outcomes, make_results
 
+MEASURED = ["accuracy", "inactive-heads", "thresholds", "agreement", "layers", "definitions"]
+
 
 def made(frame):
     return table(
@@ -50,8 +52,10 @@ def test_latex_of_hostile_text_is_text():
 
 
 def test_tables_of_a_run():
-    tables = {made.id: made for made in result_tables(make_results())}
-    assert list(tables) == ["removable", "accuracy", "thresholds", "definitions"]
+    tables = {made.id: made for made in result_tables([make_results()])}
+    assert list(tables) == [
+        "removable", "accuracy", "inactive-heads", "thresholds", "agreement", "layers", "ranks", "paper", "definitions",
+    ]  # fmt: skip
     assert tables["accuracy"].rows()[0][:4] == ("baseline", "–", "0.0%", "53.5%")
     assert tables["removable"].rows()[-1][0] == "random"
     cut = make_results().thresholds["ahon_ln"].sel(share=0.1).item()
@@ -63,4 +67,4 @@ def test_tables_of_a_run():
 
 def test_tables_of_a_baseline_alone():
     alone = make_results(outcomes=make_outcomes().query("policy == 'baseline'"))
-    assert [made.id for made in result_tables(alone)] == ["accuracy", "thresholds", "definitions"]
+    assert [made.id for made in result_tables([alone])] == MEASURED

@@ -11,9 +11,9 @@ from headcount.cli.console import output
 
 @app.command()
 def figures(
-    run: options.RunFolder,
+    runs: options.RunFolders,
     output_folder: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the files. [default: RUN/figures]")
+        Path | None, typer.Option("--output", "-o", help="Folder for the files. [default: figures in the first run]")
     ] = None,
     template: Annotated[str, typer.Option(help="Whose column widths: iclr, neurips, icml, acl or ieee.")] = "iclr",
     scores_from: options.ScoresFrom = None,
@@ -23,6 +23,6 @@ def figures(
     from headcount.report.figures import write_figures
     from headcount.store import open_run
 
-    folder = output_folder or run / "figures"
-    files = write_figures(read_results(open_run(run)), folder, template=template)
+    folder = output_folder or runs[0] / "figures"
+    files = write_figures([read_results(open_run(run)) for run in runs], folder, template=template)
     output.print(f"{len(files)} files in {folder}", highlight=False, soft_wrap=True, markup=False)

@@ -10,6 +10,13 @@ Model = Annotated[
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 
+RunFolders = Annotated[
+    list[Path],
+    typer.Argument(
+        metavar="RUN…", help="Folders of runs; the first is shown, the others are compared with it.", show_default=False
+    ),
+]
+
 
 def _load_scores(files: list[Path] | None) -> list[Path] | None:
     if files:

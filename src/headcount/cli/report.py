@@ -12,9 +12,7 @@ from headcount.store import Run
 
 @app.command()
 def report(
-    runs: Annotated[
-        list[Path], typer.Argument(help="Run folders; the page is about the first and compares the others.")
-    ],
+    runs: options.RunFolders,
     output_file: Annotated[
         Path | None, typer.Option("--output", "-o", help="HTML file. [default: report.html in the first run]")
     ] = None,

@@ -1,21 +1,22 @@
 """Figures and tables of a run as files for papers."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import xarray as xr
 from matplotlib.figure import Figure
 
 from headcount.errors import InputError, nearest
-from headcount.heads import HeadGeometry, LayerHeads
 from headcount.report import plot
+from headcount.report.labels import run_labels, same_model
 from headcount.report.plot.paper import TEMPLATES, paper_style
 from headcount.report.result_tables import result_tables
-from headcount.report.results import RunResults, at
+from headcount.report.results import RunResults
 from headcount.scores import is_registered
 from headcount.store import write_atomically
 
@@ -38,11 +39,11 @@ class _Drawing:
     draw: Callable[[Figure], Any]
 
 
-def write_figures(run: RunResults, folder: Path, *, template: str = "iclr") -> list[Path]:
+def write_figures(runs: Sequence[RunResults], folder: Path, *, template: str = "iclr") -> list[Path]:
     """Every figure of a run as PDF, SVG and PNG, and every table as LaTeX and CSV; the same run gives the same bytes.
 
     Args:
-        run: what is drawn; figures of what it lacks are left out.
+        runs: the first is what is drawn, the others are compared with it; figures of what they lack are left out.
         folder: made if it does not exist; files of the same names are replaced.
         template: the paper's, which decides the widths: iclr, neurips, icml, acl or ieee.
 
@@ -56,7 +57,7 @@ def write_figures(run: RunResults, folder: Path, *, template: str = "iclr") -> l
     if template not in TEMPLATES:
         raise InputError(f"Unknown template {template!r}. {nearest(template, TEMPLATES)}")
     files = []
-    for drawing in _drawings(run):
+    for drawing in _drawings(runs):
         width = getattr(TEMPLATES[template], drawing.width)
         with paper_style():
             figure = Figure(figsize=(width, width * drawing.aspect))
@@ -65,7 +66,7 @@ def write_figures(run: RunResults, folder: Path, *, template: str = "iclr") -> l
                 content = BytesIO()
                 figure.savefig(content, format=kind, metadata=metadata)
                 files.append(_write(folder / f"{drawing.name}.{kind}", content.getvalue()))
-    for table in result_tables(run):
+    for table in result_tables(runs):
         files.append(_write(folder / f"{table.id}.tex", table.latex().encode()))
         files.append(_write(folder / f"{table.id}.csv", table.csv().encode()))
     return files
@@ -76,42 +77,70 @@ def _write(file: Path, content: bytes) -> Path:
     return file
 
 
-def _drawings(run: RunResults) -> Iterator[_Drawing]:
-    if run.evaluated and not run.removable.empty:
-        assert run.outcomes is not None
-        given = {"outcomes": run.outcomes, "metric": run.metric}
-        yield _Drawing(name="accuracy", width="text", aspect=0.6, draw=_on_axes(partial(plot.accuracy, **given)))
-        height = 0.18 + 0.04 * len(run.removable)
-        yield _Drawing(name="removable", width="column", aspect=height, draw=_on_axes(partial(plot.removable, **given)))
-    if run.measured:
-        assert run.scores is not None
-        names = [str(name) for name in run.scores.data_vars if bool(run.scores[name].notnull().any())]
-        rows = -(-len(names) // 4)
-        draw = partial(_distributions, run)
-        yield _Drawing(name="distributions", width="text", aspect=0.06 + 0.19 * rows, draw=draw)
-        aspect = 0.12 + 0.85 * run.scores.sizes["head"] / run.scores.sizes["layer"]
-        for name in filter(is_registered, names):
-            shown = partial(plot.head_map, run.scores, name, share=_SHARE, geometry=_geometry(run))
-            yield _Drawing(
-                name="head-map-" + re.sub(r"[^A-Za-z0-9_-]", "-", name),
-                width="text",
-                aspect=aspect,
-                draw=_on_axes(shown),
-            )
+def _drawings(runs: Sequence[RunResults]) -> Iterator[_Drawing]:
+    yield from _evaluated(runs[0])
+    yield from _measured(runs[0])
+    yield from _compared(runs)
+
+
+def _evaluated(run: RunResults) -> Iterator[_Drawing]:
+    if not run.evaluated or run.removable.empty:
+        return
+    assert run.outcomes is not None
+    given = {"outcomes": run.outcomes, "metric": run.metric}
+    scores = len(run.removable)
+    yield _Drawing(name="accuracy", width="text", aspect=0.6, draw=_on_axes(partial(plot.accuracy, **given)))
+    for name, draw in (("removable", plot.removable), ("ranks", plot.ranks)):
+        yield _Drawing(name=name, width="column", aspect=0.2 + 0.045 * scores, draw=_on_axes(partial(draw, **given)))
+    paper = partial(plot.paper, name=run.model, **given)
+    yield _Drawing(name="paper", width="text", aspect=0.45, draw=_on_axes(paper))
+
+
+def _measured(run: RunResults) -> Iterator[_Drawing]:
+    if run.scores is None or not run.measured:
+        return
+    names = [str(name) for name in run.scores.data_vars if bool(run.scores[name].notnull().any())]
+    for name, draw in (("distributions", plot.distributions), ("layers", plot.layers)):
+        yield _panels(name, partial(draw, run.scores), len(names))
+    known = [name for name in names if is_registered(name)]
+    if known:
+        agreement = partial(plot.agreement, run.scores[known], share=_SHARE)
+        yield _Drawing(name="agreement", width="text", aspect=0.85, draw=_on_axes(agreement))
+    aspect = 0.12 + 0.85 * run.scores.sizes["head"] / run.scores.sizes["layer"]
+    for name in known:
+        draw = partial(plot.head_map, run.scores, name, share=_SHARE, geometry=run.geometry)
+        file = "head-map-" + re.sub(r"[^A-Za-z0-9_-]", "-", name)
+        yield _Drawing(name=file, width="text", aspect=aspect, draw=_on_axes(draw))
+
+
+def _compared(runs: Sequence[RunResults]) -> Iterator[_Drawing]:
+    benchmarks = [run for run in same_model(runs) if run.has_cuts]
+    if len(benchmarks) > 1:
+        tables = {name: _known(run) for name, run in zip(run_labels(benchmarks), benchmarks, strict=True)}
+        yield _Drawing(name="stability", width="text", aspect=0.55, draw=_on_axes(partial(plot.stability, tables)))
+    tables = {
+        name: run.scores
+        for name, run in zip(run_labels(runs), runs, strict=True)
+        if run.measured and run.scores is not None
+    }
+    if len(tables) > 1:
+        first, *others = tables.values()
+        common = [name for name in first.data_vars if all(name in other for other in others)]
+        if common:
+            yield _panels("comparison", partial(plot.comparison, tables), len(common))
+
+
+def _known(run: RunResults) -> xr.Dataset:
+    """The scores that have thresholds."""
+    assert run.scores is not None
+    return run.scores[[str(name) for name in run.scores.data_vars if name in run.cuts and is_registered(str(name))]]
+
+
+def _panels(name: str, draw: Callable[..., Any], count: int) -> _Drawing:
+    return _Drawing(
+        name=name, width="text", aspect=0.08 + 0.19 * -(-count // 4), draw=lambda figure: draw(figure=figure)
+    )
 
 
 def _on_axes(draw: Callable[..., Any]) -> Callable[[Figure], Any]:
     return lambda figure: draw(ax=figure.subplots())
-
-
-def _distributions(run: RunResults, figure: Figure) -> None:
-    assert run.scores is not None
-    plot.distributions(run.scores, figure=figure)
-
-
-def _geometry(run: RunResults) -> HeadGeometry | None:
-    layers = at(run.manifest, "model", "layers")
-    try:
-        return HeadGeometry(layers=tuple(LayerHeads(**layer) for layer in layers))
-    except TypeError:  # a manifest that does not say
-        return None

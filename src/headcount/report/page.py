@@ -14,17 +14,35 @@ from plotly.offline import get_plotlyjs
 
 from headcount.errors import InputError
 from headcount.report import wording
+from headcount.report.chart_data import (
+    accuracy_data,
+    agreement_data,
+    comparison_data,
+    layers_data,
+    paper_data,
+    ranks_data,
+    stability_data,
+)
 from headcount.report.head_map import compressed, head_maps
+from headcount.report.head_tables import most_alike
 from headcount.report.result_tables import result_tables
 from headcount.report.results import CONFIDENCE, MARGIN, RunResults, at
-from headcount.report.style import score_style
 
-_SCRIPTS = ("core", "colours", "profiles", "details", "map", "charts", "accuracy", "distributions", "main")
+_SCRIPTS = (
+    "core", "colours", "profiles", "details", "map", "charts", "grid", "accuracy", "distributions", "agreement", "stability",
+    "ranks", "layers", "comparison", "paper", "main",
+)  # fmt: skip
 _CONTENTS = {
     "answer": "The answer",
     "accuracy": "Accuracy as heads are zeroed",
     "heads": "Head map",
     "distributions": "Distributions and thresholds",
+    "agreement": "Agreement of scores",
+    "stability": "Stability across benchmarks",
+    "ranks": "Ranks of scores",
+    "layers": "Layer by layer",
+    "comparison": "Runs compared",
+    "paper": "Beside the paper's models",
     "methods": "Methods",
 }
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
@@ -44,15 +62,24 @@ def render_page(runs: Sequence[RunResults]) -> str:
     if not runs:
         raise InputError("A report needs the results of at least one run.")
     run = runs[0]
-    tables = {table.id: table for table in result_tables(run)}
+    tables = {table.id: table for table in result_tables(runs)}
     layers = at(run.manifest, "model", "layers")
     maps, profiles = head_maps(run.scores, layers) if run.scores is not None and run.measured else (None, {})
-    curves = _curves(run) if run.evaluated and not run.removable.empty else None
+    data = {
+        "curves": accuracy_data(run),
+        "map": maps,
+        "agreement": agreement_data(run),
+        "stability": stability_data(runs),
+        "ranks": ranks_data(run),
+        "layers": layers_data(run),
+        "comparison": comparison_data(runs),
+        "paper": paper_data(run),
+    }
     script = "(() => {\n'use strict';\n" + "\n".join(_asset(f"scripts/{name}.js") for name in _SCRIPTS) + "})();"
     plotly = get_plotlyjs()
     packed = {f"score-{index}": profile for index, profile in enumerate(profiles.values())}
     packed["tables"] = compressed(_json({id: table.csv() for id, table in tables.items()}).encode())
-    if curves or maps:
+    if any(data.values()):
         packed["plotly"] = compressed(plotly.encode())
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("headcount.report"),
@@ -69,14 +96,16 @@ def render_page(runs: Sequence[RunResults]) -> str:
         contents=list(_CONTENTS.items()),
         tables=tables,
         **_answer(run),
-        curves=curves,
+        data=data,
+        curves=data["curves"],
         map=maps,
+        alike=most_alike(run) if data["agreement"] else "",
         grouped=maps is not None and max(maps["groups"]) > 1,
         command=_command(run),
         facts=list(run.facts()),
         style=_asset("page.css"),
         script=script,
-        data=_json({"curves": curves, "map": maps, "best": curves and curves["best"]}),
+        json=_json(data),
         packed=packed,
         policy=f"default-src 'none'; script-src {_hash(script)} {_hash(plotly)}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'",
@@ -112,36 +141,6 @@ def _answer(run: RunResults) -> dict[str, Any]:
         "metric_name": wording.metric_name(run.metric),
         "curves_summary": answer,
     }
-
-
-def _curves(run: RunResults) -> dict[str, Any]:
-    """The chart's data: percentages, the scores with the largest removable share first and random last."""
-    policies = wording.rows(run.accuracy)
-    baseline = policies[0].accuracy
-    lines = []
-    for score in run.removable["score"]:
-        points = sorted((row for row in policies if row.score == score), key=lambda row: row.share_realised)
-        lines.append({
-            "score": wording.shown(score, 40),
-            "style": vars(score_style(score)),
-            "label": ["untouched", *(wording.shown(row.policy) for row in points)],
-            "x": _percentages([0.0, *(row.share_realised for row in points)]),
-            "y": _percentages([baseline, *(baseline + row.change for row in points)]),
-            "low": _percentages([baseline, *(baseline + row.change_low for row in points)]),
-            "high": _percentages([baseline, *(baseline + row.change_high for row in points)]),
-        })  # fmt: skip
-    best = wording.best_row(run.removable)
-    return {
-        "baseline": _percentages([baseline])[0],
-        "floor": _percentages([baseline - MARGIN])[0],
-        "lines": lines,
-        "best": best and wording.shown(best.score, 40),
-        "metric": wording.metric_name(run.metric),
-    }
-
-
-def _percentages(fractions: Sequence[float]) -> list[float]:
-    return [round(100 * float(value), 3) for value in fractions]
 
 
 def _subtitle(run: RunResults) -> str:

@@ -1,23 +1,24 @@
 """Every table that a run's results give, the same on the page, as CSV and as LaTeX."""
 
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
 import pandas as pd
 
 from headcount.report import wording
-from headcount.report.head_map import score_facts
+from headcount.report.comparison_tables import comparison_tables
+from headcount.report.head_tables import head_tables
 from headcount.report.results import RunResults
 from headcount.report.tables import Table, table
 from headcount.scores import all_scores
 
 
-def result_tables(run: RunResults) -> list[Table]:
-    """The tables of what was measured and evaluated, in the page's order."""
+def result_tables(runs: Sequence[RunResults]) -> list[Table]:
+    """The tables of what was measured and evaluated in the first run, and of the others beside it."""
+    run = runs[0]
     tables = [*_evaluated(run)] if run.evaluated else []
-    if run.measured and run.cuts.data_vars:
-        tables.append(_thresholds(run))
-    return [*tables, _definitions(run)]
+    if run.measured:
+        tables += head_tables(run)
+    return [*tables, *comparison_tables(runs), _definitions(run)]
 
 
 def _evaluated(run: RunResults) -> list[Table]:
@@ -57,30 +58,6 @@ def _evaluated(run: RunResults) -> list[Table]:
         ],
     )
     return [removable, accuracy]
-
-
-def _thresholds(run: RunResults) -> Table:
-    """Thresholds of the scores, one column a share."""
-    shares = [float(share) for share in run.cuts["share"].values]
-    frame = pd.DataFrame({"score": [str(name) for name in run.cuts.data_vars]})
-    frame["inactive_when"] = [score_facts(name)["inactive_when"] for name in frame["score"]]
-    for share in shares:
-        frame[f"share_{share:g}"] = [float(of_score.sel(share=share)) for of_score in run.cuts.data_vars.values()]
-    return table(
-        "thresholds",
-        "Thresholds of each score",
-        "Beyond a threshold lies that share of the scores of all heads on all inputs, measured with nothing zeroed.",
-        frame,
-        [
-            ("Score", lambda row: row.score, False),
-            ("Inactive when", lambda row: row.inactive_when, False),
-            *((f"{100 * share:g}%", partial(_cell, 2 + at), True) for at, share in enumerate(shares)),
-        ],
-    )
-
-
-def _cell(at: int, row: Any) -> str:
-    return wording.number(row[at])
 
 
 def _definitions(run: RunResults) -> Table:

@@ -8,9 +8,20 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 
-from headcount.analysis import accuracy_table, removable_table
+from headcount.analysis import (
+    accuracy_table,
+    curve_points,
+    curve_table,
+    frequency_table,
+    group_frequency,
+    head_frequency,
+    layer_profile,
+    removable_table,
+    score_agreement,
+)
 from headcount.analysis.outcomes import BASELINE, metrics_of
 from headcount.errors import InputError, RunError, nearest
+from headcount.heads import HeadGeometry, LayerHeads
 from headcount.report.wording import shown
 from headcount.scores import is_registered
 from headcount.store import Run
@@ -18,6 +29,7 @@ from headcount.thresholding import thresholds
 
 MARGIN = 0.01  # the paper's "within 1 point"
 CONFIDENCE = 0.95
+TOGETHER = "all questions"  # in the place of a task's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +54,11 @@ class RunResults:
         return shown(at(self.manifest, "model", "name") or "Unnamed model")
 
     @property
+    def fingerprint(self) -> str:
+        """Of the model's weights; empty if the manifest does not say."""
+        return str(at(self.manifest, "model", "fingerprint") or "")
+
+    @property
     def data(self) -> str:
         """The tasks or texts in a few words; empty if the manifest does not say."""
         named = at(self.manifest, "data", "tasks") or at(self.manifest, "data", "texts") or ""
@@ -64,6 +81,11 @@ class RunResults:
     @property
     def measured(self) -> bool:
         return self.scores is not None and bool(self.scores.data_vars)
+
+    @property
+    def has_cuts(self) -> bool:
+        """Whether any measured score has thresholds."""
+        return self.scores is not None and any(name in self.cuts for name in self.scores.data_vars)
 
     @cached_property
     def cuts(self) -> xr.Dataset:
@@ -91,6 +113,62 @@ class RunResults:
         table = removable_table(self.outcomes, metric=self.metric, margin=MARGIN, confidence=CONFIDENCE)
         table = table.sort_values("removable_share", ascending=False, kind="stable")
         return table.sort_values("score", key=lambda score: score == "random", kind="stable", ignore_index=True)
+
+    @cached_property
+    def geometry(self) -> HeadGeometry | None:
+        """Which heads the model has, from the manifest; None where that does not say, or speaks of other layers."""
+        try:
+            layers = tuple(LayerHeads(**layer) for layer in at(self.manifest, "model", "layers"))
+        except TypeError:
+            return None
+        geometry = HeadGeometry(layers=layers)
+        measured = self.scores is None or geometry.layer_indices == self.scores["layer"].values.tolist()
+        return geometry if measured else None
+
+    @cached_property
+    def agreement(self) -> xr.Dataset:
+        """As from ``score_agreement``, at the shares of ``cuts``."""
+        assert self.scores is not None
+        return score_agreement(self.scores, self.cuts)
+
+    @cached_property
+    def frequency(self) -> xr.Dataset:
+        """As from ``head_frequency``, at the shares of ``cuts``."""
+        assert self.scores is not None
+        return head_frequency(self.scores, self.cuts)
+
+    @cached_property
+    def frequencies(self) -> pd.DataFrame:
+        """As from ``frequency_table``, with key-value groups where the manifest names them."""
+        assert self.scores is not None
+        groups = group_frequency(self.scores, self.cuts, self.geometry) if self.geometry else None
+        return frequency_table(self.frequency, groups)
+
+    @cached_property
+    def profile(self) -> pd.DataFrame:
+        """As from ``layer_profile``."""
+        assert self.scores is not None
+        return layer_profile(self.scores)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """As from ``curve_table``: all questions together, and each task by itself where there are 2 to 6."""
+        assert self.outcomes is not None
+        points = [curve_points(self.accuracy, model=self.model, task=TOGETHER)]
+        if 2 <= len(self.tasks) <= 6:
+            for task in self.tasks:
+                of_task = self.outcomes.loc[self.outcomes["task"] == task]
+                accuracy = accuracy_table(of_task, metric=self.metric, margin=MARGIN, confidence=CONFIDENCE)
+                points.append(curve_points(accuracy, model=self.model, task=task))
+        return curve_table(pd.concat(points, ignore_index=True), margin=MARGIN)
+
+    @cached_property
+    def ranks(self) -> pd.DataFrame:
+        """Ranks from ``curves``: rows scores, the best first; columns tasks, all questions together first."""
+        curves = self.curves
+        ranks = {str(task): rows.set_index("score")["rank"] for task, rows in curves.groupby("task", sort=False)}
+        wide = pd.DataFrame(ranks)
+        return wide.iloc[wide[TOGETHER].argsort(kind="stable")]
 
     @cached_property
     def tasks(self) -> list[str]:

@@ -10,6 +10,7 @@ _DARK = ("#f28a52", "#45c4ab", "#7cc7f2", "#e3b341", "#e48fcd", "#6ea8ff", "#b9c
 _SYMBOLS = ("square", "diamond", "triangle-up", "triangle-down", "pentagon", "circle", "star")
 _DASHES = {"": "solid", "ln": "dash", "hn": "dot"}
 ACCENT = "#1f4e9c"  # what a figure is about, where it is not about one score
+RUNS = (ACCENT, "#b8460e", "#00796b", "#a83f8a", "#9a6a00")  # runs beside one another
 GREY = "#7c8288"  # the random baseline, on light and on dark
 
 

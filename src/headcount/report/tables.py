@@ -68,15 +68,29 @@ class Table:
 
 
 def table(
-    id: str, title: str, note: str, frame: pd.DataFrame, columns: Iterable[tuple[str, Callable[[Any], str], bool]]
+    id: str,
+    title: str,
+    note: str,
+    frame: pd.DataFrame,
+    columns: Iterable[tuple[str, Callable[[Any], str], bool]],
+    *,
+    read: pd.DataFrame | None = None,
 ) -> Table:
-    """A Table whose cells are written by a function of each row: (heading, function, numeric) for each column."""
-    read = rows(frame)
+    """A Table whose cells are written by a function of each row: (heading, function, numeric) for each column.
+
+    ``read`` are the rows to be read, where they are not those of ``frame``.
+    """
+    lines = rows(frame if read is None else read)
     made = [
-        Column(heading=heading, cells=[shown(write(row)) for row in read], numeric=numeric)
+        Column(heading=shown(heading, 40), cells=[shown(write(row)) for row in lines], numeric=numeric)
         for heading, write, numeric in columns
     ]
     return Table(id=id, title=title, note=note, columns=made, frame=frame)
+
+
+def cell(at: int, write: Callable[[Any], str]) -> Callable[[Any], str]:
+    """Writes the cell at a place of a row."""
+    return lambda row: write(row[at])
 
 
 def latex_text(text: str) -> str:

@@ -3,8 +3,20 @@
 Given ``ax`` it draws there, in whatever style is set; otherwise it makes a figure of its own in headcount's style.
 """
 
-from headcount.report.plot.distributions import distributions
 from headcount.report.plot.head_map import head_map
 from headcount.report.plot.outcomes import accuracy, removable
+from headcount.report.plot.panels import comparison, distributions, layers
+from headcount.report.plot.scores import agreement, paper, ranks, stability
 
-__all__ = ["accuracy", "distributions", "head_map", "removable"]
+__all__ = [
+    "accuracy",
+    "agreement",
+    "comparison",
+    "distributions",
+    "head_map",
+    "layers",
+    "paper",
+    "ranks",
+    "removable",
+    "stability",
+]

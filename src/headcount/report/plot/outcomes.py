@@ -6,10 +6,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
-from headcount.analysis import accuracy_table
 from headcount.errors import InputError, nearest
 from headcount.report.plot.paper import line_style, new_axes
-from headcount.report.results import CONFIDENCE, MARGIN, RunResults
+from headcount.report.results import MARGIN, RunResults
 from headcount.report.style import ACCENT, GREY, score_style
 from headcount.report.wording import metric_name, open_above, percent, rows, shown
 
@@ -36,13 +35,12 @@ def accuracy(
     Raises:
         InputError: no baseline, an unknown metric or score.
     """
-    metric = _metric(outcomes, metric)
-    removable = _ordered(outcomes, metric)
-    known = removable["score"].tolist()
+    results = evaluated(outcomes, metric)
+    known = results.removable["score"].tolist()
     wanted = _known(scores, known)
     if bands is None:
         bands = [score for score in (known[0], "random") if score in wanted]
-    table = accuracy_table(outcomes, metric=metric, margin=MARGIN, confidence=CONFIDENCE)
+    table = results.accuracy
     baseline = float(table["accuracy"].iloc[0])
     scale = 100 / baseline if relative else 100
     ax = ax or new_axes()
@@ -58,7 +56,7 @@ def accuracy(
         ax.plot(x, y, label=shown(score, 40), **line_style(style))  # pyright: ignore[reportArgumentType]
     ax.axhline(scale * baseline, color="black", linewidth=0.7, linestyle=(0, (5, 3)), zorder=0)
     ax.axhline(scale * (baseline - MARGIN), color="#8a5a00", linewidth=0.7, linestyle=":", zorder=0)
-    name = metric_name(metric).capitalize()
+    name = metric_name(results.metric).capitalize()
     ax.set(
         xlabel="Heads zeroed, realised", ylabel=f"{name}, relative to untouched" if relative else name, xlim=(0, None)
     )
@@ -79,8 +77,7 @@ def removable(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | N
     Raises:
         InputError: no baseline, an unknown metric, or no score beside the baseline.
     """
-    metric = _metric(outcomes, metric)
-    table = rows(_ordered(outcomes, metric))
+    table = rows(evaluated(outcomes, metric).removable)
     ax = ax or new_axes(height=0.5 + 0.2 * len(table))
     for at, row in enumerate(table):
         colour = GREY if row.score == "random" else ACCENT
@@ -97,15 +94,12 @@ def removable(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | N
     return ax
 
 
-def _metric(outcomes: pd.DataFrame, metric: str | None) -> str:
-    return RunResults(manifest={"settings": {"metric": metric}}, outcomes=outcomes).metric
-
-
-def _ordered(outcomes: pd.DataFrame, metric: str) -> pd.DataFrame:
-    table = RunResults(manifest={"settings": {"metric": metric}}, outcomes=outcomes).removable
-    if table.empty:
+def evaluated(outcomes: pd.DataFrame, metric: str | None) -> RunResults:
+    """Results that have at least one score beside the baseline. Raises InputError where there is none."""
+    results = RunResults(manifest={"settings": {"metric": metric}}, outcomes=outcomes)
+    if results.removable.empty:
         raise InputError("Only the baseline is in these outcomes. Evaluate at least one score and share as well.")
-    return table
+    return results
 
 
 def _known(scores: Sequence[str] | None, known: list[str]) -> list[str]:

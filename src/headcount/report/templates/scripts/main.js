@@ -2,13 +2,15 @@
 setUpTheme();
 setUpDownloads();
 const chooseScore = data.map ? headMap() : null;
-if (data.curves) accuracyChart();
-if (data.map) distributionChart();
+for (const [part, draw] of [
+  [data.curves, accuracyChart], [data.map, distributionChart], [data.agreement, agreementMatrix], [data.stability, stabilityChart],
+  [data.ranks, ranksChart], [data.layers, layersChart], [data.comparison, comparisonCharts], [data.paper, paperChart],
+]) if (part) draw();
 document.addEventListener("DOMContentLoaded", async () => {
   try {
     await chooseScore?.();
     sayMapDrawn();
-    if (profiles) await profiles.rest();
+    await profiles?.rest();
   } finally {
     root.dataset.ready = "true";
   }

@@ -240,7 +240,7 @@ function headMap() {
   canvas.addEventListener("blur", () => { pointed = -1; refresh(); });
 
   scores.forEach((entry, index) => score.append(element("option", { value: index }, `${entry.score} – ${entry.name}`)));
-  score.value = Math.max(0, scores.findIndex((entry) => entry.score === data.best));
+  score.value = Math.max(0, scores.findIndex((entry) => entry.score === data.curves?.best));
   score.addEventListener("change", choose);
   show.addEventListener("change", () => { legend(); refresh(); });
   for (const control of [rule, slider]) control.addEventListener("input", refresh);

@@ -1,0 +1,176 @@
+"""What the page's script draws: plain lists, rounded to what can be seen, None for what was not measured."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from headcount.analysis import head_stability, threshold_stability
+from headcount.report import wording
+from headcount.report.head_map import score_facts
+from headcount.report.labels import run_labels, same_model
+from headcount.report.published import paper_ranks, published_models, published_shares
+from headcount.report.results import MARGIN, RunResults
+from headcount.report.style import score_style
+from headcount.report.wording import shown
+
+
+def accuracy_data(run: RunResults) -> dict[str, Any] | None:
+    """Curves in percent, the scores with the largest removable share first and random last."""
+    if not run.evaluated or run.removable.empty:
+        return None
+    policies = wording.rows(run.accuracy)
+    baseline = policies[0].accuracy
+    lines = []
+    for score in run.removable["score"]:
+        points = sorted((row for row in policies if row.score == score), key=lambda row: row.share_realised)
+        lines.append({
+            **_line(score),
+            "label": ["untouched", *(shown(row.policy) for row in points)],
+            "x": _percentages([0.0, *(row.share_realised for row in points)]),
+            "y": _percentages([baseline, *(baseline + row.change for row in points)]),
+            "low": _percentages([baseline, *(baseline + row.change_low for row in points)]),
+            "high": _percentages([baseline, *(baseline + row.change_high for row in points)]),
+        })  # fmt: skip
+    best = wording.best_row(run.removable)
+    return {
+        "baseline": _percentages([baseline])[0],
+        "floor": _percentages([baseline - MARGIN])[0],
+        "lines": lines,
+        "best": best and shown(best.score, 40),
+        "metric": wording.metric_name(run.metric),
+    }
+
+
+def agreement_data(run: RunResults) -> dict[str, Any] | None:
+    """Matrices of every kind and share, [kind][share][score][other]."""
+    if not run.has_cuts:
+        return None
+    agreement = run.agreement
+    return {
+        "scores": [shown(name, 40) for name in agreement["score"].values],
+        "shares": _floats(agreement["share"].values),
+        "kinds": {str(kind): _floats(values.to_numpy(), 3) for kind, values in agreement.data_vars.items()},
+    }
+
+
+def layers_data(run: RunResults) -> dict[str, Any] | None:
+    """Each score layer by layer: mean and quantiles, and how often its heads are inactive at each share."""
+    if not run.measured:
+        return None
+    profile = run.profile
+    frequency = run.frequency if run.has_cuts else None
+    panels = []
+    for score, rows in profile.groupby("score", sort=False):
+        often = None
+        if frequency is not None and score in frequency:
+            often = _floats(frequency[str(score)].mean("head").to_numpy(), 4)
+        quantiles = {name: _floats(rows[name].to_numpy()) for name in ("mean", "q10", "q50", "q90")}
+        panels.append({**_line(str(score)), **quantiles, "often": often})
+    return {
+        "layers": profile["layer"].drop_duplicates().tolist(),
+        "shares": _floats(frequency["share"].values) if frequency is not None else [],
+        "panels": panels,
+    }
+
+
+def stability_data(runs: Sequence[RunResults]) -> dict[str, Any] | None:
+    """Each score's threshold on each benchmark, relative to its mean over benchmarks, at each share."""
+    if (tables := stability_tables(runs)) is None:
+        return None
+    thresholds, _, names = tables
+    relative = thresholds[names].div(thresholds[names].mean(axis=1).abs(), axis=0)
+    lines = []
+    for score, rows in thresholds.groupby("score", sort=False):
+        lines.append({**_line(str(score)), "y": _floats(relative.loc[rows.index].to_numpy(), 5),
+                      "threshold": _floats(rows[names].to_numpy())})  # fmt: skip
+    return {"benchmarks": names, "shares": _floats(thresholds["share"].unique()), "lines": lines}
+
+
+def stability_tables(runs: Sequence[RunResults]) -> tuple[pd.DataFrame, pd.DataFrame, list[str]] | None:
+    """``threshold_stability`` and ``head_stability`` of the first run's model on all its benchmarks, and their names.
+
+    None with fewer than two, or without a score and share that all have thresholds of.
+    """
+    alike = [run for run in same_model(runs) if run.has_cuts]
+    names = run_labels(alike)
+    if len(alike) < 2:
+        return None
+    thresholds = threshold_stability({name: run.cuts for name, run in zip(names, alike, strict=True)})
+    heads = head_stability({name: run.frequency for name, run in zip(names, alike, strict=True)})
+    return None if thresholds.empty else (thresholds, heads, names)
+
+
+def ranks_data(run: RunResults) -> dict[str, Any] | None:
+    """Each score's rank on all questions and on each task, beside the paper's mean rank over its 14 models."""
+    if not run.evaluated or run.removable.empty:
+        return None
+    ranks = run.ranks
+    return {
+        "scores": [_line(str(score)) for score in ranks.index],
+        "tasks": [shown(task, 60) for task in ranks.columns],
+        "ranks": [_floats(ranks[task].to_numpy(), 4) for task in ranks.columns],
+        "paper": _floats(paper_ranks().reindex(ranks.index).to_numpy(), 4),
+    }
+
+
+def comparison_data(runs: Sequence[RunResults]) -> dict[str, Any] | None:
+    """Several runs beside one another: distributions of the scores they share, and accuracy relative to each untouched."""
+    if len(runs) < 2:
+        return None
+    names = run_labels(runs)
+    measured = [(number, run) for number, run in enumerate(runs) if run.measured and run.scores is not None]
+    level = np.arange(101) / 100
+    panels: dict[str, dict[str, Any]] = {}
+    for number, run in measured:
+        for name in map(str, run.scores.data_vars if run.scores is not None else ()):
+            values = run.scores[name].to_numpy() if run.scores is not None else np.array([])
+            values = values[~np.isnan(values)]
+            if values.size:
+                cuts = np.quantile(values.astype(float), level, method="interpolated_inverted_cdf")
+                panel = panels.setdefault(name, {**_line(name), "runs": [], "values": []})
+                panel["runs"].append(number)
+                panel["values"].append(_floats(cuts))
+    curves = {}
+    for number, run in enumerate(runs):
+        if (data := accuracy_data(run)) is not None:
+            for line in data["lines"]:
+                relative = [round(100 * y / data["baseline"], 3) for y in line["y"]] if data["baseline"] else line["y"]
+                curves.setdefault(line["score"], []).append({"run": number, "x": line["x"], "y": relative})
+    compared = [panel for panel in panels.values() if len(panel["runs"]) > 1]
+    return {"runs": names, "panels": compared, "curves": curves}
+
+
+def paper_data(run: RunResults) -> dict[str, Any] | None:
+    """Removable shares of the paper's 14 models, score by score, and this run's."""
+    if not run.evaluated or run.removable.empty:
+        return None
+    published = published_shares()
+    own = {row.score: row for row in wording.rows(run.removable)}
+    scores = [*published, *(score for score in own if score not in published)]
+    return {
+        "models": published_models(),
+        "scores": [_line(score) for score in scores],
+        "shares": [_percentages(published.get(score, ())) for score in scores],
+        "own": [_percentages([own[score].removable_share])[0] if score in own else None for score in scores],
+        "bound": [bool(own[score].is_lower_bound) if score in own else False for score in scores],
+        "name": run.model,
+    }
+
+
+def _line(score: str) -> dict[str, Any]:
+    side = score_facts(score)["inactive_when"]
+    return {"score": shown(score, 40), "style": vars(score_style(score)), "inactive_when": side}
+
+
+def _percentages(fractions: Iterable[float]) -> list[float]:
+    return [round(100 * float(value), 3) for value in fractions]
+
+
+def _floats(values: Any, digits: int = 6) -> Any:
+    """Nested lists of numbers with so many significant digits; None for NaN."""
+    if isinstance(values, np.ndarray) and values.ndim > 1:
+        return [_floats(row, digits) for row in values]
+    return [float(f"{value:.{digits}g}") if math.isfinite(value) else None for value in map(float, values)]

@@ -1,0 +1,132 @@
+"""Several runs beside one another, and what the page makes of one."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from headcount.analysis import distances, score_agreement
+from headcount.report import RunResults, render_page
+from headcount.report.chart_data import (
+    agreement_data,
+    comparison_data,
+    layers_data,
+    paper_data,
+    ranks_data,
+    stability_data,
+)
+from headcount.report.labels import run_labels, same_model
+from headcount.report.result_tables import result_tables
+from tests.report.conftest import make_outcomes, make_results, make_scores, manifest
+from tests.report.test_page import text_of
+
+IDS = ["ahon_ln", "awft"]
+
+
+def run(name="model", task="arc_easy", fingerprint="aa", seed=0, **changes):
+    facts = manifest(name, task)
+    facts["model"]["fingerprint"] = fingerprint
+    given = {"scores": make_scores(IDS, seed), "outcomes": make_outcomes(task=task)}
+    return RunResults(manifest=facts, **(given | changes))
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return [run(), run(task="piqa", seed=1), run("tuned", fingerprint="bb", seed=2)]
+
+
+def test_runs_are_called_by_what_tells_them_apart():
+    assert run_labels([run("a"), run("b")]) == ["a", "b"]
+    assert run_labels([run(task="x"), run(task="y")]) == ["x", "y"]
+    assert run_labels([run("a", "x"), run("a", "y"), run("b", "y")]) == ["a, x", "a, y", "b, y"]
+    assert run_labels([run(), run()]) == ["model, arc_easy (1)", "model, arc_easy (2)"]
+
+
+def test_benchmarks_are_runs_of_the_same_weights(runs):
+    assert same_model(runs) == runs[:2]
+    nameless = [RunResults(manifest={}, scores=make_scores(IDS)) for _ in range(2)]
+    assert same_model(nameless) == nameless[:1]  # two that do not say which model they are of may be of two
+
+
+def test_stability_is_of_the_first_runs_model(runs):
+    data = stability_data(runs)
+    assert data["benchmarks"] == ["arc_easy", "piqa"]
+    at = data["shares"].index(0.15)
+    line = data["lines"][0]
+    cuts = [runs[k].cuts["ahon_ln"].sel(share=0.15).item() for k in (0, 1)]
+    assert line["threshold"][at] == pytest.approx(cuts, rel=1e-5)
+    assert line["y"][at] == pytest.approx([cut / np.mean(cuts) for cut in cuts], rel=1e-4)
+    assert stability_data(runs[:1]) is None
+
+
+def test_comparison_sets_quantiles_and_relative_accuracy_beside_one_another(runs):
+    data = comparison_data(runs)
+    assert data["runs"] == ["model, arc_easy", "model, piqa", "tuned, arc_easy"]
+    panel = next(panel for panel in data["panels"] if panel["score"] == "awft")
+    assert panel["runs"] == [0, 1, 2]
+    for k, values in enumerate(panel["values"]):
+        assert values[50] == pytest.approx(float(runs[k].scores["awft"].median()), rel=1e-2)
+        assert values[100] == pytest.approx(float(runs[k].scores["awft"].max()), rel=1e-5)
+    curve = data["curves"]["random"][1]
+    assert curve["y"][0] == 100.0
+    assert comparison_data(runs[:1]) is None
+
+
+def test_agreement_and_layers_are_the_analysis(runs):
+    data = agreement_data(runs[0])
+    agreement = score_agreement(runs[0].scores, runs[0].cuts)
+    np.testing.assert_allclose(data["kinds"]["precision"][2], agreement["precision"][2], atol=1e-3)
+    layers = layers_data(runs[0])
+    assert layers["layers"] == list(range(30))
+    panel = layers["panels"][0]
+    assert panel["q50"][3] == pytest.approx(float(runs[0].scores["ahon_ln"][:, 3].median()), rel=1e-5)
+    values = runs[0].scores["ahon_ln"].to_numpy()[:, 3]
+    assert panel["often"][2][3] == pytest.approx((values < runs[0].cuts["ahon_ln"][2].item()).mean(), rel=1e-3)
+
+
+def test_ranks_by_task_stand_beside_all_questions():
+    rows = [make_outcomes(task="a", questions=400), make_outcomes(task="b", questions=100)]
+    both = run(outcomes=pd.concat(rows, ignore_index=True))
+    data = ranks_data(both)
+    assert data["tasks"] == ["all questions", "a", "b"]
+    assert sorted(data["ranks"][0]) == [1, 2, 3, 4]
+    assert data["paper"][[line["score"] for line in data["scores"]].index("ahon_ln")] == pytest.approx(1.93, abs=0.005)
+
+
+def test_the_papers_models_are_all_there(runs):
+    data = paper_data(runs[0])
+    assert len(data["models"]) == 14
+    scores = [line["score"] for line in data["scores"]]
+    assert data["own"][scores.index("aeqd")] is None
+    own = runs[0].removable.set_index("score")["removable_share"]
+    assert data["own"][scores.index("ahon_ln")] == pytest.approx(100 * own["ahon_ln"], abs=1e-3)
+
+
+def test_tables_of_several_runs(runs):
+    tables = {table.id: table for table in result_tables(runs)}
+    assert list(tables) == [
+        "removable", "accuracy", "inactive-heads", "thresholds", "agreement", "layers", "ranks", "paper", "stability",
+        "stability-heads", "comparison-removable", "distances", "definitions",
+    ]  # fmt: skip
+    expected = distances(
+        {"model, arc_easy": runs[0].scores, "model, piqa": runs[1].scores, "tuned, arc_easy": runs[2].scores}
+    )
+    assert tables["distances"].frame["distance"].tolist() == pytest.approx(expected["distance"].tolist())
+    assert len(tables["agreement"].rows()) == 2  # read as a matrix, saved in full
+    assert len(tables["agreement"].frame) == 2 * 2 * len(runs[0].cuts["share"])
+    paper = tables["paper"].rows()
+    assert paper[0][0] == "model"
+    assert paper[-1][0] == "mean"
+    assert paper[-1][2:5] == ("4.6%", "11.0%", "8.3%")  # the paper's averages of awft, ahon_ln, lthon_ln
+    assert paper[-1][6] == "12.2%"
+
+
+def test_the_page_of_one_run_says_how_to_compare(runs):
+    text = text_of(render_page(runs[:1]))
+    assert "There is one benchmark here." in text
+    assert "headcount report RUN OTHER_RUN" in text
+
+
+def test_runs_without_a_score_in_common_are_still_a_page():
+    first = make_results(outcomes=None, scores=make_scores(["ahon"]), thresholds=None)
+    other = make_results(outcomes=None, scores=make_scores(["awft"]), thresholds=None)
+    assert "These runs have no score in common." in text_of(render_page([first, other]))
