@@ -1,6 +1,9 @@
 """Models that tests share: the demo model, and tiny random ones built from configurations."""
 
+import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +18,7 @@ from transformers import (
 
 from headcount.models.loading import load
 from tests.models.families import COMMON
+from tests.runs import write_tasks
 
 
 @pytest.fixture(scope="session")
@@ -49,3 +53,26 @@ def letters() -> PreTrainedTokenizerBase:
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
     )
+
+
+@pytest.fixture(scope="session")
+def subjects(tmp_path_factory: pytest.TempPathFactory, letters: PreTrainedTokenizerBase) -> Path:
+    """A folder with ``model`` and ``other`` (tiny Llamas), ``tasks`` (10 questions) and ``text.jsonl`` (9 texts)."""
+    folder = tmp_path_factory.mktemp("subjects")
+    for seed, name in enumerate(("model", "other")):
+        torch.manual_seed(seed)
+        config = AutoConfig.for_model("llama", **(COMMON | {"num_hidden_layers": 2}))
+        AutoModelForCausalLM.from_config(config).float().save_pretrained(folder / name)
+        letters.save_pretrained(folder / name)
+    write_tasks(folder / "tasks", questions=10)
+    (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": "heads " * n}) for n in range(1, 10)))
+    return folder
+
+
+@pytest.fixture
+def fields(subjects: Path) -> dict[str, Any]:
+    """The fields of a small study."""
+    return {
+        "models": [str(subjects / "model")], "data": ["sums"], "scores": ["ahon_ln", "awft", "random"],
+        "shares": [0, 0.1, 0.3], "include_path": str(subjects / "tasks"), "offline": True, "shard": 4,
+    }  # fmt: skip

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from headcount.report import plot
     from headcount.scores import all_scores, get_score, score
     from headcount.store import Run, open_run
+    from headcount.study.folder import StudyFolder, open_study
+    from headcount.study.running import run_study
+    from headcount.study.spec import Study
     from headcount.thresholding import thresholds
 
 _MODULES = {
@@ -31,6 +34,8 @@ _MODULES = {
     "Probe": "models.instrument",
     "Random": "interventions",
     "Run": "store",
+    "Study": "study.spec",
+    "StudyFolder": "study.folder",
     "Threshold": "interventions",
     "UntilDecided": "evaluation.evaluate",
     "all_scores": "scores",
@@ -41,6 +46,8 @@ _MODULES = {
     "load": "models.loading",
     "measure_heads": "measure",
     "open_run": "store",
+    "open_study": "study.folder",
+    "run_study": "study.running",
     "score": "scores",
     "thresholds": "thresholding",
 }
@@ -58,6 +65,8 @@ __all__ = [
     "Probe",
     "Random",
     "Run",
+    "Study",
+    "StudyFolder",
     "Threshold",
     "UntilDecided",
     "all_scores",
@@ -68,7 +77,9 @@ __all__ = [
     "load",
     "measure_heads",
     "open_run",
+    "open_study",
     "plot",
+    "run_study",
     "score",
     "thresholds",
 ]

@@ -97,7 +97,7 @@ def resolve_policy(text: str, *, thresholds_from: str | Path | None = None, seed
             f"Policy {text!r} names a share of heads, so its threshold comes from measured scores: give thresholds_from=RUN "
             f"(a folder made by `headcount measure`), or name the threshold, {request.score}@NUMBER."
         )
-    scores = open_run(thresholds_from).scores()
+    scores = open_run(thresholds_from).measurements()
     if scores is None or request.score not in scores:
         raise RunError(
             f"{str(thresholds_from)!r} has no scores for {request.score}. Measure them with `headcount measure`."

@@ -1,15 +1,15 @@
-import json
 import re
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 
-from headcount.cli import measure as measure_module
 from headcount.evaluation.benchmark import Benchmark
 from headcount.scores import all_scores
-from headcount.store import open_run
+from headcount.store import Run, begin_run, open_run
+from tests.runs import contents
 
 POLICIES = ("--policy", "ahon_ln:0.10", "--policy", "random:0.1", "-p", "awft@0.8")
 
@@ -21,13 +21,6 @@ def text(tmp_path):
     return file
 
 
-def contents(folder):
-    """Every file's bytes; of the manifest all but the record of the commands."""
-    files = {file: file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
-    manifest = json.loads(files.pop(Path(folder, "run.json")))
-    return files, {name: value for name, value in manifest.items() if not name.startswith("command")}
-
-
 def test_scores_lists_every_id_once(headcount):
     code, out, _ = headcount("scores")
     assert code == 0
@@ -35,7 +28,21 @@ def test_scores_lists_every_id_once(headcount):
     assert listed == ["id", *(score.id for score in all_scores())]
 
 
-@pytest.mark.parametrize("command", [[], ["scores"], ["measure"], ["thresholds"], ["evaluate"], ["report"], ["demo"]])
+@pytest.mark.parametrize(
+    "command",
+    [
+        [],
+        ["scores"],
+        ["measure"],
+        ["thresholds"],
+        ["evaluate"],
+        ["report"],
+        ["demo"],
+        ["study"],
+        ["status"],
+        ["export"],
+    ],
+)
 @pytest.mark.parametrize("option", ["--help", "-h"])
 def test_help(headcount, command, option):
     code, out, _ = headcount(*command, option)
@@ -58,7 +65,7 @@ def test_texts_are_measured_and_reported(headcount, checkpoint, text, tmp_path):
     assert list(scores.data_vars) == [score.id for score in all_scores()]
     assert scores["awft"].shape == (1, 3, 8)
     assert scores["num_tokens"].values.tolist() == [55]
-    assert run.manifest["settings"] == {"seed": 3}
+    assert run.manifest["settings"] == {"seed": 3, "shard": 256, "scores_dtype": "float32", "summaries": False}
     assert run.manifest["data"]["texts"] == [str(text)]
     assert run.manifest["model"]["num_heads"] == 24
     assert run.manifest["command"].startswith("headcount measure ")
@@ -106,64 +113,78 @@ def test_the_same_command_again_reuses_what_is_there(headcount, checkpoint, own,
     first = headcount(*command)
     before = contents("run")
     monkeypatch.setattr(Benchmark, "ask", lambda *_, **__: pytest.fail("a policy ran again"))
-    monkeypatch.setattr("headcount.measure.measure_heads", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr("headcount.study.units.measure_heads", lambda *_, **__: pytest.fail("measured again"))
     assert headcount(*command)[:2] == first[:2]
     assert contents("run") == before
 
 
 def test_a_policy_given_twice_is_run_once(headcount, checkpoint, own, monkeypatch):
     ask, asked = Benchmark.ask, []
-
-    def noted(self, policies, **options):
-        asked.extend(policies)
-        return ask(self, policies, **options)
-
-    monkeypatch.setattr(Benchmark, "ask", noted)
+    monkeypatch.setattr(
+        Benchmark,
+        "ask",
+        lambda self, policies, *args, **options: asked.extend(policies) or ask(self, policies, *args, **options),
+    )
     headcount("evaluate", checkpoint(), *own(), "-p", "random:0.1", "-p", "RANDOM:0.10", "-o", "run")
     assert len(asked) == 2
     assert open_run("run").policies() == ["baseline", "random:0.1"]
 
 
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Inputs and questions are written two at a time."""
+    monkeypatch.setattr("headcount.store.run.SHARD", 2)
+
+
+@pytest.mark.usefixtures("small_shards")
 def test_a_stopped_evaluation_goes_on_where_it_was(headcount, checkpoint, own, monkeypatch):
     whole = ("evaluate", checkpoint(), *own(), *POLICIES)
     headcount(*whole, "-o", "whole")
-    ask, stops = Benchmark.ask, iter([True])
+    ask, asked = Benchmark.ask, []
 
-    def stop_at_first(self, policies, **options):
-        if next(stops, False):
+    def stop_at_the_fifth(self, policies, questions, **options):
+        asked.append(questions)
+        if len(asked) == 5:
             raise KeyboardInterrupt
-        return ask(self, policies, **options)
+        return ask(self, policies, questions, **options)
 
-    monkeypatch.setattr(Benchmark, "ask", stop_at_first)
+    monkeypatch.setattr(Benchmark, "ask", stop_at_the_fifth)
     code, _, error = headcount(*whole, "-o", "run")
     assert code == 130
     assert "Stopped." in error
     assert "Traceback" not in error
+    assert open_run("run").answered() == {"baseline": {0, 1, 2, 3, 4, 5}, "ahon_ln:0.1": {0, 1}}
+    code, out, _ = headcount("status", "run")
+    assert code == 0
+    assert re.search(r"8 of 24 +16 answers", out)
+    assert "Nobody works on it just now." in out
     assert headcount(*whole, "-o", "run")[0] == 0
-    pd.testing.assert_frame_equal(open_run("run").outcomes(), open_run("whole").outcomes())
+    assert len(asked) == 5 + 8  # three shards of four policies' questions, four done before
+    assert contents("run") == contents("whole")
 
 
+@pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("command", ["measure", "evaluate"])
-def test_a_stopped_measurement_goes_on_where_it_was(headcount, checkpoint, own, monkeypatch, command):
-    monkeypatch.setattr(measure_module, "SHARD", 2)  # of six questions' 12 inputs
-    policies = ("-p", "ahon_ln:0.3") if command == "evaluate" else ()
-    arguments = (command, checkpoint(), *own(), *policies)
-    assert headcount(*arguments, "-o", "whole")[0] == 0
-    add, stops = measure_module.Run.add_scores, iter([False, False, True])
+@pytest.mark.parametrize("options", [(), ("--summaries",), ("--scores-dtype", "float16")])
+def test_a_stopped_measurement_goes_on_where_it_was(headcount, checkpoint, own, monkeypatch, command, options):
+    begin = ("measure", checkpoint(), *own(), "--score", "ahon_ln", *options)
+    arguments = begin if command == "measure" else ("evaluate", checkpoint(), *own(), "-p", "ahon_ln:0.3")
+    headcount(*begin, "-o", "whole")
+    headcount(*arguments, "-o", "whole")
+    stops = iter([False, False, True])
+    for name in ("add_scores", "add_summary"):
+        add = getattr(Run, name)
 
-    def stop_at_the_third(self, table):
-        if next(stops, False):
-            raise KeyboardInterrupt
-        add(self, table)
+        def stop_at_the_third(self, *given, add=add):
+            if next(stops, False):
+                raise KeyboardInterrupt
+            add(self, *given)
 
-    monkeypatch.setattr(measure_module.Run, "add_scores", stop_at_the_third)
-    assert headcount(*arguments, "-o", "run")[0] == 130
-    assert open_run("run").scores().sizes["example"] == 4
+        monkeypatch.setattr(Run, name, stop_at_the_third)
+    assert headcount(*begin, "-o", "run")[0] == 130
+    assert open_run("run").measured() == {0, 1}
     assert headcount(*arguments, "-o", "run")[0] == 0
-    found, expected = open_run("run"), open_run("whole")
-    assert found.scores().equals(expected.scores())
-    if command == "evaluate":
-        pd.testing.assert_frame_equal(found.outcomes(), expected.outcomes())
+    assert contents("run") == contents("whole")
 
 
 def test_a_run_can_be_measured_first_and_evaluated_then(headcount, checkpoint, own):
@@ -324,11 +345,29 @@ def test_a_folder_that_holds_something_else(refused, checkpoint, text, tmp_path)
 
 def test_a_run_that_is_measured_already(headcount, refused, checkpoint, text):
     command = ("measure", checkpoint(), "--texts", text, "-o", "run")
+    first = headcount(*command)
+    before = contents("run")
+    assert headcount(*command)[:2] == first[:2]
+    assert "was measured with the scores awft, awft_ln" in refused(*command, "--score", "awft")
+    assert "scores_dtype is 'float32' there and 'float16' here" in refused(*command, "--scores-dtype", "float16")
+    assert "summaries is False there and True here" in refused(*command, "--summaries")
+    assert contents("run") == before
+    assert "--scores-dtype 'float64'" in refused(*command, "--scores-dtype", "float64")
+
+
+def test_a_run_that_another_process_works_on(headcount, refused, checkpoint, text):
+    command = ("measure", checkpoint(), "--texts", text, "-o", "run")
     headcount(*command)
-    assert "already holds scores" in refused(*command)
+    made = open_run("run").manifest
+    with begin_run("run", model=made["model"], data=made["data"], settings=made["settings"], command="headcount x"):
+        assert re.search(r"being worked on by process \d+ on .*headcount x", refused(*command))
+        assert "being worked on" in refused("thresholds", "run")
+        code, out, _ = headcount("status", "run")
+        assert code == 0
+        assert re.search(r"Process \d+ on \S+ works on it since \S+: headcount x", out)
 
 
-@pytest.mark.parametrize("command", ["report", "thresholds"])
+@pytest.mark.parametrize("command", ["report", "thresholds", "status", "export"])
 def test_a_folder_that_is_no_run(refused, tmp_path, command):
     assert "holds no run" in refused(command, tmp_path)
     assert "holds no run" in refused(command, tmp_path / "nowhere")
@@ -336,8 +375,8 @@ def test_a_folder_that_is_no_run(refused, tmp_path, command):
     assert "file" in refused(command, tmp_path / "file")
 
 
-@pytest.mark.parametrize("command", ["report", "thresholds"])
-@pytest.mark.parametrize("manifest", ["", "{", "{}", '{"format": 1, "files": {}}', '{"format": 9, "files": {}}'])
+@pytest.mark.parametrize("command", ["report", "thresholds", "export"])
+@pytest.mark.parametrize("manifest", ["", "{", "{}", '{"format": 2, "model": {}}', '{"format": 9, "model": {}}'])
 def test_a_run_with_nothing_in_it_or_damaged(refused, tmp_path, command, manifest):
     (tmp_path / "run.json").write_text(manifest)
     assert str(tmp_path) in refused(command, tmp_path)
@@ -345,10 +384,71 @@ def test_a_run_with_nothing_in_it_or_damaged(refused, tmp_path, command, manifes
 
 def test_a_damaged_file_of_a_run_is_named(headcount, refused, checkpoint, text):
     headcount("measure", checkpoint(), "--texts", text, "-o", "run")
-    file = Path("run/scores/00000.safetensors")
-    file.write_bytes(file.read_bytes()[:-9])
-    assert "00000.safetensors" in refused("report", "run")
-    assert "00000.safetensors" in refused("thresholds", "run")
+    (file,) = Path("run/scores").iterdir()
+    whole = contents("run")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    assert file.name in refused("report", "run")
+    assert f"Damaged: {file}" in headcount("status", "run", "--check")[1]
+    code, _, error = headcount("measure", checkpoint(), "--texts", text, "-o", "run")
+    assert code == 0
+    assert f"Note: '{file}' was cut off or altered" in error
+    assert contents("run") == whole
+    assert "Every file is whole." in headcount("status", "run", "--check")[1]
+
+
+def test_runs_are_exported(headcount, refused, checkpoint, own, text):
+    headcount("measure", checkpoint(), *own(), "--score", "awft", "--score", "ahon", "-o", "run")
+    headcount("evaluate", checkpoint(), *own(), "-p", "awft:0.3", "-o", "run")
+    scores, outcomes = open_run("run").scores(), open_run("run").outcomes()
+    code, out, _ = headcount("export", "run")
+    assert code == 0
+    assert out.split() == [f"run/export/{name}.parquet" for name in ("scores", "thresholds", "outcomes", "metrics")]
+    long = pd.read_parquet("run/export/scores.parquet")
+    assert long.columns.tolist() == ["example", "num_tokens", "layer", "head", "awft", "ahon"]
+    assert len(long) == scores["awft"].size
+    row = long[(long["example"] == 3) & (long["layer"] == 1) & (long["head"] == 2)]
+    assert row["ahon"].item() == scores["ahon"].sel(example=3, layer=1, head=2).item()
+    assert len(pd.read_parquet("run/export/outcomes.parquet")) == 12
+    assert headcount("export", "run", "--format", "csv", "-o", "tables")[0] == 0
+    assert len(pd.read_csv("tables/scores.csv")) == len(long)
+    assert pd.read_csv("tables/metrics.csv")["policy"].unique().tolist() == ["baseline", "awft:0.3"]
+    assert headcount("export", "run", "-f", "netcdf", "-o", "arrays")[0] == 0
+    with xr.open_dataset("arrays/scores.nc") as found:
+        assert (found["awft"] == scores["awft"]).all()
+    with xr.open_dataset("arrays/outcomes.nc") as found:
+        first = outcomes[(outcomes["policy"] == "awft:0.3") & (outcomes["doc_id"] == 4)]
+        assert found["acc"].sel(policy="awft:0.3").values[4] == first["acc"].item()
+        assert found["doc_id"].values.tolist() == list(range(6))
+    assert "Unknown format 'xls'" in refused("export", "run", "-f", "xls")
+    assert "cannot be written" in refused("export", "run", "-o", text)
+
+    headcount("measure", checkpoint(), "--texts", text, "--summaries", "-o", "summarised")
+    assert headcount("export", "summarised", "-f", "csv")[1].split() == ["summarised/export/heads.csv"]
+    assert len(pd.read_csv("summarised/export/heads.csv")) == 16 * 24
+
+
+def test_summaries_give_thresholds(headcount, refused, checkpoint, own):
+    for options in ((), ("--summaries",)):
+        headcount("measure", checkpoint(), *own(), *options, "-o", "run" + "".join(options))
+        assert headcount("thresholds", "run" + "".join(options), "--share", "0.2")[0] == 0
+    exact, found = (open_run(run).thresholds() for run in ("run", "run--summaries"))
+    for name in exact.data_vars:
+        assert found[name].item() == pytest.approx(exact[name].item(), rel=2**-11)
+    assert headcount("evaluate", checkpoint(), *own(), "-p", "ahon_ln:0.2", "-o", "run--summaries")[0] == 0
+    other = (
+        "evaluate",
+        checkpoint(),
+        *own(),
+        "-p",
+        "ahon_ln:0.2",
+        "--thresholds-from",
+        "run--summaries",
+        "-o",
+        "other",
+    )
+    assert headcount(*other)[0] == 0
 
 
 def test_a_page_that_cannot_be_written(headcount, refused, checkpoint, text, tmp_path):

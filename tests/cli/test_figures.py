@@ -2,17 +2,17 @@ from pathlib import Path
 
 import pytest
 
-from headcount.store import Run
+from headcount.store import begin_run
 from tests.report.conftest import make_outcomes, manifest
 
 
 @pytest.fixture
 def run(tmp_path):
-    facts = {name: value for name, value in manifest().items() if name not in ("format", "files")}
-    made = Run.create(tmp_path / "run", **facts)
+    facts = manifest()
     outcomes = make_outcomes(questions=30)
-    for policy, rows in outcomes.groupby("policy", sort=False):
-        made.add_outcomes(str(policy), rows, rows.iloc[:0])
+    with begin_run(tmp_path / "run", **{part: facts[part] for part in ("model", "data", "settings")}) as made:
+        for policy, rows in outcomes.groupby("policy", sort=False):
+            made.add_outcomes([str(policy)], range(len(rows)), rows)
     return made.path
 
 

@@ -39,6 +39,7 @@ def main() -> None:
     from headcount.cli import (  # noqa: F401  (each adds its command)
         demo,
         evaluate,
+        export,
         figures,
         measure,
         prune,
@@ -46,6 +47,8 @@ def main() -> None:
         report,
         scores,
         select,
+        status,
+        study,
         thresholds,
     )
 

@@ -22,43 +22,39 @@ def demo(
     """Measure the demo model on ARC-Easy, zero its inactive heads, and show what that costs. A few minutes."""
     start = time.monotonic()
     with steps() as progress:
-        from headcount.cli.evaluate import evaluate_into, print_results, resolve_policies
-        from headcount.cli.measure import measure_into
+        from headcount.cli.evaluate import evaluate_into, print_results
         from headcount.cli.report import write_report
-        from headcount.cli.runs import (
-            benchmark_facts,
-            default_folder,
-            load_model,
-            model_facts,
-            open_or_create,
-            prepare_benchmark,
-        )
+        from headcount.cli.runs import command_line, default_folder, load_model, read_data, run_settings
         from headcount.policies import parse_policy
         from headcount.scores import all_scores
+        from headcount.store import begin_run
+        from headcount.study.cuts import find_thresholds
+        from headcount.study.spec import Tasks
+        from headcount.study.stages import measure_run
+        from headcount.study.units import LocalEngine
         from headcount.thresholding import SHARES as ALL_SHARES
-        from headcount.thresholding import thresholds
 
         loaded = load_model("demo", progress, offline=True)
-        benchmark = prepare_benchmark(
-            loaded, [TASK], progress, chat_template=False, offline=True, limit=limit, seed=seed
-        )
-        facts = {"model": model_facts(loaded), "data": benchmark_facts(benchmark, [TASK]), "settings": {"seed": seed}}
-        run = open_or_create(output_folder or default_folder("demo", [TASK]), facts)
+        subject = read_data(
+            loaded, Tasks(tasks=(TASK,), limit=limit), progress, chat_template=False, offline=True, seed=seed,
+        )  # fmt: skip
+        folder, facts = output_folder or default_folder("demo", [TASK]), subject.facts()
         ids = [score.id for score in all_scores()]
-        measure_into(
-            run, loaded.model, benchmark.inputs(), ids, progress, batch_tokens=benchmark.lm.batch_tokens, seed=seed
-        )
-        scores = run.scores()
-        assert scores is not None
-        run.set_thresholds(thresholds(scores, ALL_SHARES))
-        requests = [parse_policy(f"{score}:{share}") for score in SCORES for share in SHARES]
-        policies = resolve_policies(requests, run, benchmark, progress, thresholds_from=None, seed=seed)
-        evaluate_into(run, benchmark, policies, progress)
+        with begin_run(
+            folder, model=facts.model, data=facts.data, settings=run_settings(folder, seed=seed), command=command_line()
+        ) as run:  # fmt: skip
+            measure_run(
+                run, LocalEngine(subject), num_inputs=facts.num_inputs, scores=ids, seed=seed,
+                progress=progress.start(f"Measuring {len(ids)} scores", facts.num_inputs),
+            )  # fmt: skip
+            find_thresholds(run, ALL_SHARES)
+            requests = [parse_policy(f"{score}:{share}") for score in SCORES for share in SHARES]
+            evaluate_into(run, subject, requests, progress, seed=seed)
         page = write_report([run])
     model = run.manifest["model"]
     output.print(
         f"\n{model['name']}: {model['num_heads']} heads in {len(model['layers'])} layers, {model['dtype']}. "
-        f"{benchmark.num_questions} questions of {TASK} ({', '.join(set(benchmark.task_set.sources.values()))}), without the "
+        f"{facts.num_questions} questions of {TASK} ({', '.join(set(facts.data['sources'].values()))}), without the "
         f"chat template, {time.monotonic() - start:.0f} s.\n",
         highlight=False,
     )

@@ -1,5 +1,6 @@
 """``headcount evaluate``: a benchmark's accuracy under policies."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,8 +13,10 @@ from headcount.policies import PolicyRequest, parse_policy
 from headcount.store import Run, open_run
 
 if TYPE_CHECKING:
-    from headcount.evaluation.benchmark import Benchmark
-    from headcount.interventions import Policy
+    import xarray as xr
+
+    from headcount.study.subject import Subject
+    from headcount.study.units import LocalEngine
 
 
 @app.command()
@@ -72,125 +75,112 @@ def evaluate(
     )
     with steps() as progress:
         from headcount.cli.pruned import ask_pruned_into
-        from headcount.cli.runs import (
-            benchmark_facts,
-            default_folder,
-            load_model,
-            model_facts,
-            open_or_create,
-            prepare_benchmark,
-        )
+        from headcount.cli.runs import command_line, default_folder, load_model, read_data, run_settings
+        from headcount.store import begin_run
+        from headcount.study.spec import Tasks
 
         loaded = load_model(
             model, progress, offline=offline, dtype=dtype, device=device, device_map=device_map, revision=revision,
             allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        benchmark = prepare_benchmark(
-            loaded, task, progress, chat_template=chat_template, offline=offline, num_fewshot=num_fewshot, limit=limit,
-            include_path=include_path, batch_tokens=batch_tokens, seed=seed,
+        data = Tasks.model_construct(tasks=tuple(task), num_fewshot=num_fewshot, limit=limit)
+        subject = read_data(
+            loaded, data, progress, chat_template=chat_template, offline=offline,
+            include_path=None if include_path is None else str(include_path), batch_tokens=batch_tokens, seed=seed,
         )  # fmt: skip
-        facts = {"model": model_facts(loaded), "data": benchmark_facts(benchmark, task), "settings": {"seed": seed}}
-        run = open_or_create(output_folder or default_folder(model, task), facts)
-        policies = resolve_policies(requests, run, benchmark, progress, thresholds_from=thresholds_from, seed=seed)
-        evaluate_into(run, benchmark, policies, progress)
-        for folder in pruned or ():
-            ask_pruned_into(
-                run,
-                folder,
-                loaded,
-                benchmark,
-                progress,
-                dtype=dtype,
-                device=device,
-                trust_remote_code=trust_remote_code,
-            )
+        folder, facts = output_folder or default_folder(model, task), subject.facts()
+        with begin_run(
+            folder, model=facts.model, data=facts.data, settings=run_settings(folder, seed=seed), command=command_line()
+        ) as run:  # fmt: skip
+            evaluate_into(run, subject, requests, progress, thresholds_from=thresholds_from, seed=seed)
+            for checkpoint in pruned or ():
+                ask_pruned_into(
+                    run, checkpoint, subject, progress, dtype=dtype, device=device, trust_remote_code=trust_remote_code
+                )
     print_results(run, metric)
-    if benchmark.num_truncated:
+    assert subject.benchmark is not None
+    if subject.benchmark.num_truncated:
         output.print(
-            f"{benchmark.num_truncated} inputs were longer than the model's positions: their starts were cut off, as in lm-eval."
+            f"{subject.benchmark.num_truncated} inputs were longer than the model's positions: their starts were cut off, "
+            "as in lm-eval."
         )
 
 
-def resolve_policies(
-    requests: list[PolicyRequest],
+def evaluate_into(
     run: Run,
-    benchmark: "Benchmark",
+    subject: "Subject",
+    requests: list[PolicyRequest],
     progress: Steps,
     *,
-    thresholds_from: Path | None,
-    seed: int,
-) -> list["Policy"]:
-    """Policies with their thresholds; measures the benchmark's own inputs into the run if their scores are not there yet."""
-    from headcount.cli.measure import measure_into
-    from headcount.thresholding import thresholds
-
-    wanted = list(dict.fromkeys(request.score for request in requests if request.needs_threshold))
-    if not wanted:
-        return [request.resolve(None, seed=seed) for request in requests]
-    source = run
-    if thresholds_from is not None:
-        source = open_run(thresholds_from)
-        if (theirs := source.manifest["model"]["fingerprint"]) != (ours := run.manifest["model"]["fingerprint"]):
-            raise RunError(
-                f"{str(thresholds_from)!r} measured another model ({source.manifest['model']['name']}, {theirs}) than this one "
-                f"({run.manifest['model']['name']}, {ours}). Measure this model, or leave --thresholds-from out."
-            )
-    else:
-        measure_into(
-            run,
-            benchmark.lm.model,
-            benchmark.inputs(),
-            wanted,
-            progress,
-            batch_tokens=benchmark.lm.batch_tokens,
-            seed=seed,
-        )
-    scores = source.scores()
-    missing = [name for name in wanted if scores is None or name not in scores]
-    if scores is None or missing:
-        raise RunError(
-            f"{str(source.path)!r} has no scores for {', '.join(missing)}. Measure them with "
-            "`headcount measure` in a new folder and give it with --thresholds-from."
-        )
-    shares = sorted({request.share for request in requests if request.needs_threshold and request.share is not None})
-    cuts = thresholds(scores[wanted], shares)
-    if source is run:
-        run.set_thresholds(thresholds(scores, sorted({*shares, *_shares_known(run)})))
-    return [request.resolve(cuts, seed=seed) for request in requests]
-
-
-def evaluate_into(run: Run, benchmark: "Benchmark", policies: list["Policy"], progress: Steps) -> None:
-    """Run the baseline and the policies that the run does not hold yet, all at once.
+    thresholds_from: Path | None = None,
+    seed: int = 0,
+) -> None:
+    """Ask the questions untouched and under each policy, where that is not done; measures first what thresholds need.
 
     Raises:
         RunError: the run holds a policy of this name with another threshold.
         InputError: a policy was given up because the model's logits are NaN under it; the others are kept.
     """
-    from headcount.evaluation.outcomes import BASELINE
-    from headcount.interventions import Threshold
+    from headcount.study.stages import ask_run
+    from headcount.study.units import LocalEngine
 
-    outcomes = run.outcomes()
-    have = {} if outcomes is None else outcomes.groupby("policy")["threshold"].first().to_dict()
-    for policy in policies:
-        if isinstance(policy, Threshold) and policy.threshold != have.get(policy.label, policy.threshold):
-            raise RunError(
-                f"{str(run.path)!r} holds {policy.label} with threshold {have[policy.label]:g}; this command gives "
-                f"{policy.threshold:g}. Choose another folder with -o."
-            )
-    waiting = [policy for policy in policies if policy.label not in have]
-    if BASELINE in have and not waiting:
-        return
-    # The untouched model is asked along with every policy: they share most of its passes, and are compared with it.
-    asked = [None, *waiting]
-    told = progress.start(f"Asking under {len(asked)} policies", len(asked) * benchmark.num_inputs)
-    given = benchmark.ask(asked, progress=told)
-    metrics = benchmark.metrics(given.outcomes)
-    of_metrics = dict(list(metrics.groupby("policy")))
-    for label, of_policy in given.outcomes.groupby("policy", sort=False):
-        if label not in have:
-            run.add_outcomes(str(label), of_policy, of_metrics[label])
-    if given.failures:
-        raise InputError(" ".join(f"{label} was given up: {why}" for label, why in given.failures.items()))
+    engine = LocalEngine(subject)
+    cuts = _cuts(requests, run, engine, subject.facts().num_inputs, progress, thresholds_from, seed)
+    policies = [request.resolve(cuts, seed=seed) for request in requests]
+    num_questions = subject.facts().num_questions
+    ask_run(
+        run, engine, policies, num_questions=num_questions,
+        progress=progress.start(f"Asking under {len(policies) + 1} policies", num_questions * (len(policies) + 1)),
+    )  # fmt: skip
+    if failures := {label: why for label, why in run.failures().items() if label in {p.label for p in policies}}:
+        raise InputError(" ".join(f"{label} was given up: {why}" for label, why in failures.items()))
+
+
+def _cuts(
+    requests: list[PolicyRequest],
+    run: Run,
+    engine: "LocalEngine",
+    num_inputs: int,
+    progress: Steps,
+    thresholds_from: Path | None,
+    seed: int,
+) -> "xr.Dataset | None":
+    """The thresholds that the requests need, out of this run's scores or another's; None if they need none."""
+    from headcount.study.cuts import find_thresholds
+    from headcount.study.stages import measure_run
+    from headcount.thresholding import thresholds
+
+    wanted = list(dict.fromkeys(request.score for request in requests if request.needs_threshold))
+    shares = sorted({request.share for request in requests if request.needs_threshold and request.share is not None})
+    if not wanted:
+        return None
+    if thresholds_from is None:
+        ids = run.manifest.get("measured", {}).get("scores", wanted)
+        _check_has(wanted, ids, run)
+        measure_run(
+            run, engine, num_inputs=num_inputs, scores=ids, seed=seed,
+            progress=progress.start(f"Measuring {len(ids)} score{'s' * (len(ids) > 1)}", num_inputs),
+        )  # fmt: skip
+        return find_thresholds(run, shares)
+    source = open_run(thresholds_from)
+    if (theirs := source.manifest["model"]["fingerprint"]) != (ours := run.manifest["model"]["fingerprint"]):
+        raise RunError(
+            f"{str(thresholds_from)!r} measured another model ({source.manifest['model']['name']}, {theirs}) than this one "
+            f"({run.manifest['model']['name']}, {ours}). Measure this model, or leave --thresholds-from out."
+        )
+    _check_has(wanted, source.manifest.get("measured", {}).get("scores", ()), source)
+    measured = source.measurements()
+    if measured is None:
+        raise RunError(f"{str(source.path)!r} holds no scores. Measure some with `headcount measure … -o FOLDER`.")
+    return thresholds(measured[wanted], shares)
+
+
+def _check_has(wanted: list[str], measured: Collection[str], source: Run) -> None:
+    if missing := [name for name in wanted if name not in measured]:
+        raise RunError(
+            f"{str(source.path)!r} has no scores for {', '.join(missing)}. Measure them with "
+            "`headcount measure` in a new folder and give it with --thresholds-from."
+        )
 
 
 def print_results(run: Run, metric: str | None = None) -> None:
@@ -208,8 +198,3 @@ def print_results(run: Run, metric: str | None = None) -> None:
         print_tables(output, accuracy_table(outcomes, metric=metric), removable_table(outcomes, metric=metric))
     finally:  # an unknown metric must not hide where hours of work are
         output.print(f"\nRun:  {run.path}", highlight=False, soft_wrap=True, markup=False)
-
-
-def _shares_known(run: Run) -> list[float]:
-    cuts = run.thresholds()
-    return [] if cuts is None else cuts["share"].values.tolist()

@@ -1,16 +1,13 @@
 """``headcount measure``: every score of every head on a benchmark's questions or on texts."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from headcount.cli import app, options
-from headcount.cli.console import Steps, output, steps
+from headcount.cli.console import output, steps
 from headcount.errors import InputError
-from headcount.store import Run
-
-#: Inputs measured between two writes to disk.
-SHARD = 512
+from headcount.store.scores import DTYPES
 
 
 @app.command()
@@ -53,95 +50,65 @@ def measure(
     trust_remote_code: options.TrustRemoteCode = False,
     batch_tokens: options.BatchTokens = None,
     seed: options.Seed = 0,
+    scores_dtype: Annotated[
+        str, typer.Option(help="float32, or float16 for half the disk.", rich_help_panel="What is kept")
+    ] = "float32",
+    summaries: Annotated[
+        bool,
+        typer.Option(
+            "--summaries",
+            help="Keep counts and moments of the scores instead of every score, for corpora of any size.",
+            rich_help_panel="What is kept",
+        ),
+    ] = False,
 ) -> None:
     """Measure every attention head while the model reads a benchmark's questions, or texts."""
     if bool(task) == bool(texts):
         raise InputError("Say what the model should read: either --task NAME or --texts FILE, not both.")
+    if scores_dtype not in DTYPES:
+        raise InputError(f"Unknown --scores-dtype {scores_dtype!r}. Use {' or '.join(DTYPES)}.")
     with steps() as progress:
-        from headcount.cli.runs import (
-            benchmark_facts,
-            default_folder,
-            load_model,
-            model_facts,
-            open_or_create,
-            prepare_benchmark,
-        )
+        from headcount.cli.runs import command_line, default_folder, load_model, read_data, run_settings
         from headcount.scores import select_scores
+        from headcount.store import begin_run
+        from headcount.study.spec import Tasks, Texts
+        from headcount.study.stages import measure_run
+        from headcount.study.subject import read_texts
+        from headcount.study.units import LocalEngine
 
         ids = [chosen.id for chosen in select_scores(score or "all")]
-        prepared_texts = _texts(texts, text_column, limit) if texts else None
+        if texts:
+            data = Texts.model_construct(
+                texts=tuple(texts), text_column=text_column, limit=_whole(limit), max_length=max_length,
+                too_long=too_long,
+            )  # fmt: skip
+            read_texts(data)  # what is wrong with them is said before the model is loaded
+        else:
+            data = Tasks.model_construct(tasks=tuple(task or ()), num_fewshot=num_fewshot, limit=limit)
         loaded = load_model(
             model, progress, offline=offline, dtype=dtype, device=device, device_map=device_map, revision=revision,
             allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
         )  # fmt: skip
-        if prepared_texts is not None:
-            from headcount.measure import token_ids
-            from headcount.models.batching import data_fingerprint
-
-            rows = [row[:max_length] for row in token_ids(prepared_texts, loaded.tokenizer)]
-            data: dict[str, Any] = {
-                "texts": texts,
-                "text_column": text_column,
-                "limit": limit,
-                "max_length": max_length,
-            }
-            data |= {"num_inputs": len(rows), "fingerprint": data_fingerprint(rows)}
-        else:
-            assert task is not None
-            benchmark = prepare_benchmark(
-                loaded, task, progress, chat_template=chat_template, offline=offline, num_fewshot=num_fewshot, limit=limit,
-                include_path=include_path, batch_tokens=batch_tokens, seed=seed,
+        subject = read_data(
+            loaded, data, progress, chat_template=chat_template, offline=offline,
+            include_path=None if include_path is None else str(include_path), batch_tokens=batch_tokens, seed=seed,
+        )  # fmt: skip
+        folder, facts = output_folder or default_folder(model, task or texts or []), subject.facts()
+        settings = run_settings(folder, seed=seed, scores_dtype=scores_dtype, summaries=summaries)
+        with begin_run(
+            folder, model=facts.model, data=facts.data, settings=settings, command=command_line()
+        ) as run:  # fmt: skip
+            measure_run(
+                run, LocalEngine(subject), num_inputs=facts.num_inputs, scores=ids, seed=seed,
+                progress=progress.start(f"Measuring {len(ids)} score{'s' * (len(ids) > 1)}", facts.num_inputs),
             )  # fmt: skip
-            rows, data = benchmark.inputs(), benchmark_facts(benchmark, task)
-        facts = {"model": model_facts(loaded), "data": data, "settings": {"seed": seed}}
-        run = open_or_create(output_folder or default_folder(model, task or texts or []), facts)
-        if (before := run.scores()) is not None and (
-            set(before.data_vars) != set(ids) or before.sizes["example"] >= len(rows)
-        ):
-            raise InputError(f"{str(run.path)!r} already holds scores. Choose another folder with -o.")
-        measure_into(run, loaded.model, rows, ids, progress, batch_tokens=batch_tokens, seed=seed, too_long=too_long)
     output.print(
-        f"Measured {len(ids)} scores of {facts['model']['num_heads']} heads on {len(rows)} inputs.", highlight=False
+        f"Measured {len(ids)} scores of {facts.model['num_heads']} heads on {facts.num_inputs} inputs.", highlight=False
     )
     output.print(f"Run: {run.path}", highlight=False, soft_wrap=True, markup=False)
 
 
-def measure_into(
-    run: Run,
-    model: Any,
-    rows: list[list[int]],
-    ids: list[str],
-    progress: Steps,
-    *,
-    batch_tokens: int | None,
-    seed: int,
-    too_long: str = "refuse",
-) -> None:
-    """Measure the rows that the run does not hold yet, and keep them in it, a shard at a time.
-
-    A measurement that was stopped goes on with the scores that it began with.
-    """
-    from headcount.measure import measure_heads
-    from headcount.models.batching import check_lengths
-
-    rows, _ = check_lengths(rows, model, too_long=too_long)
-    first = 0
-    if (before := run.scores()) is not None:
-        ids, first = [str(name) for name in before.data_vars], before.sizes["example"]
-    if first >= len(rows):
-        return
-    update = progress.start(f"Measuring {len(ids)} score{'s' * (len(ids) > 1)}", len(rows))
-    for start in range(first, len(rows), SHARD):
-        table = measure_heads(
-            model, rows[start : start + SHARD], scores=ids, batch_tokens=batch_tokens, seed=seed,
-            progress=lambda done, _, start=start: update(start + done, len(rows)),
-        )  # fmt: skip
-        run.add_scores(table)
-
-
-def _texts(sources: list[str], column: str, limit: float | None) -> list[str]:
-    from headcount.texts import load_texts
-
+def _whole(limit: float | None) -> int | None:
     if limit is not None and not limit.is_integer():
         raise InputError(f"--limit is a whole number of texts, not {limit}.")
-    return load_texts(sources, column=column, limit=None if limit is None else int(limit))
+    return None if limit is None else int(limit)

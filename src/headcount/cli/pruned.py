@@ -7,21 +7,17 @@ from headcount.cli.console import Steps
 from headcount.errors import InputError
 
 if TYPE_CHECKING:
-    from headcount.cli.runs import LoadedModel
-    from headcount.evaluation.benchmark import Benchmark
     from headcount.store import Run
+    from headcount.study.subject import Subject
 
 
-def ask_pruned_into(
-    run: "Run", folder: Path, loaded: "LoadedModel", benchmark: "Benchmark", progress: Steps, **options: Any
-) -> None:
-    """Ask the benchmark's questions of a pruned checkpoint, and keep the answers as those of a policy, ``pruned:FOLDER``.
+def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Steps, **options: Any) -> None:
+    """Ask a benchmark's questions of a pruned checkpoint, and keep the answers as those of a policy, ``pruned:FOLDER``.
 
     Args:
         run: holds the untouched model's answers to these questions.
         folder: of the checkpoint, with the selection that ``headcount prune`` left there.
-        loaded: the untouched model.
-        benchmark: its questions.
+        subject: the untouched model and its questions.
         progress: where to report.
         options: of ``load``.
 
@@ -29,16 +25,19 @@ def ask_pruned_into(
         InputError: no pruned checkpoint.
         ModelError: it was made from another model.
     """
-    import pandas as pd
-
     from headcount.evaluation.benchmark import Benchmark
-    from headcount.evaluation.outcomes import BASELINE, with_divergences
+    from headcount.evaluation.outcomes import BASELINE
     from headcount.models.instrument import head_geometry
     from headcount.models.loading import default_name, load
     from headcount.removal.selection import Selection
+    from headcount.study.stages import aggregate_run, compared, note_policies, shards_left
+    from headcount.study.units import LocalEngine
 
+    loaded, benchmark = subject.model, subject.benchmark
+    assert benchmark is not None
     label = f"pruned:{folder.name}"
-    if label in run.policies():
+    left = shards_left(run, [label], benchmark.num_questions)
+    if not left:
         return
     if not (folder / "config.json").is_file():
         raise InputError(
@@ -50,15 +49,17 @@ def ask_pruned_into(
     # Zero-filled checkpoints still have the heads, so the share is what was selected where no head is gone.
     before, after = head_geometry(loaded.model).num_heads, head_geometry(pruned).num_heads
     share = (before - after) / before if after < before else len(selection.heads) / before
-    facts = benchmark.facts()
     of_pruned = Benchmark(
-        pruned, benchmark.task_set, tokenizer=loaded.tokenizer, limit=facts["limit"], chat_template=facts["chat_template"],
-        batch_tokens=benchmark.lm.batch_tokens,
+        pruned, benchmark.task_set, tokenizer=loaded.tokenizer, limit=subject.data["limit"],
+        chat_template=subject.data["chat_template"], batch_tokens=subject.batch_tokens,
     )  # fmt: skip
-    answers = of_pruned.ask(progress=progress.start(label, of_pruned.num_inputs)).outcomes
-    answers = answers.assign(policy=label, score="pruned", share_asked=share, share_zeroed=share)
-    outcomes = run.outcomes()
-    assert outcomes is not None
-    both = with_divergences(pd.concat([outcomes.loc[outcomes["policy"] == BASELINE], answers], ignore_index=True))
-    answers = both.loc[both["policy"] == label]
-    run.add_outcomes(label, answers, benchmark.metrics(answers))
+    note_policies(run, [{"policy": label, "score": "pruned", "share_asked": share, "threshold": None}])
+    baseline = run.outcomes([BASELINE])
+    assert baseline is not None
+    told = progress.start(label, benchmark.num_questions)
+    for shard, _ in left:
+        answers = of_pruned.ask(questions=shard).outcomes
+        answers = answers.assign(policy=label, score="pruned", share_asked=share, share_zeroed=share)
+        run.add_outcomes([label], shard, compared(answers, baseline))
+        told(shard[-1] + 1, benchmark.num_questions)
+    aggregate_run(run, LocalEngine(subject))

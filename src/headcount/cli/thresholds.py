@@ -7,7 +7,6 @@ from rich.table import Table
 
 from headcount.cli import app, options
 from headcount.cli.console import output
-from headcount.errors import RunError
 
 
 @app.command()
@@ -19,17 +18,16 @@ def thresholds(
     scores_from: options.ScoresFrom = None,
 ) -> None:
     """Find, for each measured score, the threshold beyond which a share of heads is inactive."""
+    from headcount.cli.runs import command_line
     from headcount.scores import get_score
-    from headcount.store import open_run
+    from headcount.store import continue_run
+    from headcount.study.cuts import find_thresholds
+    from headcount.study.progress import run_progress
     from headcount.thresholding import SHARES
-    from headcount.thresholding import thresholds as find_thresholds
 
-    opened = open_run(run)
-    scores = opened.scores()
-    if scores is None:
-        raise RunError(f"{str(run)!r} holds no scores. Measure some with `headcount measure … -o FOLDER`.")
-    cuts = find_thresholds(scores, share or SHARES)
-    opened.set_thresholds(cuts)
+    with continue_run(run, command=command_line()) as opened:
+        cuts = find_thresholds(opened, share or SHARES)
+        progress = run_progress(opened)
     table = Table(box=None, header_style="bold")
     table.add_column("score")
     table.add_column("inactive")
@@ -39,3 +37,5 @@ def thresholds(
         sign = "<" if get_score(str(name)).inactive_when == "low" else ">"
         table.add_row(str(name), sign, *(f"{value:.4g}" for value in values.values))
     output.print(table)
+    if progress.inputs_left:
+        output.print(f"Of {progress.num_inputs} inputs {progress.inputs_left} are not measured yet.", highlight=False)

@@ -88,9 +88,9 @@ class Benchmark:
         self.lm = HeadcountLM(model, tokenizer=tokenizer, batch_tokens=batch_tokens, seed=seed, decide=decide)
         self._requests: dict[tuple[str, int], list[Any]] = {}
         for name, task in tasks.tasks.items():
-            size = len(task.eval_docs)
-            count = None if limit is None else min(size, math.ceil(limit * size) if limit < 1 else int(limit))
             with quiet():
+                size = len(task.eval_docs)
+                count = None if limit is None else min(size, math.ceil(limit * size) if limit < 1 else int(limit))
                 task.build_all_requests(
                     limit=count,
                     rank=0,

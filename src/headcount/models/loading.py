@@ -18,7 +18,7 @@ import torch
 import transformers
 from huggingface_hub import HfApi
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.cache import cache_folder
 from headcount.errors import InputError, ModelError
@@ -59,17 +59,8 @@ def load(
     torch_device = resolve_device(device)
     if dtype != "auto" and dtype not in _DTYPES:
         raise InputError(f"Unknown dtype {dtype!r}. Use auto, {', '.join(_DTYPES)}.")
-    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     is_gguf = name == DEMO or name.endswith(".gguf")
-    if name == DEMO:
-        source = str(_demo_folder())
-    elif is_gguf:
-        source, options["gguf_file"] = _gguf(Path(name))
-    else:
-        source = name
-        options["revision"] = revision
-        options["local_files_only"] = not _check_source(name, revision, allow_pickle)
-
+    source, options = find_source(name, revision, allow_pickle, trust_remote_code)
     wanted = _DTYPES.get(dtype) or (_gguf_dtype(torch_device) if is_gguf else "auto")
     placement = {"device_map": device_map} if device_map is not None else {}
     weights = {"use_safetensors": None if allow_pickle else True} if not is_gguf else {}
@@ -87,6 +78,42 @@ def load(
     loaded = loaded.eval().requires_grad_(False)
     _check_finite(loaded, name)
     return loaded, tokenizer
+
+
+def outline(
+    model: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model without its weights (on the device ``meta``) and its tokenizer: enough to count, not to compute.
+
+    Arguments and errors are those of ``load``.
+    """
+    name = os.fspath(model)
+    source, options = find_source(name, revision, allow_pickle, trust_remote_code)
+    with quiet_transformers(), _explained(name), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source, **options)
+        built = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    with quiet_transformers(), _explained(name):
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    return built.eval(), tokenizer
+
+
+def find_source(
+    name: str, revision: str | None, allow_pickle: bool, trust_remote_code: bool
+) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds a model's configuration, tokenizer and weights, and with which options."""
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+    if name == DEMO:
+        return str(_demo_folder()), options
+    if name.endswith(".gguf"):
+        folder, options["gguf_file"] = _gguf(Path(name))
+        return folder, options
+    options["revision"] = revision
+    options["local_files_only"] = not _check_source(name, revision, allow_pickle)
+    return name, options
 
 
 def resolve_device(device: str) -> torch.device:

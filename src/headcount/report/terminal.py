@@ -35,12 +35,16 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
             change_with_interval(row),
         )  # fmt: skip
     console.print(policies)
-    if removable.empty:
-        return
+    if not removable.empty:
+        console.print()
+        print_removable(console, removable)
+
+
+def print_removable(console: Console, removable: pd.DataFrame) -> None:
+    """Print the removable share of each score, as from ``headcount.analysis.removable_table``."""
     shares = _table("Heads that can be zeroed within 1 point", "Score", "Removable share [95%]", "Measured up to")
     for row in rows(removable):
         shares.add_row(Text(row.score), removable_with_interval(row), percent(row.largest_share_measured))
-    console.print()
     console.print(shares)
 
 

@@ -1,0 +1,80 @@
+"""``headcount status``: what of a run or study is done, running and left."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from headcount.cli import app
+from headcount.cli.console import output
+
+if TYPE_CHECKING:
+    from headcount.study.progress import RunProgress
+
+
+@app.command()
+def status(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or of a study.", show_default=False)],
+    check: Annotated[bool, typer.Option("--check", help="Read every file and name those that are damaged.")] = False,
+) -> None:
+    """Show what is measured and answered, what is left, and who works on it."""
+    from headcount.store import open_run
+    from headcount.study.folder import is_study, open_study
+    from headcount.study.progress import run_progress, study_progress
+
+    if is_study(folder):
+        study = open_study(folder)
+        runs, holder = study.runs(), study.holder()
+        rows: Mapping[tuple[str, str], RunProgress | None] = study_progress(study)
+    else:
+        run = open_run(folder)
+        holder = run.holder()
+        labels = str(run.manifest["model"].get("name", "?")), ", ".join(run.manifest.get("data", {}).get("tasks", ()))
+        runs, rows = {labels: run}, {labels: run_progress(run)}
+    table = Table(box=None, header_style="bold")
+    for heading in ("model", "data", "inputs measured", "thresholds", "policies", "answers", "left"):
+        table.add_column(heading, justify="left" if heading in ("model", "data") else "right", overflow="fold")
+    for labels, known in rows.items():
+        table.add_row(*labels, *_cells(known))
+    output.print(table)
+    for labels, known in rows.items():
+        for policy, why in (known.failures if known else {}).items():
+            output.print(f"Given up: {policy} of {' on '.join(labels)}: {why}", markup=False, highlight=False)
+    output.print(_holder(holder), highlight=False, soft_wrap=True, markup=False)
+    if check:
+        damaged = [file for run in runs.values() for file in run.damaged()]
+        for file in damaged:
+            output.print(f"Damaged: {file}", highlight=False, soft_wrap=True, markup=False)
+        output.print(
+            "The command that made the run makes these anew." if damaged else "Every file is whole.", highlight=False
+        )
+
+
+def _cells(known: "RunProgress | None") -> list[str]:
+    if known is None:
+        return ["–", "–", "–", "–", "all"]
+    inputs = "–" if known.num_inputs is None else f"{known.inputs_done:,} of {known.num_inputs:,}"
+    asked = known.num_questions * known.num_policies
+    left = [
+        f"{known.inputs_left:,} inputs" if known.inputs_left else "",
+        f"{known.answers_left:,} answers" if known.answers_left else "",
+    ]
+    return [
+        inputs,
+        str(known.num_thresholds or "–"),
+        str(known.num_policies or "–"),
+        f"{known.answers_done:,} of {asked:,}" if asked else "–",
+        ", ".join(filter(None, left)) or "nothing",
+    ]
+
+
+def _holder(holder: dict[str, Any] | None) -> str:
+    if holder is None:
+        return "Nobody works on it just now."
+    if not holder:
+        return "A process works on it just now."
+    return "Process {pid} on {host} works on it since {since}: {command}".format_map(
+        {name: holder.get(name, "?") for name in ("pid", "host", "since", "command")}
+    )

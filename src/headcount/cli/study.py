@@ -1,0 +1,145 @@
+"""``headcount study``: models × data × scores × shares, from one file."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from headcount.cli import app
+from headcount.cli.console import Steps, output, steps
+from headcount.errors import InputError
+
+if TYPE_CHECKING:
+    from headcount.study.cost import Cost
+    from headcount.study.folder import StudyFolder
+    from headcount.study.running import Workers
+    from headcount.study.spec import Study
+
+
+@app.command()
+def study(
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="STUDY",
+            help="YAML file, or one that comes with headcount: demo, paper, cross_dataset, fineweb_edu.",
+            show_default=False,
+        ),
+    ],
+    folder: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the study. [default: runs/NAME]")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything and say what it would cost; load and run no model.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="local: this process; ray: the workers of a Ray cluster.")] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            help="Of the cluster: auto for the one this machine belongs to. [default: start one on this machine]",
+            rich_help_panel="Ray",
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Models loaded at a time. [default: as many as there is room for]", rich_help_panel="Ray"
+        ),
+    ] = None,
+    gpus: Annotated[
+        float | None,
+        typer.Option(
+            "--gpus-per-worker", min=0, help="[default: 1 where the cluster has any, else 0]", rich_help_panel="Ray"
+        ),
+    ] = None,
+    cpus: Annotated[
+        int, typer.Option("--cpus-per-worker", min=1, help="And threads, without a GPU.", rich_help_panel="Ray")
+    ] = 1,
+) -> None:
+    """Measure, find thresholds and ask under policies, for every model on all data. The same command continues."""
+    from headcount.study.spec import Study
+
+    if engine not in ("local", "ray"):
+        raise InputError(f"Unknown engine {engine!r}. Use local or ray.")
+    asked = Study.read(file)
+    if asked.offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: it reads this once
+    with steps() as progress:
+        from headcount.study.check import check_study
+
+        checking = progress.start("Checking the study", 1)
+        check_study(asked)
+        checking(1, 1)
+        if dry_run:
+            _count(asked, progress)
+            return
+        from headcount.cli.runs import command_line
+        from headcount.study.running import LocalWorkers, run_study
+
+        working: Workers = LocalWorkers()
+        if engine == "ray":
+            from headcount.study.cluster import RayWorkers
+
+            joining = progress.start("Joining the cluster", 1)
+            working = RayWorkers(address=ray_address, workers=workers, gpus=gpus, cpus=cpus)
+            joining(1, 1)
+        done = run_study(
+            asked, folder or Path("runs") / asked.name, workers=working, announce=progress.start, command=command_line()
+        )
+    _print_removable(done)
+    output.print(f"\nStudy: {done.path}", highlight=False, soft_wrap=True, markup=False)
+
+
+def _count(asked: "Study", progress: Steps) -> None:
+    """What the study would cost."""
+    from headcount.study.cost import machine_rate, study_costs
+
+    counting = progress.start("Counting", 1)
+    costs, rate = study_costs(asked), machine_rate(asked.models[0], asked)
+    counting(1, 1)
+    _print_costs(costs, rate)
+
+
+def _print_removable(done: "StudyFolder") -> None:
+    """For each run, how many heads each score lets one zero."""
+    from headcount.analysis.outcomes import metrics_of
+    from headcount.analysis.removable import removable_table
+    from headcount.report import print_removable
+
+    for labels, run in done.runs().items():
+        outcomes = run.outcomes()
+        known = [] if outcomes is None else metrics_of(outcomes)
+        if outcomes is None or not known:
+            continue
+        metric = "acc" if "acc" in known else known[0]
+        output.print(f"\n{' on '.join(labels)}, {metric}", highlight=False, markup=False)
+        print_removable(output, removable_table(outcomes, metric=metric))
+
+
+def _print_costs(costs: "dict[tuple[str, str], Cost]", rate: float) -> None:
+    table = Table(box=None, header_style="bold")
+    for heading in ("model", "data", "inputs", "tokens", "passes", "forwards", "on disk", "hours"):
+        name = heading in ("model", "data")
+        table.add_column(heading, justify="left" if name else "right", overflow="fold", no_wrap=not name)
+    for labels, cost in costs.items():
+        table.add_row(
+            *labels, f"{cost.inputs:,}", f"{cost.tokens:,}", str(cost.passes), f"{cost.forwards:,}",
+            _bytes(cost.score_bytes + cost.outcome_bytes), f"{cost.hours(rate):.2g}",
+        )  # fmt: skip
+    output.print(table)
+    total = sum(cost.hours(rate) for cost in costs.values())
+    output.print(
+        f"\nTokens are those of one pass over the inputs. In all {sum(cost.forwards for cost in costs.values()):,} forward "
+        f"passes, {sum(cost.operations for cost in costs.values()):.2g} operations, and at most about {total:.2g} hours on this "
+        f"machine ({rate / 1e9:,.0f} GFLOP/s, from a matrix product just now; expect a factor of 2).",
+        highlight=False,
+    )
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"

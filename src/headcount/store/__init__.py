@@ -1,0 +1,16 @@
+"""A run on disk: written so that nothing finished is ever lost, read as xarray and pandas."""
+
+from headcount.store.files import write_atomically
+from headcount.store.identity import differences, environment
+from headcount.store.run import Run, begin_run, continue_run, is_run, open_run
+
+__all__ = [
+    "Run",
+    "begin_run",
+    "continue_run",
+    "differences",
+    "environment",
+    "is_run",
+    "open_run",
+    "write_atomically",
+]

@@ -1,0 +1,407 @@
+"""A run on disk: one model on one body of data, as a manifest and shards that are complete once they exist.
+
+::
+
+    RUN/
+      run.json            format, when and how it was begun, model, data, settings, environment, what was asked for
+                          (scores, policies), thresholds of each score at each share
+      scores/*            safetensors, one file per shard of inputs: a tensor [example, layer, head] for each score
+      summaries/*         safetensors, instead of scores: counts and moments of shards of inputs
+      outcomes/*          parquet, one file per shard of questions and group of policies: one row a policy and question
+      metrics.parquet     lm-eval's aggregated metrics of every policy
+      history.jsonl       every command that worked on the run, when, and with which versions
+
+The same commands leave the same bytes, interrupted or not, except in history.jsonl and in ``created`` and ``command`` of
+run.json.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from headcount.errors import RunError
+from headcount.store.files import (
+    Shard,
+    cannot_write,
+    damaged,
+    is_whole,
+    leftovers,
+    make_folder,
+    shards,
+    write_atomically,
+    write_shard,
+)
+from headcount.store.identity import differences, environment
+from headcount.store.lock import HOLDER, LOCK, holder, locked
+from headcount.store.outcomes import OutcomeShard, describe_outcomes, encode_outcomes, read_outcomes
+from headcount.store.scores import encode_scores, open_scores
+from headcount.store.summaries import encode_summary, read_summaries
+from headcount.summaries import Summary
+
+FORMAT = 2
+#: Inputs, or questions, whose results are written together.
+SHARD = 256
+_MANIFEST, _HISTORY, _METRICS = "run.json", "history.jsonl", "metrics.parquet"
+_SCORES, _SUMMARIES, _OUTCOMES = "scores", "summaries", "outcomes"
+#: Shards whose summaries are added into one file: what a damaged file costs at most.
+_SEGMENT = 64
+
+
+class Run:
+    """One run's folder. ``open_run`` reads it; ``begin_run`` makes or continues it."""
+
+    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    def __repr__(self) -> str:
+        model = self.manifest.get("model", {}).get("name", "?")
+        measured = sum(len(self._shards(folder)) for folder in (_SCORES, _SUMMARIES))
+        return (
+            f"<Run {str(self.path)!r}: {model}, {measured} files of scores, {len(self._shards(_OUTCOMES))} of outcomes>"
+        )
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        return self.manifest.get("settings", {})
+
+    @property
+    def shard_size(self) -> int:
+        """Inputs, or questions, of one shard."""
+        return self.settings.get("shard", SHARD)
+
+    def update(self, **facts: Any) -> None:
+        """Write facts into the manifest."""
+        manifest = self.manifest | facts
+        write_atomically(self.path / _MANIFEST, json.dumps(manifest, indent=1, default=str).encode())
+        self.manifest = manifest
+
+    # What was measured
+
+    def add_scores(self, shard: int, table: xr.Dataset) -> None:
+        """Keep the scores of one shard of inputs, as ``measure_heads`` gives them."""
+        content = encode_scores(table, self.settings.get("scores_dtype", "float32"))
+        write_shard(self.path / _SCORES, f"{shard:06d}", "safetensors", content)
+
+    def add_summary(self, shard: int, summary: Summary) -> None:
+        """Keep a summary of one shard of inputs.
+
+        Neighbouring shards are added up, within segments and always from the first on, so that the sums do not depend
+        on the order in which shards come.
+        """
+        content = encode_summary(summary)
+        write_shard(self.path / _SUMMARIES, f"{shard:06d}-{shard:06d}", "safetensors", content)
+        self._add_up(shard // _SEGMENT)
+
+    @property
+    def has_scores(self) -> bool:
+        return bool(self._shards(_SCORES))
+
+    def scores(self) -> xr.Dataset | None:
+        """Every measured score, dims (example, layer, head); None if no score was kept.
+
+        A score is read from disk when its values are asked for, as float32.
+        """
+        files = self._shards(_SCORES)
+        return open_scores(files) if files else None
+
+    def score_parts(self) -> Iterator[tuple[int, xr.Dataset]]:
+        """The scores part by part, each with the number of its first input: for runs larger than memory."""
+        for file in self._shards(_SCORES):
+            yield int(file.stem) * self.shard_size, open_scores([file]).load()
+
+    def summary(self) -> Summary | None:
+        """What was measured, summarised; None if no summary was kept."""
+        files = self._summaries()
+        return read_summaries(files) if files else None
+
+    def measurements(self) -> xr.Dataset | Summary | None:
+        """Every score, or their summary where that was kept; None if nothing was measured."""
+        return self.scores() if self.has_scores else self.summary()
+
+    def measured(self) -> set[int]:
+        """The shards of inputs that are measured."""
+        spans = map(_span, self._summaries())
+        return {int(file.stem) for file in self._shards(_SCORES)} | {i for a, b in spans for i in range(a, b + 1)}
+
+    def set_thresholds(self, cuts: xr.Dataset) -> None:
+        values = {str(name): of_score.values.tolist() for name, of_score in cuts.items()}
+        self.update(thresholds={"share": cuts["share"].values.tolist(), "scores": values})
+
+    def thresholds(self) -> xr.Dataset | None:
+        """Thresholds, dim (share,), one variable per score; None if they were not computed."""
+        known = self.manifest.get("thresholds")
+        if known is None:
+            return None
+        try:
+            cuts = {name: ("share", values) for name, values in known["scores"].items()}
+            return xr.Dataset(cuts, coords={"share": known["share"]})
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            file = str(self.path / _MANIFEST)
+            raise RunError(
+                f"The thresholds in {file!r} cannot be read ({error}). Find them again with `headcount thresholds`."
+            ) from error
+
+    # What was answered
+
+    def add_outcomes(
+        self,
+        policies: Sequence[str],
+        questions: Sequence[int],
+        outcomes: pd.DataFrame,
+        failures: Mapping[str, str] | None = None,
+    ) -> None:
+        """Keep the answers to some questions under some policies.
+
+        Args:
+            policies: labels of the policies.
+            questions: numbers of the questions within the benchmark.
+            outcomes: one row a policy and question.
+            failures: why policies that have no rows gave no answers.
+        """
+        name = re.sub(r"[^A-Za-z0-9_]+", "-", policies[0])[:40].strip("-") or "policy"
+        unit = hashlib.sha256(json.dumps([list(policies), list(questions)]).encode()).hexdigest()[:6]
+        content = encode_outcomes(outcomes, policies, questions, failures or {})
+        write_shard(self.path / _OUTCOMES, f"{min(questions):06d}-{name}-{unit}", "parquet", content)
+
+    def answered(self) -> dict[str, set[int]]:
+        """For each policy's label, the numbers of the questions that it has answered."""
+        known: dict[str, set[int]] = {}
+        for shard in self._answers():
+            for policy in shard.policies:
+                known.setdefault(policy, set()).update(shard.questions)
+        return known
+
+    def failures(self) -> dict[str, str]:
+        """Policies that were given up on some question, with the reason."""
+        return {policy: why for shard in self._answers() for policy, why in shard.failures.items()}
+
+    def outcomes(
+        self, policies: Sequence[str] | None = None, columns: Sequence[str] | None = None
+    ) -> pd.DataFrame | None:
+        """Every question under every policy, policies in the order in which they were asked for; None if there are none.
+
+        A policy that failed on some question is left out: what it answered are not the same questions.
+
+        Args:
+            policies: labels of the policies wanted; None for all.
+            columns: columns wanted; None for all.
+        """
+        answers = [shard for shard in self._answers() if policies is None or set(policies) & set(shard.policies)]
+        if not answers:
+            return None
+        wanted = None if columns is None else list(dict.fromkeys(["policy", *columns]))
+        frame = read_outcomes(sorted(answers, key=lambda shard: shard.questions[0]), wanted)
+        failed = self.failures()
+        kept = [label for label in frame["policy"].unique() if label not in failed]
+        frame = frame[frame["policy"].isin([label for label in kept if policies is None or label in policies])]
+        place = {label: i for i, label in enumerate(self.policies())}
+        order = np.argsort([place[label] for label in frame["policy"]], kind="stable")
+        frame = frame.iloc[order].reset_index(drop=True)
+        return frame if columns is None else frame.loc[:, [name for name in columns if name in frame]]
+
+    def policies(self) -> list[str]:
+        """Labels of the policies that have answers, in the order in which they were asked for."""
+        have = self.answered()
+        asked = [entry["policy"] for entry in self.manifest.get("policies", ())]
+        return list(dict.fromkeys([*(label for label in asked if label in have), *have]))
+
+    def set_metrics(self, metrics: pd.DataFrame) -> None:
+        buffer = io.BytesIO()
+        metrics.to_parquet(buffer, index=False)
+        write_atomically(self.path / _METRICS, buffer.getvalue())
+
+    def metrics(self) -> pd.DataFrame | None:
+        """lm-eval's aggregated metrics of every policy; None if there are none."""
+        file = self.path / _METRICS
+        if not file.exists():
+            return None
+        try:
+            return pd.read_parquet(file)
+        except (OSError, ValueError) as error:
+            raise damaged(file, str(error)) from error
+
+    # How it stands
+
+    def damaged(self) -> list[Path]:
+        """Files that were cut off or altered since they were written. Reads every file."""
+        return [
+            shard.path
+            for folder in (_SCORES, _SUMMARIES, _OUTCOMES)
+            for shard in self._shards(folder)
+            if not is_whole(shard)
+        ]
+
+    def holder(self) -> dict[str, Any] | None:
+        """Who works on the run just now (pid, host, since, command), None if nobody does."""
+        return holder(self.path)
+
+    def _shards(self, folder: str) -> list[Shard]:
+        return shards(self.path / folder)
+
+    def _summaries(self) -> list[Shard]:
+        """Those that are not part of another one: both are there for a moment when they are added up."""
+        by_start = groupby(sorted(self._shards(_SUMMARIES), key=_span), key=lambda file: _span(file)[0])
+        largest = [max(files, key=_span) for _, files in by_start]
+        ends = [-1, *(_span(file)[1] for file in largest)]
+        return [file for i, file in enumerate(largest) if _span(file)[0] > max(ends[: i + 1])]
+
+    def _add_up(self, segment: int) -> None:
+        """Add the segment's first summaries into one, as far as they follow each other."""
+        folder, first = self.path / _SUMMARIES, segment * _SEGMENT
+        while True:
+            files = {_span(file): file for file in self._summaries() if _span(file)[0] // _SEGMENT == segment}
+            begun = next((span for span in files if span[0] == first), None)
+            if begun is None or (following := (begun[1] + 1, begun[1] + 1)) not in files:
+                return
+            parts = files[begun], files[following]
+            content = encode_summary(read_summaries(parts))
+            write_shard(folder, f"{first:06d}-{following[1]:06d}", "safetensors", content)
+            for part in parts:
+                part.path.unlink(missing_ok=True)
+
+    def _answers(self) -> list[OutcomeShard]:
+        return [describe_outcomes(file) for file in self._shards(_OUTCOMES)]
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """An existing run, to read.
+
+    Raises:
+        RunError: no run there, a damaged manifest, or another format.
+    """
+    folder = Path(path)
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"{str(folder)!r} holds no run (no {_MANIFEST}). Make one with `headcount measure … -o {folder}`."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{str(folder / _MANIFEST)!r} cannot be read ({error}). Make the run again.") from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("model"), dict):
+        raise RunError(f"{str(folder / _MANIFEST)!r} is not the manifest of a headcount run.")
+    if (found := manifest.get("format")) != FORMAT:
+        older = isinstance(found, int) and found < FORMAT
+        raise RunError(
+            f"{str(folder)!r} has format {found}, this headcount reads format {FORMAT}. "
+            + ("It was made by an older headcount: make the run again." if older else "Upgrade headcount.")
+        )
+    return Run(folder, manifest)
+
+
+@contextmanager
+def begin_run(
+    path: str | os.PathLike[str],
+    *,
+    model: Mapping[str, Any],
+    data: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    command: str = "",
+) -> Iterator[Run]:
+    """Make a run, or continue the one in the folder if it is of the same model, data and settings, as its only writer.
+
+    What an interruption left half done is cleared away, and damaged shards are named and removed, to be made anew.
+
+    Args:
+        path: folder of the run; one that holds other things is refused.
+        model: facts about the model, its ``fingerprint`` among them.
+        data: facts about the data.
+        settings: what else decides the numbers, such as the seed.
+        command: what is being done, for the run's history and for those who find it locked.
+
+    Raises:
+        RunError: the folder is another run's, holds other things, cannot be written, or another process works on it.
+    """
+    folder = Path(path)
+    facts = {"model": dict(model), "data": dict(data), "settings": dict(settings)}
+    try:
+        make_folder(folder)
+        others = {entry.name for entry in folder.iterdir()} - {LOCK, HOLDER, *(file.name for file in leftovers(folder))}
+        if others and not is_run(folder):
+            raise RunError(f"{str(folder)!r} is not empty. Give the run a folder of its own with -o.")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with locked(folder, command):
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        versions = environment()
+        if is_run(folder):
+            run = open_run(folder)
+            _check_same(run, facts)
+            if changed := list(differences(versions, run.manifest.get("environment", {}))):
+                warnings.warn(
+                    f"{str(folder)!r} was begun with other versions ({'; '.join(changed)}): its numbers may differ from "
+                    "those of one run by rounding.",
+                    stacklevel=3,
+                )
+        else:
+            run = Run(folder, {})
+            run.update(format=FORMAT, created=now, command=command, environment=versions, **facts)
+        _repair(run)
+        with suppress(OSError), (folder / _HISTORY).open("a", encoding="utf-8") as history:  # for people alone
+            history.write(json.dumps({"time": now, "command": command, "environment": versions}) + "\n")
+        yield run
+
+
+@contextmanager
+def continue_run(path: str | os.PathLike[str], *, command: str = "") -> Iterator[Run]:
+    """Continue the run in a folder as what it is, without a model or data at hand; otherwise as ``begin_run``."""
+    known = open_run(path).manifest
+    with begin_run(
+        path, model=known["model"], data=known.get("data", {}), settings=known.get("settings", {}), command=command
+    ) as run:
+        yield run
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a run in the folder."""
+    return (Path(path) / _MANIFEST).is_file()
+
+
+def _check_same(run: Run, facts: dict[str, dict[str, Any]]) -> None:
+    same_model = facts["model"].get("fingerprint") == run.manifest.get("model", {}).get("fingerprint")
+    parts = ("data", "settings") if same_model else ("model", "data", "settings")  # a path may be spelled another way
+    differing = [
+        f"{part} {difference}"
+        for part in parts
+        for difference in differences(json.loads(json.dumps(facts[part], default=str)), run.manifest.get(part, {}))
+    ]
+    if differing:
+        raise RunError(
+            f"{str(run.path)!r} is a run of something else: {'; '.join(differing)}. Choose another folder with -o."
+        )
+
+
+def _repair(run: Run) -> None:
+    """Clear away what an interruption left: half-written files, those that others replace, and damaged ones."""
+    for name in (_MANIFEST, _METRICS):
+        for file in leftovers(run.path, name):
+            file.unlink(missing_ok=True)
+    for file in run.damaged():
+        warnings.warn(f"{str(file)!r} was cut off or altered since it was written; it is made anew.", stacklevel=4)
+        file.unlink(missing_ok=True)
+    for folder in (_SCORES, _SUMMARIES, _OUTCOMES):
+        kept = {shard.path for shard in (run._summaries() if folder == _SUMMARIES else run._shards(folder))}
+        for file in (run.path / folder).glob("*"):
+            if file not in kept:
+                file.unlink(missing_ok=True)
+    for segment in {_span(file)[0] // _SEGMENT for file in run._summaries()}:
+        run._add_up(segment)
+
+
+def _span(file: Shard) -> tuple[int, int]:
+    first, last = file.stem.split("-")
+    return int(first), int(last)

@@ -1,0 +1,1 @@
+"""Studies: models × data × scores × shares, resumable, on one machine or a cluster."""

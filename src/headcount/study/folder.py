@@ -1,0 +1,132 @@
+"""A study on disk: its manifest, and a run in a folder of its own for each model and data."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from headcount.errors import InputError, RunError
+from headcount.store import Run, environment, is_run, open_run, write_atomically
+from headcount.store.files import cannot_write, leftovers, make_folder
+from headcount.store.lock import HOLDER, LOCK, holder, locked
+from headcount.study.spec import ModelSpec, Study, Tasks, Texts, slug
+
+_MANIFEST = "study.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFolder:
+    """A study on disk: ``study.json``, and a run in ``runs/MODEL/DATA`` for each model and data.
+
+    Attributes:
+        path: the folder.
+        study: what was asked for.
+        manifest: what ``study.json`` says.
+    """
+
+    path: Path
+    study: Study
+    manifest: dict[str, Any]
+
+    def run_path(self, model: ModelSpec, data: Tasks | Texts) -> Path:
+        return self.path / "runs" / slug(model.label) / slug(data.label)
+
+    def runs(self) -> dict[tuple[str, str], Run]:
+        """The runs that were begun, by the labels of model and data."""
+        paths = {(model.label, data.label): self.run_path(model, data) for model, data in self.study.cells()}
+        return {labels: open_run(path) for labels, path in paths.items() if is_run(path)}
+
+    def holder(self) -> dict[str, Any] | None:
+        """Who works on the study just now (pid, host, since, command), None if nobody does."""
+        return holder(self.path)
+
+    def outcomes(self) -> pd.DataFrame | None:
+        """All outcomes, with the columns ``model`` and ``data`` in front; None if there are none."""
+        frames = []
+        for (model, data), run in self.runs().items():
+            if (outcomes := run.outcomes()) is not None:
+                outcomes.insert(0, "model", model)
+                outcomes.insert(1, "data", data)
+                frames.append(outcomes)
+        return pd.concat(frames, ignore_index=True) if frames else None
+
+
+@contextmanager
+def begin_study(folder: Path, study: Study, command: str) -> Iterator[StudyFolder]:
+    """Make a study, or continue the one in the folder if it is the same or part of it, as its only writer.
+
+    Raises:
+        RunError: the folder is another study's, holds other things, cannot be written, or another process works on it.
+    """
+    try:
+        make_folder(folder)
+        others = {entry.name for entry in folder.iterdir()} - {LOCK, HOLDER, *(file.name for file in leftovers(folder))}
+        if others and not is_study(folder):
+            raise RunError(f"{str(folder)!r} is not empty. Give the study a folder of its own with -o.")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with locked(folder, command):
+        for file in leftovers(folder, _MANIFEST):
+            file.unlink(missing_ok=True)
+        if is_study(folder):
+            opened = open_study(folder)
+            manifest = opened.manifest
+            _check_same(opened, study)
+        else:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            manifest = {"format": FORMAT, "created": now, "command": command, "environment": environment()}
+        if manifest.get("study") != (asked := study.model_dump(mode="json")):
+            manifest |= {"study": asked}
+            write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
+        yield StudyFolder(path=folder, study=study, manifest=manifest)
+
+
+def _check_same(opened: StudyFolder, study: Study) -> None:
+    """Models, data and shares may be added to a study; whatever else differs makes it another one."""
+    before, now = opened.study.model_dump(mode="json"), study.model_dump(mode="json")
+    differing = []
+    for field, there in before.items():
+        here = now[field]
+        if field in ("models", "data", "shares"):
+            differing += [f"{field} {entry!r} is there and not here" for entry in there if entry not in here]
+        elif field != "batch_tokens" and here != there:
+            differing.append(f"{field} is {there!r} there and {here!r} here")
+    if differing:
+        raise RunError(f"{str(opened.path)!r} is another study: {'; '.join(differing)}. Choose another folder with -o.")
+
+
+def open_study(folder: str | os.PathLike[str]) -> StudyFolder:
+    """An existing study, to read.
+
+    Raises:
+        RunError: no study there, a damaged manifest, or a format of a newer headcount.
+    """
+    path = Path(folder)
+    file = path / _MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding="utf-8"))
+        found = manifest["format"]
+    except FileNotFoundError:
+        raise RunError(
+            f"{str(path)!r} holds no study (no {_MANIFEST}). Make one with `headcount study STUDY.yaml -o {path}`."
+        ) from None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise RunError(f"{str(file)!r} cannot be read ({error}). Make the study again.") from error
+    if found != FORMAT:
+        raise RunError(f"{str(path)!r} has format {found}, this headcount reads format {FORMAT}. Upgrade headcount.")
+    try:
+        return StudyFolder(path=path, study=Study(**manifest["study"]), manifest=manifest)
+    except (InputError, LookupError, TypeError) as error:
+        raise RunError(f"{str(file)!r} cannot be read ({error}). Make the study again.") from error
+
+
+def is_study(path: str | os.PathLike[str]) -> bool:
+    """Whether there is a study in the folder."""
+    return (Path(path) / _MANIFEST).is_file()

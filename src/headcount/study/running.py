@@ -1,0 +1,158 @@
+"""Run a study: every model on all data, one stage after the other, from wherever it was left."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import xarray as xr
+
+from headcount.interventions import Policy, Random, Threshold
+from headcount.models.batching import Progress, no_progress
+from headcount.store import begin_run, continue_run, is_run
+from headcount.study.cuts import find_thresholds
+from headcount.study.folder import StudyFolder, begin_study
+from headcount.study.progress import run_progress
+from headcount.study.spec import ModelSpec, Study, Tasks, Texts
+from headcount.study.stages import ask_run, has_metrics, measure_run
+from headcount.study.subject import LoadedModel, SubjectFacts, load_model, read_data
+from headcount.study.units import Engine, LocalEngine
+
+#: Begins a step with a name; what it returns is called with (done, in all).
+Announce = Callable[[str], Progress]
+
+
+def silent(step: str) -> Progress:
+    """Announce nothing."""
+    return no_progress
+
+
+class Workers(Protocol):
+    """Who does a study's work."""
+
+    def open(self, study: Study, model: ModelSpec, data: Tasks | Texts) -> tuple[SubjectFacts, Engine]:
+        """Get ready for one model and its data."""
+        ...
+
+
+class LocalWorkers:
+    """This process alone, with one model loaded at a time."""
+
+    def __init__(self) -> None:
+        self._loaded: tuple[ModelSpec, LoadedModel] | None = None
+
+    def open(self, study: Study, model: ModelSpec, data: Tasks | Texts) -> tuple[SubjectFacts, Engine]:
+        if self._loaded is None or self._loaded[0] != model:
+            self._loaded = None  # the one before goes before the next one comes
+            self._loaded = model, load_model(model, dtype=study.dtype)
+        subject = read_data(self._loaded[1], data, **data_options(study, model))
+        return subject.facts(), LocalEngine(subject)
+
+
+def data_options(study: Study, model: ModelSpec) -> dict[str, Any]:
+    """What ``read_data`` needs to know of a study."""
+    return {
+        "chat_template": model.chat_template, "offline": study.offline, "include_path": study.include_path,
+        "batch_tokens": study.batch_tokens, "seed": study.seeds[0],
+    }  # fmt: skip
+
+
+def run_study(
+    study: Study,
+    folder: str | os.PathLike[str],
+    *,
+    workers: Workers | None = None,
+    announce: Announce = silent,
+    command: str = "",
+) -> StudyFolder:
+    """Do what a study asks for and the folder does not hold yet. The same call continues an interrupted one.
+
+    Args:
+        study: what to do.
+        folder: a new folder, or one that holds this study.
+        workers: who does it; this process if not given.
+        announce: begins a step of progress.
+        command: for the history.
+
+    Raises:
+        RunError: the folder holds another study, or another process works on it.
+        ModelError: a model that cannot be had or measured.
+        TaskError: a benchmark that cannot be had.
+    """
+    workers = workers or LocalWorkers()
+    with begin_study(Path(folder), study, command) as opened:
+        for model, data in study.cells():
+            path = opened.run_path(model, data)
+            title = f"{model.label} on {data.label}"
+            if _is_finished(path, study, command):
+                announce(f"{title} (done before)")(1, 1)
+                continue
+            _run_cell(
+                study, model, data, path, workers, lambda step, title=title: announce(f"{title}: {step}"), command
+            )
+        return opened
+
+
+def _run_cell(
+    study: Study,
+    model: ModelSpec,
+    data: Tasks | Texts,
+    path: Path,
+    workers: Workers,
+    announce: Announce,
+    command: str,
+) -> None:
+    loading = announce("loading")
+    facts, engine = workers.open(study, model, data)
+    loading(1, 1)
+    with begin_run(path, model=facts.model, data=facts.data, settings=run_settings(study), command=command) as run:
+        scores = study.score_ids()
+        measure_run(
+            run, engine, num_inputs=facts.num_inputs, scores=scores, seed=study.seeds[0],
+            progress=announce(f"measuring {len(scores)} scores"),
+        )  # fmt: skip
+        cuts = find_thresholds(run, study.shares) if study.shares else None
+        if study.ask and facts.num_questions and cuts is not None:
+            policies = study_policies(study, cuts)
+            ask_run(
+                run, engine, policies, num_questions=facts.num_questions,
+                progress=announce(f"asking under {len(policies) + 1} policies"),
+            )  # fmt: skip
+
+
+def run_settings(study: Study) -> dict[str, Any]:
+    """The manifest's ``settings``."""
+    return {
+        "seed": study.seeds[0], "shard": study.shard, "scores_dtype": study.scores_dtype, "summaries": study.summaries,
+    }  # fmt: skip
+
+
+def study_policies(study: Study, cuts: xr.Dataset) -> list[Policy]:
+    """Every policy of a study; share 0 is left out, since the untouched model is asked anyway."""
+    excluded = frozenset(study.exclude_layers)
+    policies: list[Policy] = []
+    for score in study.score_ids():
+        for share in sorted({share for share in study.shares if share > 0}):
+            if score == "random":
+                policies += [Random(share, seed, exclude_layers=excluded) for seed in study.seeds]
+            else:
+                threshold = cuts[score].sel(share=share).item()
+                policies.append(Threshold(score, threshold, share=share, exclude_layers=excluded))
+    return policies
+
+
+def _is_finished(path: Path, study: Study, command: str) -> bool:
+    """Whether a run holds all that the study asks of it, undamaged; then its model need not be loaded again."""
+    if not is_run(path):
+        return False
+    with continue_run(path, command=command) as run:
+        progress = run_progress(run)
+        cuts = run.thresholds()
+        if run.settings != run_settings(study) or progress.inputs_left or progress.answers_left:
+            return False
+        if cuts is None or not set(study.shares) <= set(cuts["share"].values.tolist()):
+            return not study.shares
+        wanted = (
+            {policy.label for policy in study_policies(study, cuts)} if study.ask and progress.num_questions else set()
+        )
+        return wanted <= set(run.answered()) and (not wanted or has_metrics(run))

@@ -1,0 +1,188 @@
+"""The stages of a run: measure and ask. Each does what is not done yet, and keeps each unit as soon as it is done."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import xarray as xr
+
+from headcount.errors import RunError
+from headcount.evaluation.benchmark import Answers
+from headcount.evaluation.outcomes import BASELINE, labels, with_divergences
+from headcount.interventions import Policy
+from headcount.models.batching import Progress, no_progress
+from headcount.store import Run
+from headcount.study.units import Aggregate, AskShard, Engine, MeasureShard
+from headcount.summaries import Summary
+
+
+def measure_run(
+    run: Run,
+    engine: Engine,
+    *,
+    num_inputs: int,
+    scores: Sequence[str],
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> None:
+    """Measure every input that is not measured yet.
+
+    Args:
+        run: begun with ``begin_run``; its settings say how large shards are and whether scores are summarised.
+        engine: where it is done.
+        num_inputs: inputs in all.
+        scores: ids.
+        seed: of the ``random`` score.
+        progress: called with (inputs done, inputs to do).
+
+    Raises:
+        RunError: the run was begun with other scores.
+    """
+    known = run.manifest.get("measured", {}).get("scores", list(scores))
+    if known != list(scores):
+        raise RunError(
+            f"{str(run.path)!r} was measured with the scores {', '.join(known)}, not {', '.join(scores)}. Measure these in "
+            "another folder with -o."
+        )
+    plan = {"scores": list(scores), "num_inputs": num_inputs}
+    if run.manifest.get("measured") != plan:
+        run.update(measured=plan)
+    done, size = run.measured(), run.shard_size
+    units = [
+        MeasureShard(
+            shard=first // size, first=first, last=min(first + size, num_inputs), scores=tuple(scores), seed=seed,
+            summarise=run.settings.get("summaries", False),
+        )
+        for first in range(0, num_inputs, size)
+        if first // size not in done
+    ]  # fmt: skip
+
+    def keep(unit: MeasureShard, result: xr.Dataset | Summary) -> None:
+        if isinstance(result, Summary):
+            run.add_summary(unit.shard, result)
+        else:
+            run.add_scores(unit.shard, result)
+
+    engine.work(units, keep, progress)
+
+
+def ask_run(
+    run: Run,
+    engine: Engine,
+    policies: Sequence[Policy],
+    *,
+    num_questions: int,
+    progress: Progress = no_progress,
+) -> None:
+    """Ask every question of the untouched model and under each policy, where that is not done yet.
+
+    Policies of one score are asked together, shard by shard of questions: what they share is computed once.
+
+    Args:
+        run: begun with ``begin_run``.
+        engine: where it is done.
+        policies: with labels of their own.
+        num_questions: of the benchmark.
+        progress: called with (answers given, answers to give).
+
+    Raises:
+        RunError: the run holds a policy of this name with another threshold.
+    """
+    note_policies(run, [labels(policy) for policy in (None, *policies)])
+    untouched = _shards([None], run, num_questions)
+    groups: dict[Any, list[Policy]] = defaultdict(list)
+    for policy in policies:
+        groups[labels(policy)["score"] or policy.label].append(policy)
+    others = [shard for group in groups.values() for shard in _shards(group, run, num_questions)]
+    units = [*untouched, *others]
+    total = sum(unit.size for unit in units)
+    before = 0
+
+    def told(done: int, _: int) -> None:
+        progress(before + done, total)
+
+    engine.work(untouched, lambda unit, answers: _keep(run, unit, answers, None), told)
+    if others:
+        before = sum(unit.size for unit in untouched)
+        baseline = run.outcomes([BASELINE])
+        engine.work(others, lambda unit, answers: _keep(run, unit, answers, baseline), told)
+    aggregate_run(run, engine)
+
+
+def aggregate_run(run: Run, engine: Engine) -> None:
+    """Keep lm-eval's own metrics of every policy that was answered."""
+    if not has_metrics(run) and (outcomes := run.outcomes()) is not None:
+        engine.work([Aggregate(outcomes=outcomes)], lambda _, metrics: run.set_metrics(metrics))
+
+
+def compared(outcomes: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
+    """Outcomes of policies compared with the untouched model's, which was asked elsewhere.
+
+    A policy that zeroed nothing on a question gave the untouched model's answer; in another batch it may have come out
+    with another last digit, so the untouched model's is taken.
+    """
+    untouched = outcomes[["task", "doc_id"]].merge(baseline, on=["task", "doc_id"], how="left")
+    own = ("policy", "score", "share_asked", "threshold", "task", "doc_id", "num_inputs", "num_tokens")
+    same = outcomes["share_zeroed"].to_numpy() == 0
+    columns = {
+        name: [
+            theirs if equal else ours for equal, theirs, ours in zip(same, untouched[name], outcomes[name], strict=True)
+        ]
+        for name in outcomes.columns
+        if name not in own and name in untouched
+    }
+    outcomes = outcomes.assign(**{name: pd.Series(column, outcomes.index) for name, column in columns.items()})
+    both = with_divergences(pd.concat([baseline, outcomes], ignore_index=True))
+    return outcomes.assign(kl_from_baseline=both["kl_from_baseline"].to_numpy()[len(baseline) :])
+
+
+def has_metrics(run: Run) -> bool:
+    """Whether every policy that was answered is aggregated."""
+    metrics = run.metrics()
+    return metrics is not None and set(run.policies()) - run.failures().keys() <= set(metrics["policy"])
+
+
+def _keep(run: Run, unit: AskShard, answers: Answers, baseline: pd.DataFrame | None) -> None:
+    outcomes = answers.outcomes
+    if baseline is not None and len(outcomes):
+        outcomes = compared(outcomes, baseline)
+    run.add_outcomes(unit.labels, unit.questions, outcomes, answers.failures)
+
+
+def shards_left(run: Run, policies: Sequence[str], num_questions: int) -> list[tuple[range, list[str]]]:
+    """The shards of questions that some of the policies (labels) have not answered, each with those that have not."""
+    answered, questions = run.answered(), range(num_questions)
+    left = []
+    for first in questions[:: run.shard_size]:
+        shard = questions[first : first + run.shard_size]
+        if waiting := [label for label in policies if not answered.get(label, set()).issuperset(shard)]:
+            left.append((shard, waiting))
+    return left
+
+
+def _shards(policies: Sequence[Policy | None], run: Run, num_questions: int) -> list[AskShard]:
+    by_label = {labels(policy)["policy"]: policy for policy in policies}
+    return [
+        AskShard(policies=tuple(by_label[label] for label in waiting), questions=tuple(shard))
+        for shard, waiting in shards_left(run, list(by_label), num_questions)
+    ]
+
+
+def note_policies(run: Run, policies: Iterable[Mapping[str, Any]]) -> None:
+    """Note in the manifest what is asked for: the columns by which outcomes name their policy, thresholds included.
+
+    Raises:
+        RunError: the run holds a policy of this name with another threshold.
+    """
+    planned = {entry["policy"]: entry for entry in run.manifest.get("policies", ())}
+    for policy in policies:
+        entry = {name: value if value == value else None for name, value in policy.items()}  # NaN is not JSON
+        known = planned.setdefault(entry["policy"], entry)
+        if known != entry:
+            raise RunError(
+                f"{str(run.path)!r} holds {entry['policy']} with threshold {known['threshold']}; this command gives "
+                f"{entry['threshold']}. Choose another folder with -o."
+            )
+    if run.manifest.get("policies") != list(planned.values()):
+        run.update(policies=list(planned.values()))

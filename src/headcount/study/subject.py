@@ -1,0 +1,138 @@
+"""One loaded model with what it is to read: what units of work are done on."""
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from headcount.models.batching import check_lengths, data_fingerprint
+from headcount.models.instrument import head_geometry
+from headcount.models.loading import default_name, fingerprint, is_instruct, load
+from headcount.study.spec import ModelSpec, Tasks, Texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from headcount.evaluation.benchmark import Benchmark
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    name: str
+    model: "PreTrainedModel"
+    tokenizer: "PreTrainedTokenizerBase"
+
+    def facts(self) -> dict[str, Any]:
+        """The manifest's ``model``."""
+        geometry = head_geometry(self.model)
+        return {
+            "name": default_name(self.name),
+            "fingerprint": fingerprint(self.model),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "num_heads": geometry.num_heads,
+            "layers": [vars(layer) for layer in geometry.layers],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """A loaded model and its inputs.
+
+    Attributes:
+        model: the model.
+        data: the manifest's ``data``.
+        rows: token ids of every input.
+        benchmark: what is asked; None for texts.
+        batch_tokens: tokens in a batch.
+    """
+
+    model: LoadedModel
+    data: dict[str, Any]
+    rows: list[list[int]]
+    benchmark: "Benchmark | None"
+    batch_tokens: int | None
+
+    def facts(self) -> "SubjectFacts":
+        return SubjectFacts(
+            model=self.model.facts(), data=self.data, num_inputs=len(self.rows),
+            num_questions=0 if self.benchmark is None else self.benchmark.num_questions,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectFacts:
+    """What a subject is, for those who do not hold it: the manifest's ``model`` and ``data``, and how much there is."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    num_inputs: int
+    num_questions: int
+
+
+def load_model(spec: ModelSpec, *, dtype: str = "auto") -> LoadedModel:
+    """The model of a study; ``dtype`` is the study's."""
+    model, tokenizer = load(
+        spec.model, dtype=spec.dtype or dtype, device=spec.device, device_map=spec.device_map, revision=spec.revision,
+        allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code,
+    )  # fmt: skip
+    return LoadedModel(name=spec.model, model=model, tokenizer=tokenizer)
+
+
+def read_data(
+    loaded: LoadedModel,
+    data: Tasks | Texts,
+    *,
+    chat_template: bool | None = None,
+    offline: bool = False,
+    include_path: str | None = None,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+) -> Subject:
+    """Prepare what a model is to read.
+
+    Args:
+        loaded: the model.
+        data: tasks or texts.
+        chat_template: put benchmark prompts into the model's chat template; None: if it is an instruct model.
+        offline: never use the network.
+        include_path: folder with task files of one's own.
+        batch_tokens: tokens in a batch, padding included; None for as many as suit the memory.
+        seed: of few-shot examples.
+
+    Raises:
+        InputError: texts that cannot be read or are too long, or a chat template that the model lacks.
+        TaskError: a task that cannot be had.
+    """
+    if isinstance(data, Texts):
+        rows = text_rows(loaded, data)
+        facts = data.model_dump(mode="json", exclude={"name"})
+        facts |= {"num_inputs": len(rows), "fingerprint": data_fingerprint(rows)}
+        return Subject(model=loaded, data=facts, rows=rows, benchmark=None, batch_tokens=batch_tokens)
+    from headcount.evaluation.benchmark import Benchmark
+
+    benchmark = Benchmark(
+        loaded.model, list(data.tasks), tokenizer=loaded.tokenizer, num_fewshot=data.num_fewshot, limit=data.limit,
+        chat_template=is_instruct(loaded.name, loaded.tokenizer) if chat_template is None else chat_template,
+        batch_tokens=batch_tokens, seed=seed, offline=offline or None, include_path=include_path,
+    )  # fmt: skip
+    facts = {"tasks": list(data.tasks)} | benchmark.facts()
+    return Subject(model=loaded, data=facts, rows=benchmark.inputs(), benchmark=benchmark, batch_tokens=batch_tokens)
+
+
+def read_texts(data: Texts) -> tuple[str, ...]:
+    """The texts, read once however many models read them."""
+    return _read(data.texts, data.text_column, data.limit)
+
+
+@functools.lru_cache(maxsize=4)
+def _read(texts: tuple[str, ...], column: str, limit: int | None) -> tuple[str, ...]:
+    from headcount.texts import load_texts
+
+    return tuple(load_texts(texts, column=column, limit=limit))
+
+
+def text_rows(loaded: LoadedModel, data: Texts) -> list[list[int]]:
+    """The texts as token ids, as long as they may be."""
+    from headcount.measure import token_ids
+
+    rows = [row[: data.max_length] for row in token_ids(read_texts(data), loaded.tokenizer)]
+    return check_lengths(rows, loaded.model, too_long=data.too_long)[0]

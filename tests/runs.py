@@ -1,0 +1,43 @@
+"""Benchmarks of our own on disk, and what a run leaves there."""
+
+import json
+from pathlib import Path
+
+SUMS = """
+task: sums
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}} ="
+doc_to_choice: ["5", "2", "17"]
+doc_to_target: a
+num_fewshot: 0
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+SPELL = (
+    SUMS.replace("sums", "spell")
+    .replace("multiple_choice", "generate_until")
+    .replace('doc_to_choice: ["5", "2", "17"]', 'generation_kwargs: {{until: ["\\n"], max_gen_toks: 2}}')
+    .replace("[{{metric: acc}}, {{metric: acc_norm}}]", "[{{metric: exact_match}}]")
+)
+
+
+def write_tasks(folder: Path, questions: int) -> None:
+    """The tasks ``sums`` (three choices) and ``spell`` (generation)."""
+    folder.mkdir()
+    lines = [json.dumps({"q": f"{i}+{5 - i}" if i % 2 else f"{i}-{i}+2", "a": (i + 1) % 2}) for i in range(questions)]
+    (folder / "sums.jsonl").write_text("\n".join(lines))
+    for name, template in (("sums", SUMS), ("spell", SPELL)):
+        (folder / f"{name}.yaml").write_text(template.format(data=folder / "sums.jsonl"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file's bytes, but for the record of how a run was made."""
+    files = {str(file.relative_to(folder)): file.read_bytes() for file in Path(folder).rglob("*") if file.is_file()}
+    for name in [name for name in files if Path(name).name in ("history.jsonl", ".lock", ".holder.json")]:
+        del files[name]
+    for name in [name for name in files if Path(name).name in ("run.json", "study.json")]:
+        made = json.loads(files[name])
+        files[name] = json.dumps({key: made[key] for key in made if key not in ("created", "command")}).encode()
+    return files

@@ -1,0 +1,133 @@
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+
+from headcount.errors import InputError
+from headcount.scores import all_scores
+from headcount.study.spec import ModelSpec, Study, Tasks, Texts, slug
+from headcount.thresholding import SHARES
+
+EXAMPLES = ["demo", "paper", "cross_dataset", "fineweb_edu"]
+
+
+def test_names_stand_for_models_and_tasks():
+    study = Study(models=["demo", {"model": "some/model", "dtype": "float32"}], data=["piqa", {"texts": "a/b.txt"}])
+    assert study.models == (ModelSpec(model="demo"), ModelSpec(model="some/model", dtype="float32"))
+    assert study.data == (Tasks(tasks=("piqa",)), Texts(texts=("a/b.txt",)))
+    assert [data.label for data in study.data] == ["piqa", "b"]
+    assert len(list(study.cells())) == 4
+    assert study.score_ids() == [score.id for score in all_scores()]
+    assert study.shares == SHARES
+    assert Study(models=["demo"], data=["piqa"], scores="HONOR").score_ids() == ["ahon_ln"]
+
+
+def test_a_study_survives_its_own_dump_and_a_pickle():
+    study = Study(models=["demo"], data=["piqa", {"texts": ["a.txt"], "limit": 3}], scores=["awft"], seeds=[1, 2])
+    assert Study(**study.model_dump(mode="json")) == study
+    assert pickle.loads(pickle.dumps(study)) == study
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"models": None}, ["models: "]),
+        ({"models": []}, ["models: is empty"]),
+        ({"models": [{}]}, ["models[0].model: is missing."]),
+        ({"models": [{"model": "x", "dtyp": "a"}]}, ["models[0].dtyp: there is no such field. Did you mean dtype?"]),
+        ({"models": ["a", "a"]}, ["models: two of them are called 'a': give one a `name:`"]),
+        ({"models": ["a/b", {"model": "c", "name": "a--b"}]}, ["models: two of them are called 'a--b'"]),
+        ({"data": [{"task": "x"}]}, ["data[0].tasks: is missing.", "data[0].task: there is no such field."]),
+        ({"data": ["a", {"tasks": "b", "limit": 2.5}]}, ["data[1].limit: a whole number of questions"]),
+        ({"data": [{"tasks": "b", "limit": 0}]}, ["data[0].limit: input should be greater than 0, not 0."]),
+        ({"data": [{"texts": "b", "limt": 0}]}, ["data[0].limt: there is no such field. Did you mean limit?"]),
+        ({"data": [{"texts": []}]}, ["data[0].texts: is empty"]),
+        ({"scores": ["ahom", "awft"]}, ["scores: Unknown score 'ahom'. Did you mean ahon"]),
+        ({"scores_from": ["nowhere.py"]}, ["scores_from: There is no file 'nowhere.py'"]),
+        ({"shares": [0.1, 1.2]}, ["shares[1]: input should be less than or equal to 1, not 1.2."]),
+        ({"dtype": "float8"}, ["dtype: input should be 'auto'", "not 'float8'."]),
+        ({"seeds": []}, ["seeds: is empty"]),
+        ({"shard": "many"}, ["shard: input should be a valid integer", "not 'many'."]),
+        ({"exclude_layers": [-1]}, ["exclude_layers[0]: "]),
+        ({"modles": ["a"]}, ["modles: there is no such field. Did you mean models?"]),
+    ],
+)
+def test_each_wrong_field_is_named(fields, named):
+    with pytest.raises(InputError) as refused:
+        Study(**{"models": ["demo"], "data": ["piqa"]} | fields)
+    for text in named:
+        assert text in str(refused.value)
+
+
+def test_all_wrong_fields_are_named_at_once():
+    with pytest.raises(InputError, match=r"has 3 wrong fields\. .*models: .*shares\[0\].*seeds"):
+        Study(models=[], data=["piqa"], shares=["x"], seeds=[])
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        ("models: [demo\n", "cannot be read as YAML"),
+        ("", "holds no fields"),
+        ("- demo", "holds no fields"),
+        ("models: [demo]", r"my study.yaml: The study has a wrong field. data: is missing."),
+        ("models: [demo]\ndata: [piqa]\n1: 2", r"1: there is no such field"),
+        ("models: [demo]\ndata: !!python/object/apply:os.system ['true']", "cannot be read as YAML"),
+    ],
+)
+def test_files_that_are_no_study(tmp_path, content, named):
+    (tmp_path / "my study.yaml").write_text(content)
+    with pytest.raises(InputError, match=named):
+        Study.read(tmp_path / "my study.yaml")
+
+
+def test_a_file_is_read_and_names_the_study(tmp_path):
+    (tmp_path / "mine.yaml").write_text("models: [demo]\ndata: [piqa]\n")
+    assert Study.read(tmp_path / "mine.yaml") == Study(name="mine", models=["demo"], data=["piqa"])
+    with pytest.raises(InputError, match="no study 'yours.yaml'.*cross_dataset, demo, fineweb_edu, paper"):
+        Study.read("yours.yaml")
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_studies_that_come_along_are_right(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    study = Study.read(f"{name}.yaml")
+    assert study == Study.read(name)
+    assert study.name == name
+
+
+@pytest.mark.demo
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_the_tasks_of_the_studies_that_come_along_exist(name):
+    from headcount.tasks import task_names
+
+    known = set(task_names())
+    assert {task for data in Study.read(name).data if isinstance(data, Tasks) for task in data.tasks} <= known
+
+
+def test_the_papers_study_is_the_papers():
+    study = Study.read("paper")
+    # The models of its Table 2, as the authors' published files call them.
+    names = {
+        "Llama-3.1-8B", "Llama-3.1-8B-Instruct", "Llama-3.2-3B", "Llama-3.2-3B-Instruct", "OLMo-2-1124-7B",
+        "OLMo-2-1124-7B-DPO", "OLMo-2-1124-7B-Instruct", "OLMo-2-1124-7B-SFT", "Qwen2.5-0.5B", "Qwen2.5-1.5B",
+        "Qwen2.5-14B", "Qwen2.5-3B", "Qwen2.5-7B", "Qwen2.5-7B-Instruct",
+    }  # fmt: skip
+    assert {model.model.split("/")[1] for model in study.models} == names
+    owners = {model.model.split("/")[0] for model in study.models}
+    assert owners == {"meta-llama", "Qwen", "allenai"}
+    assert len(study.score_ids()) == 14
+    assert study.shares == SHARES
+    tuned = re.compile("Instruct|SFT|DPO")
+    assert all((model.chat_template is True) == bool(tuned.search(model.model)) for model in study.models)
+    assert study.data == (Tasks(tasks=("mmlu",), num_fewshot=5),)
+
+
+@pytest.mark.parametrize("label", ["a/b", "../../etc", "ä b", "", ".", "x" * 300, "a\\b\0"])
+def test_labels_become_folders_inside(label):
+    name = slug(label)
+    assert name not in ("", ".", "..")
+    assert not set(name) & set("/\\\0")
+    assert len(name) <= 100
+    assert Path("runs", name).parent == Path("runs")
