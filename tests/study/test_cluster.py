@@ -1,0 +1,73 @@
+import json
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+import headcount
+from headcount.errors import InputError
+from headcount.study.cluster import RayWorkers
+
+ROOT = Path(__file__).parents[2]
+#: Seconds: for Ray to start, which can hang for ever on a machine that is too busy, and for all that follows.
+START, WORK = 150, 300
+
+
+def on_cluster(folder):
+    """What ``tests.study.on_cluster`` finds; None if Ray did not start."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",  # a token would be written into the home folder
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(headcount.__file__).parents[1])]),
+    }
+    said, errors = folder / "said.txt", folder / "errors.txt"
+    with said.open("w") as output, errors.open("w") as error_output:
+        process = psutil.Popen(
+            [sys.executable, "-m", "tests.study.on_cluster", str(folder)],
+            cwd=ROOT, env=environment, stdout=output, stderr=error_output,
+        )  # fmt: skip
+    begun = time.monotonic()
+    while process.poll() is None:
+        taken = time.monotonic() - begun
+        if taken > START + WORK or (taken > START and "ready" not in said.read_text()):
+            for part in [*process.children(recursive=True), process]:  # Ray's processes outlive the one that began them
+                with suppress(psutil.NoSuchProcess):
+                    part.kill()
+            process.wait()
+        time.sleep(0.2)
+    if process.returncode == -signal.SIGKILL and "ready" not in said.read_text():
+        return None
+    assert process.returncode == 0, errors.read_text()
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.timeout(900)
+def test_a_cluster_gives_the_bytes_of_the_local_engine_though_driver_and_worker_die(subjects, tmp_path):
+    for name in ("model", "tasks", "text.jsonl"):
+        (tmp_path / name).symlink_to(subjects / name)
+    found = on_cluster(tmp_path) or on_cluster(tmp_path)
+    assert found is not None, "Ray did not start"
+    assert found["nodes"] == 2
+    assert found["stopped after"] == 4
+    assert found["killed"]
+    assert found["differing"] == []
+    assert found["files"] > 20
+    assert found["replaced"]
+    cpus, workers, gpus = found["refused"]
+    assert "room for 0 workers of 8 CPUs and 0 GPUs each, not for 1: it has 2 CPUs" in cpus
+    assert "room for 2 workers" in workers
+    assert "not for 3" in workers
+    assert "1 GPUs each" in gpus
+    assert found["unknown model"].startswith("ModelError: There is no model folder './nowhere'")
+    assert "A worker died 1 times at the same work (process " in found["deadly"]
+
+
+def test_ray_that_is_not_installed(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match=r"pip install 'headcount\[ray\]'"):
+        RayWorkers()
