@@ -8,6 +8,7 @@ import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from headcount.scores import all_scores
+from headcount.study.cost import ModelSize, run_cost
 from tests.models.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
@@ -34,9 +35,54 @@ def score_table() -> str:
     return "\n".join(rows)
 
 
+def llama_size(hidden: int, layers: int, heads: int, intermediate: int) -> ModelSize:
+    """Of a Llama 3.1 with 8 key-value heads of 128 and 128,256 tokens."""
+    attention = 2 * hidden * heads * 128 + 2 * hidden * 8 * 128
+    return ModelSize(
+        parameters=layers * (attention + 3 * hidden * intermediate + 2 * hidden) + hidden,
+        projection=hidden * 128_256,
+        attention=layers * heads * 128,
+        heads=layers * heads,
+    )
+
+
+LLAMAS = {
+    "Llama 3.1 8B": llama_size(4096, 32, 32, 14_336),
+    "Llama 3.1 70B": llama_size(8192, 80, 64, 28_672),
+    "Llama 3.1 405B": llama_size(16_384, 126, 128, 53_248),
+}
+
+
+def test_sizes_are_those_of_the_checkpoints():
+    # As the checkpoints count: with the embedding and the vocabulary projection, which are not tied.
+    whole = [round((size.parameters + 2 * size.projection) / 1e9, 2) for size in LLAMAS.values()]
+    assert whole == [8.03, 70.55, 405.85]
+
+
+def cost_table() -> str:
+    rows = [
+        "| model | study | passes | operations | H100 hours | scores on disk | outcomes |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for model, size in LLAMAS.items():
+        for what, cost in (
+            ("MMLU, 14 scores × 6 shares", run_cost(size, [686] * 14_042, questions=14_042, policies=84, scores=14)),
+            (
+                "1,000,000 texts of 1,024 tokens, measured",
+                run_cost(size, [1024] * 10**6, questions=0, policies=0, scores=16),
+            ),
+        ):
+            rows.append(
+                f"| {model} | {what} | {cost.passes} | {cost.operations:.2g} | {cost.hours(400e12):,.0f} | "
+                f"{cost.score_bytes / 1e9:,.1f} GB | {cost.outcome_bytes / 1e9:.2f} GB |"
+            )
+    return "\n".join(rows)
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "supported families": ("README.md", supported_families),
     "scores": ("docs/scores.md", score_table),
+    "costs": ("docs/clusters.md", cost_table),
 }
 
 
