@@ -71,6 +71,33 @@ def test_a_filled_cache_means_a_continuation_whose_mask_is_not_read():
     assert not context(TOKENS, torch.ones_like(TOKENS), past_key_values=a_cache(0)).continues
 
 
+def causal(real, window=9, slots=4):
+    """A mask as transformers prepares it for a cache of ``slots``: bool [batch, 1, query, key]."""
+    length = real.shape[1]
+    band = torch.ones(length, slots, dtype=torch.bool).tril().triu(1 - window)
+    return band & torch.nn.functional.pad(real.bool(), (0, slots - length))[:, None, None]
+
+
+@pytest.mark.parametrize("slots", [4, 7])
+@pytest.mark.parametrize("window", [2, 9])
+def test_real_tokens_are_read_off_prepared_masks(window, slots):
+    for real in (LEFT, RIGHT, torch.ones_like(LEFT)):
+        mask = causal(real, window, slots)
+        bias = torch.zeros(mask.shape).masked_fill(~mask, -1e30)
+        expected = context(TOKENS, real).positions
+        for given in (mask, bias, {"full_attention": None, "sliding_attention": mask}):
+            found = context(TOKENS, given, past_key_values=a_cache(0)).positions
+            assert torch.equal(found.first, expected.first)
+            assert torch.equal(found.last, expected.last)
+
+
+def test_a_prepared_mask_that_packs_texts_is_refused():
+    packed = causal(torch.ones(2, 4))
+    packed[:, :, 2:, :2] = False
+    with pytest.raises(InputError, match=r"2-D .*not plainly one causal text a row"):
+        context(TOKENS, packed)
+
+
 def test_masks_that_hide_what_is_padding_are_refused():
     with pytest.raises(InputError, match=r"2-D \[batch, position\].*shape \(2, 1, 4, 4\)"):
         context(TOKENS, torch.ones(2, 1, 4, 4))

@@ -11,6 +11,7 @@ from headcount.interventions import Fixed, Random, Threshold
 from headcount.measure import measure_heads
 from headcount.models.instrument import instrument
 from headcount.scores import registry
+from tests.models.families import build
 
 NEW = 8
 PROMPTS = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 5)]
@@ -201,6 +202,23 @@ def test_running_averages_under_a_window_forget_what_left_it(tiny):
     whole = [out[:end] for end in range(13, len(out) + 1)]
     expected = measure_heads(model, whole, scores=["awft"])["awft"].values[:, 0] > policy.threshold
     np.testing.assert_array_equal(np.stack([step[0, 0] for step in steps]), expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma2", "gpt_oss"])
+def test_a_static_cache_changes_nothing(family):
+    model = build(family)
+    model.generation_config.eos_token_id = None
+    tokens, mask = left_padded(PROMPTS)
+    options = {"attention_mask": mask, "max_new_tokens": NEW, "do_sample": False, "pad_token_id": 0}
+    policy = Threshold("awft", 0.5)
+    with instrument(model, policy=policy, scores="all") as dynamic:
+        expected = model.generate(tokens, **options)
+    with instrument(model, policy=policy, scores="all") as static:
+        found = model.generate(tokens, cache_implementation="static", **options)
+    assert torch.equal(found, expected)
+    np.testing.assert_array_equal(static.zeroed, dynamic.zeroed)
+    for name, values in dynamic.scores.items():
+        np.testing.assert_allclose(static.scores[name], values, rtol=1e-5, atol=1e-6, err_msg=str(name))
 
 
 def test_an_unknown_way_to_decide_is_refused(model):

@@ -35,10 +35,7 @@ class ForwardContext:
         if self.continues:
             mask = None
         elif isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
-            raise InputError(
-                "attention_mask must be 2-D [batch, position] with 1 for real tokens, so that padding can be told apart; "
-                f"got {'a dict of masks' if isinstance(mask, dict) else f'shape {tuple(mask.shape)}'}."
-            )
+            mask = _real_of_prepared(mask, batch, length)
         elif mask is not None and mask.shape != (batch, length):
             raise InputError(
                 f"attention_mask has shape {tuple(mask.shape)}, the inputs {(batch, length)}: they must agree."
@@ -63,6 +60,30 @@ class ForwardContext:
             ]
             self._uniform[seed] = torch.from_numpy(np.stack(draws))
         return self._uniform[seed]
+
+
+def _real_of_prepared(given: Tensor | dict[str, Tensor], batch: int, length: int) -> Tensor:
+    """Real tokens, bool ``[batch, position]``, of masks that transformers prepares itself: with a static cache it does.
+
+    A token is real if it may attend to itself. Anything but one text a row, seen causally or through a window, is refused.
+    """
+    for mask in given.values() if isinstance(given, dict) else [given]:
+        if mask is None or mask.dim() != 4 or mask.shape[2] != length or mask.shape[3] < length:
+            continue
+        allowed = mask[:, 0, :, :length]
+        allowed = (allowed if allowed.dtype == torch.bool else allowed == 0).expand(batch, length, length)
+        real = allowed.diagonal(dim1=1, dim2=2)
+        position = torch.arange(length, device=mask.device)
+        distance = position[:, None] - position
+        window = distance.masked_fill(~allowed, 0).amax() + 1
+        expected = (distance >= 0) & (distance < window) & real[:, None, :]
+        if bool(real.any(1).all()) and bool((allowed == expected)[real].all()):
+            return real
+    raise InputError(
+        "attention_mask must be 2-D [batch, position] with 1 for real tokens, so that padding can be told apart; "
+        f"got {'a dict of masks' if isinstance(given, dict) else f'shape {tuple(given.shape)}'}, which is not plainly one "
+        "causal text a row."
+    )
 
 
 def draw_uniform(tokens: np.ndarray, seed: int, shape: tuple[int, int]) -> np.ndarray:
