@@ -135,3 +135,30 @@ def test_values_of_the_wrong_type_are_refused():
         Random(0.1, exclude_layers=3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="A share of heads"):
         Random("0.1")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("policy", "said"),
+    [
+        (
+            Threshold("ahon_ln", 0.451234, share=0.1),
+            "zeroes heads whose ahon_ln (Avg Head Output Norm, layer-normalised) is below 0.4512, "
+            "beyond which 10% of its scores lie",
+        ),
+        (
+            Threshold("awft", 0.9, exclude_layers=frozenset({0, 1})),
+            "zeroes heads whose awft (Avg Weight of First Token) is above 0.9 except layer 0, 1",
+        ),
+        (Random(0.25, seed=3), "zeroes each head of each input with probability 25%, seed 3"),
+        (Fixed([(0, 3), (2, 1)]), "zeroes the same 2 heads on every input (layer.head: 0.3, 2.1)"),
+    ],
+)
+def test_policies_say_what_they_do(policy, said):
+    assert str(policy) == said
+    assert policy._repr_html_() == f"<p><b>{policy.label}</b>: {said}</p>"
+    assert eval(repr(policy), {type(policy).__name__: type(policy), "HeadSet": HeadSet}) == policy
+
+
+def test_html_of_a_hostile_name_is_escaped():
+    assert "<script>" not in Fixed([(0, i) for i in range(20)], name="<script>alert(1)</script>")._repr_html_()
+    assert str(Fixed([(0, i) for i in range(20)])).endswith("0.11 and 8 more)")

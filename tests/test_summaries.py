@@ -47,6 +47,21 @@ def test_the_cdf_is_off_by_less_than_one_bins_share(values):
     assert ScoreSummary.of(values).share_below([known.min() - 1, known.max() + 1]).tolist() == [0, 1]
 
 
+def test_each_heads_quantiles_are_off_by_less_than_a_bin(values):
+    shares = [0, 0.1, 0.5, 0.83, 1]
+    found = ScoreSummary.of(values).head_quantiles(shares)
+    assert np.isnan(found[:, 2, 4]).all()  # the head that does not exist
+    for layer, head in [(0, 0), (1, 3), (2, 0)]:
+        exact = values[:, layer, head][~np.isnan(values[:, layer, head])].astype(float)
+        for number, share in enumerate(shares):
+            # Half a rank of 400 either way, and a bin.
+            low, high = np.quantile(exact, [max(0, share - 0.003), min(1, share + 0.003)])
+            width = max(abs(low), abs(high)) * 2.0**-HEAD_BITS + 1e-38
+            assert low - width <= found[number, layer, head] <= high + width
+        assert found[0, layer, head] == exact.min()
+        assert found[-1, layer, head] == exact.max()
+
+
 @pytest.mark.parametrize("below", [True, False])
 def test_how_often_each_head_is_inactive(values, below):
     threshold = float(np.nanquantile(values, 0.3))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from html import escape
 from numbers import Real
 from typing import Protocol
 
@@ -56,6 +57,10 @@ def _layers(layers: Iterable[int]) -> frozenset[int]:
 
 def _except(layers: frozenset[int]) -> str:
     return f" except layer {', '.join(map(str, sorted(layers)))}" if layers else ""
+
+
+def _html(policy: "Policy") -> str:
+    return f"<p><b>{escape(policy.label)}</b>: {escape(str(policy))}</p>"
 
 
 def _share(share: float) -> float:
@@ -113,6 +118,16 @@ class Threshold:
             name = ":".join(filter(None, (self.score, self.source, f"{self.share:.12g}")))
         return name + _except(self.exclude_layers)
 
+    def __str__(self) -> str:
+        score = get_score(self.score)
+        side = "below" if score.inactive_when == "low" else "above"
+        share = "" if self.share is None else f", beyond which {100 * self.share:g}% of its scores lie"
+        excepted = _except(self.exclude_layers)
+        return f"zeroes heads whose {self.score} ({score.name}) is {side} {self.threshold:.4g}{share}{excepted}"
+
+    def _repr_html_(self) -> str:
+        return _html(self)
+
     def decide(
         self, layer: int, measurements: LayerMeasurements, shape: tuple[int, int], device: torch.device
     ) -> Tensor:
@@ -143,6 +158,13 @@ class Random:
     def label(self) -> str:
         name = f"random:{self.share:.12g}" if self.seed == 0 else f"random:{self.share:.12g}#{self.seed}"
         return name + _except(self.exclude_layers)
+
+    def __str__(self) -> str:
+        excepted = _except(self.exclude_layers)
+        return f"zeroes each head of each input with probability {100 * self.share:g}%, seed {self.seed}{excepted}"
+
+    def _repr_html_(self) -> str:
+        return _html(self)
 
     def decide(
         self, layer: int, measurements: LayerMeasurements, shape: tuple[int, int], device: torch.device
@@ -179,6 +201,14 @@ class Fixed:
     @property
     def label(self) -> str:
         return self.name
+
+    def __str__(self) -> str:
+        pairs = [f"{layer}.{head}" for layer, head in self.heads]
+        named = ", ".join(pairs[:12]) + (f" and {len(pairs) - 12} more" if len(pairs) > 12 else "")
+        return f"zeroes the same {len(pairs)} heads on every input (layer.head: {named}){_except(self.exclude_layers)}"
+
+    def _repr_html_(self) -> str:
+        return _html(self)
 
     def decide(
         self, layer: int, measurements: LayerMeasurements, shape: tuple[int, int], device: torch.device

@@ -138,6 +138,26 @@ class ScoreSummary:
         inactive = lower if below else self.moments.count - lower
         return np.divide(inactive, self.moments.count, out=np.full(lower.shape, np.nan), where=self.moments.count > 0)
 
+    def head_quantiles(self, shares: ArrayLike) -> NDArray[np.float64]:
+        """The values below which these shares of each head's values lie, [share, layer, head]: off by less than a bin.
+
+        At shares 0 and 1 a head's smallest and largest value, exactly; NaN for a head that was not measured.
+        """
+        count = self.moments.count.ravel()
+        known = np.flatnonzero(count)
+        found = np.full((np.size(shares), len(count)), np.nan)
+        # Ranks among the values of all heads, head after head.
+        last = np.cumsum(self.by_head.counts)
+        start = (np.cumsum(count) - count)[known]
+        rank = np.clip(np.ravel(shares).astype(float)[:, None] * count[known], 1, count[known])
+        place = np.searchsorted(last, start + rank)
+        low, high = _edges(self.by_head.codes[place] % _SPAN, HEAD_BITS)
+        part = (start + rank - (last[place] - self.by_head.counts[place]) - 0.5) / self.by_head.counts[place]
+        smallest, largest = self.moments.smallest.ravel()[known], self.moments.largest.ravel()[known]
+        inside = np.clip(low + (high - low) * part, smallest, largest)
+        found[:, known] = np.where(rank <= 1, smallest, np.where(rank >= count[known], largest, inside))
+        return found.reshape(-1, *self.moments.count.shape)
+
     def _at_rank(self, rank: NDArray[np.float64]) -> NDArray[np.float64]:
         """The value of each rank, counted from 1; values are taken as evenly spread within their bin."""
         last = np.cumsum(self.fine.counts)

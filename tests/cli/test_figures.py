@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from headcount.store import begin_run
+from headcount.store import begin_run, open_run
 from tests.report.conftest import make_outcomes, manifest
 
 
@@ -29,3 +29,9 @@ def test_what_cannot_be_drawn_is_said(refused, run, tmp_path):
     )
     assert "holds no run" in refused("figures", tmp_path)
     assert "cannot be written" in refused("figures", run, "-o", run / "run.json")
+
+
+def test_a_run_shows_itself_in_a_notebook(run):
+    shown = open_run(run)._repr_html_()
+    assert "<th>model</th><td>SmolLM2-135M-Instruct</td>" in shown
+    assert "ahon_ln:0.05" in shown

@@ -119,7 +119,7 @@ def test_pointing_at_a_head_shows_all_its_scores(window, results):
             sign = -1 if score.startswith("awft") else 1
             assert name == score
             assert float(mean) == pytest.approx(means[layer, head], rel=5e-3)
-            assert int(rank) == 1 + int((sign * means < sign * means[layer, head]).sum())
+            assert int(rank.replace(",", "")) == 1 + int((sign * means < sign * means[layer, head]).sum())
             part = part_inactive(results, score, 0.20)[layer, head]
             assert float(often.rstrip("%")) == pytest.approx(100 * part, abs=0.8)
     assert len(seen) == 2

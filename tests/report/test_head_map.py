@@ -24,6 +24,10 @@ def test_profile_by_hand():
     np.testing.assert_array_equal(profile.low, [[1.0, 1.0, nan]])
     np.testing.assert_array_equal(profile.median, [[2.5, 1.0, nan]])
     np.testing.assert_array_equal(profile.high, [[4.0, 1.0, nan]])
+    # Deciles of head 0 are values at ranks floor(3 · k/10) of 1, 2, 3, 4; head 1 has one value throughout.
+    assert profile.deciles[0, 0].tolist() == [0, 0, 0, 85, 85, 85, 169, 169, 169]  # thirds of 254
+    assert profile.deciles[0, 1].tolist() == [0] * 9
+    assert profile.deciles[0, 2].tolist() == [NOT_MEASURED] * 9
     # The seven values sorted: 1 1 1 1 2 3 4. At share 1 the threshold is 4: head 0 is below it on 3 of 4 inputs
     # (254 · 3/4 = 190.5, to the even neighbour), head 1 on all of its three.
     assert profile.thresholds[0] == 1.0
@@ -68,7 +72,9 @@ def test_packed_profile_comes_back():
     planes = np.frombuffer(content[: 16 * cells], np.uint8).reshape(4, 4 * cells)
     numbers = np.ascontiguousarray(planes.T).view("<f4").reshape(4, *profile.mean.shape)
     np.testing.assert_array_equal(numbers, [profile.mean, profile.low, profile.median, profile.high])
-    steps = np.frombuffer(content[16 * cells :], np.uint8).reshape(profile.often.shape)
+    deciles = np.frombuffer(content[16 * cells : 25 * cells], np.uint8)
+    np.testing.assert_array_equal(deciles, profile.deciles.ravel())
+    steps = np.frombuffer(content[25 * cells :], np.uint8).reshape(profile.often.shape)
     np.testing.assert_array_equal(np.cumsum(steps, axis=-1, dtype=np.uint8), profile.often)
 
 
@@ -77,7 +83,6 @@ def test_facts_of_the_map():
     facts, packed = head_maps(one("ahon", np.ones((2, 2, 4)), layer=(5, 7)), layers)
     assert facts["layers"] == [5, 7]
     assert facts["groups"] == [2, 1]  # two query heads a key-value head in layer 5; nothing is known of layer 7
-    assert facts["inputs"] == 2
     assert facts["scores"][0]["inactive_when"] == "low"
     assert list(packed) == ["ahon"]
 

@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from headcount.analysis import sequential_table
+from headcount.analysis import accuracy_table, sequential_table
+from headcount.analysis.outcomes import metrics_of
 from headcount.evaluation.benchmark import Answers, Benchmark
 from headcount.interventions import Policy
 from headcount.models.batching import Progress, no_progress
@@ -47,6 +49,18 @@ class Evaluation:
         policies = ", ".join(self.outcomes["policy"].unique())
         questions = self.outcomes.groupby(["task", "doc_id"]).ngroups
         return f"<Evaluation: {questions} questions of {', '.join(self.outcomes['task'].unique())}; {policies}>"
+
+    def _repr_html_(self) -> str:
+        """What it says, and below it accuracy and change of each policy by the first metric, acc if there is one."""
+        said = f"<p>{escape(repr(self)[1:-1])}</p>"
+        known = metrics_of(self.outcomes)
+        if not known:
+            return said
+        metric = "acc" if "acc" in known else known[0]
+        table = accuracy_table(self.outcomes, metric=metric)
+        shown = ["policy", "share_asked", "share_realised", "accuracy", "change", "change_low", "change_high"]
+        named = table.loc[:, shown].rename(columns={"accuracy": metric})
+        return said + named.to_html(index=False, na_rep="–", float_format="{:.3f}".format, border=0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -46,7 +46,7 @@ def accuracy_data(run: RunResults) -> dict[str, Any] | None:
 
 def agreement_data(run: RunResults) -> dict[str, Any] | None:
     """Matrices of every kind and share, [kind][share][score][other]."""
-    if not run.has_cuts:
+    if not run.has_cuts or run.summarised is not None:
         return None
     agreement = run.agreement
     return {

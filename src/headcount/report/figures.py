@@ -103,7 +103,7 @@ def _measured(run: RunResults) -> Iterator[_Drawing]:
     for name, draw in (("distributions", plot.distributions), ("layers", plot.layers)):
         yield _panels(name, partial(draw, run.scores), len(names))
     known = [name for name in names if is_registered(name)]
-    if known:
+    if known and run.summarised is None:
         agreement = partial(plot.agreement, run.scores[known], share=_SHARE)
         yield _Drawing(name="agreement", width="text", aspect=0.85, draw=_on_axes(agreement))
     aspect = 0.12 + 0.85 * run.scores.sizes["head"] / run.scores.sizes["layer"]

@@ -33,14 +33,15 @@ class HeadProfile:
     low: NDArray[np.float32]  # [layer, head]
     median: NDArray[np.float32]  # [layer, head]
     high: NDArray[np.float32]  # [layer, head]
+    deciles: NDArray[np.uint8]  # [layer, head, 9]: where the nine lie between low (0) and high (254); 255 as above
     often: NDArray[np.uint8]  # [layer, head, step]
 
     def packed(self) -> str:
-        """For the page's script: bytes 0, 1, 2 and 3 of all numbers in turn, then ``often`` as differences over steps."""
+        """For the page's script: bytes 0, 1, 2 and 3 of all numbers in turn, ``deciles``, ``often`` as differences over steps."""
         numbers = np.stack([self.mean, self.low, self.median, self.high]).astype("<f4")
         planes = numbers.reshape(-1, 1).view(np.uint8).T
         steps = np.diff(self.often, axis=-1, prepend=np.uint8(0))  # modulo 256
-        return compressed(planes.tobytes() + steps.tobytes())
+        return compressed(planes.tobytes() + self.deciles.tobytes() + steps.tobytes())
 
 
 def compressed(content: bytes) -> str:
@@ -74,14 +75,23 @@ def head_profile(table: xr.Dataset, name: str) -> HeadProfile | None:
         return np.take_along_axis(ordered, np.clip(rank, 0, None)[None], axis=0)[0]
 
     total = np.where(measured, values, 0.0).sum(axis=0)
+    low, high = at(np.zeros_like(count)), at(count - 1)
     return HeadProfile(
         thresholds=cuts,
         mean=np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0).astype(np.float32),
-        low=at(np.zeros_like(count)).astype(np.float32),
+        low=low.astype(np.float32),
         median=((at((count - 1) // 2) + at(count // 2 * (count > 0))) / 2).astype(np.float32),
-        high=at(count - 1).astype(np.float32),
+        high=high.astype(np.float32),
+        deciles=_places(np.stack([at(tenth * (count - 1) // 10) for tenth in range(1, 10)], axis=-1), low, high),
         often=_parts(inactive, count[..., None]),
     )
+
+
+def _places(values: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """``HeadProfile.deciles`` from the deciles, [layer, head, 9]."""
+    width = (high - low)[..., None]
+    place = np.divide(ALWAYS * (values - low[..., None]), width, out=np.zeros(values.shape), where=width > 0)
+    return np.where(np.isnan(width), NOT_MEASURED, np.nan_to_num(place).round()).astype(np.uint8)
 
 
 def _parts(inactive: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -118,7 +128,6 @@ def head_maps(scores: xr.Dataset, layers: Iterable[Mapping[str, Any]] | None) ->
         "layers": labels,
         "heads": int(scores.sizes["head"]),
         "groups": [_group_size(known.get(label)) for label in labels],
-        "inputs": int(scores.sizes["example"]),
         "always": ALWAYS,
         "half": HALF,
     }, packed

@@ -18,7 +18,8 @@ def head_tables(run: RunResults) -> Iterator[Table]:
     if run.has_cuts:
         yield _inactive(run)
         yield _thresholds(run)
-        yield _agreement(run)
+        if run.summarised is None:
+            yield _agreement(run)
     yield _layers(run)
 
 

@@ -65,6 +65,8 @@ def render_page(runs: Sequence[RunResults]) -> str:
     tables = {table.id: table for table in result_tables(runs)}
     layers = at(run.manifest, "model", "layers")
     maps, profiles = head_maps(run.scores, layers) if run.scores is not None and run.measured else (None, {})
+    if maps:
+        maps["inputs"] = run.num_inputs
     data = {
         "curves": accuracy_data(run),
         "map": maps,

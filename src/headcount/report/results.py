@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -25,6 +26,7 @@ from headcount.heads import HeadGeometry, LayerHeads
 from headcount.report.wording import shown
 from headcount.scores import is_registered
 from headcount.store import Run
+from headcount.summaries import Summary
 from headcount.thresholding import thresholds
 
 MARGIN = 0.01  # the paper's "within 1 point"
@@ -40,12 +42,15 @@ class RunResults:
         manifest: facts about the run (model, data, settings, versions, created, command); all optional. The metric is
             ``settings.metric`` if given, else ``acc``, else the first there is.
         scores: one variable a score, dims (example, layer, head).
+        summarised: for a run that kept a summary the number of its inputs; ``scores`` are then evenly spaced quantiles of
+            each head, and what two heads do on one input is not known.
         thresholds: one variable a score, dim (share,).
         outcomes: one row a policy and question.
     """
 
     manifest: Mapping[str, Any]
     scores: xr.Dataset | None = None
+    summarised: int | None = None
     thresholds: xr.Dataset | None = None
     outcomes: pd.DataFrame | None = None
 
@@ -114,6 +119,13 @@ class RunResults:
         table = table.sort_values("removable_share", ascending=False, kind="stable")
         return table.sort_values("score", key=lambda score: score == "random", kind="stable", ignore_index=True)
 
+    @property
+    def num_inputs(self) -> int:
+        """Inputs that were measured."""
+        if self.summarised is not None:
+            return self.summarised
+        return 0 if self.scores is None else int(self.scores.sizes["example"])
+
     @cached_property
     def geometry(self) -> HeadGeometry | None:
         """Which heads the model has, from the manifest; None where that does not say, or speaks of other layers."""
@@ -141,7 +153,9 @@ class RunResults:
     def frequencies(self) -> pd.DataFrame:
         """As from ``frequency_table``, with key-value groups where the manifest names them."""
         assert self.scores is not None
-        groups = group_frequency(self.scores, self.cuts, self.geometry) if self.geometry else None
+        groups = None
+        if self.geometry and self.summarised is None:
+            groups = group_frequency(self.scores, self.cuts, self.geometry)
         return frequency_table(self.frequency, groups)
 
     @cached_property
@@ -200,12 +214,34 @@ def read_results(run: Run) -> RunResults:
     Raises:
         RunError: nothing was measured or evaluated yet, or the run cannot be read.
     """
-    scores, outcomes = run.scores(), run.outcomes()
+    scores, summary, outcomes = run.scores(), None, run.outcomes()
+    cuts = run.thresholds()
+    if scores is None and (summary := run.summary()) is not None:
+        scores = _quantiles(summary)
+        known = [name for name in summary.scores if is_registered(name) and bool(scores[name].notnull().any())]
+        cuts = cuts if cuts is not None or not known else thresholds(summary[known])
     if scores is None and outcomes is None:
         raise RunError(
             f"{str(run.path)!r} holds neither scores nor outcomes yet. Run `headcount measure` or `evaluate` first."
         )
-    return RunResults(manifest=run.manifest, scores=scores, thresholds=run.thresholds(), outcomes=outcomes)
+    return RunResults(
+        manifest=run.manifest,
+        scores=scores,
+        summarised=summary and summary.num_inputs,
+        thresholds=cuts,
+        outcomes=outcomes,
+    )
+
+
+def _quantiles(summary: Summary) -> xr.Dataset:
+    """A summary as scores of 201 inputs: each head's quantiles, its smallest and its largest value among them."""
+    shares = np.linspace(0, 1, 201)
+    scores = {
+        name: (("example", "layer", "head"), of_score.head_quantiles(shares).astype(np.float32))
+        for name, of_score in summary.scores.items()
+    }
+    heads = summary.heads.sizes["head"]
+    return xr.Dataset(scores, coords={"layer": summary.layers, "head": np.arange(heads)})
 
 
 def at(tree: Any, *path: str) -> Any:

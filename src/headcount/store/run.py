@@ -24,6 +24,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from html import escape
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,21 @@ class Run:
         return (
             f"<Run {str(self.path)!r}: {model}, {measured} files of scores, {len(self._shards(_OUTCOMES))} of outcomes>"
         )
+
+    def _repr_html_(self) -> str:
+        """Model, data, what was measured and evaluated, as a table."""
+        data = self.manifest.get("data", {})
+        named = data.get("tasks") or data.get("texts") or []
+        facts = {
+            "run": self.path,
+            "model": self.manifest.get("model", {}).get("name", "?"),
+            "data": ", ".join(map(str, named)),
+            "files of scores": sum(len(self._shards(folder)) for folder in (_SCORES, _SUMMARIES)),
+            "policies": ", ".join(self.policies()),
+            "created": self.manifest.get("created", "?"),
+        }
+        rows = (f"<tr><th>{escape(name)}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items())
+        return f"<table>{''.join(rows)}</table>"
 
     @property
     def settings(self) -> Mapping[str, Any]:

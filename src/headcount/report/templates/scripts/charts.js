@@ -48,6 +48,7 @@ const charts = (() => {
         await idle();
         await draw();
         ready = true;
+        performance.mark(place.id);
       } catch (error) {
         place.textContent = "This chart could not be drawn in this browser; its numbers are in the table below.";
         console.error(error);
@@ -97,5 +98,11 @@ const charts = (() => {
     };
   }
 
-  return { text, see, colourOf, axis, react, register, legend };
+  // Ahead of need, so that a chart that comes near the window is drawn at once.
+  const preload = async () => {
+    await idle();
+    if (Object.keys(data).some((part) => data[part])) load().catch(() => {}); // said where a chart is missing
+  };
+
+  return { text, preload, see, colourOf, axis, react, register, legend };
 })();

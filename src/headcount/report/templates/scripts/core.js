@@ -48,6 +48,8 @@ function setUpTheme() {
 
 const percent = (part, digits = 0) => (part === null || Number.isNaN(part) ? "–" : `${(100 * part).toFixed(digits)}%`);
 
+const whole = (count) => count.toLocaleString("en");
+
 // Three significant digits, never in exponents for the sizes that scores have.
 function number(value) {
   if (value === null || Number.isNaN(value)) return "–";

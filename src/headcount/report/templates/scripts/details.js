@@ -17,7 +17,7 @@ function headDetails() {
       row.toggleAttribute("aria-current", profile === current);
       const values = cell < 0 ? ["–", "–", "–"] : [
         number(profile.mean[cell]),
-        profile.exists(cell) ? `${profile.rank(cell)}` : "–",
+        profile.exists(cell) ? whole(profile.rank(cell)) : "–",
         profile.exists(cell) && profile.inactive_when ? percent(profile.part(cell, step)) : "–",
       ];
       cells.forEach((td, k) => { td.textContent = values[k]; });
@@ -61,17 +61,14 @@ function headDetails() {
       if (current.inactive_when === "low") pen.fillRect(0, 0, Math.max(0, cut), base);
       else pen.fillRect(cut, 0, Math.max(0, width - cut), base);
     }
-    const bar = (parts, colour, filled) => {
-      parts.forEach((part, i) => {
-        const tall = Math.min(1, part / tallest) * (base - 4), left = 1 + (i * (width - 2)) / bars;
-        pen.fillStyle = pen.strokeStyle = colour;
-        if (filled) pen.fillRect(left, base - tall, (width - 2) / bars - 1, tall);
-        else { pen.beginPath(); pen.moveTo(left, base - tall); pen.lineTo(left + (width - 2) / bars, base - tall); pen.stroke(); }
-      });
-    };
-    bar(own, css("--accent"), true);
-    pen.lineWidth = 1.5;
-    bar(all, css("--soft"), false);
+    const left = (i) => 1 + (i * (width - 2)) / bars, top = (part) => base - Math.min(1, part / tallest) * (base - 4);
+    pen.fillStyle = css("--accent");
+    own.forEach((part, i) => pen.fillRect(left(i), top(part), left(1) - left(0) - 1, base - top(part)));
+    pen.strokeStyle = css("--soft");
+    pen.lineWidth = 1.25;
+    pen.beginPath();
+    all.forEach((part, i) => { pen.lineTo(left(i), top(part)); pen.lineTo(left(i + 1), top(part)); });
+    pen.stroke();
     pen.strokeStyle = css("--line");
     pen.lineWidth = 1;
     pen.beginPath(); pen.moveTo(0, base + 0.5); pen.lineTo(width, base + 0.5); pen.stroke();

@@ -22,7 +22,7 @@ function headMap() {
   function measure() {
     const width = canvas.parentElement.clientWidth;
     place.left = grouped && sameGroups ? 44 : 30;
-    place.top = 2;
+    place.top = 6;
     const room = (width - place.left - 2) / layers.length;
     place.gap = room >= 7 ? 1 : 0;
     place.cell = Math.max(2, Math.min(28, Math.floor(room) - place.gap));
@@ -131,7 +131,7 @@ function headMap() {
         "Make the report with --scores-from and the file that defines it.";
       return;
     }
-    let inactive = 0, existing = 0, whole = 0, sets = 0;
+    let inactive = 0, existing = 0, wholly = 0, sets = 0;
     for (let layer = 0; layer < layers.length; layer++) {
       for (let from = 0; from < heads; from += groups[layer]) {
         let members = 0, offs = 0;
@@ -142,15 +142,15 @@ function headMap() {
         existing += members;
         inactive += offs;
         sets += Number(members > 0);
-        whole += Number(members > 0 && offs === members);
+        wholly += Number(members > 0 && offs === members);
       }
     }
     const side = current.inactive_when === "low" ? "below" : "above";
     readout.replaceChildren(
-      element("strong", {}, `${inactive} of ${existing} heads (${percent(inactive / existing, 1)})`),
+      element("strong", {}, `${whole(inactive)} of ${whole(existing)} heads (${percent(inactive / existing, 1)})`),
       ` ${inactive === 1 ? "is" : "are"} inactive on ${rules[rule.value]}: ${current.score} ${side} ${number(current.thresholds[step()])}.`,
-      grouped ? ` ${whole} of ${sets} key-value groups ${whole === 1 ? "is" : "are"} wholly inactive.` : "",
-      ` Beyond this threshold lie ${step()}% of the scores of all heads on all ${inputs.toLocaleString("en")} inputs.`,
+      grouped ? ` ${whole(wholly)} of ${whole(sets)} key-value groups ${wholly === 1 ? "is" : "are"} wholly inactive.` : "",
+      ` Beyond this threshold lie ${step()}% of the scores of all heads on all ${whole(inputs)} inputs.`,
     );
   }
 
@@ -211,7 +211,7 @@ function headMap() {
   function speak(cell) {
     if (cell < 0) return;
     spoken.textContent = `Layer ${layers[layerOf(cell)]}, head ${headOf(cell)}: ${current.score} ${number(current.mean[cell])}, ` +
-      `rank ${current.rank(cell)} of ${current.measured}` +
+      `rank ${whole(current.rank(cell))} of ${whole(current.measured)}` +
       (current.inactive_when ? `, inactive on ${percent(current.part(cell, step()))} of inputs` : "");
   }
 

@@ -14,7 +14,8 @@ const profiles = (() => {
     }
     const numbers = new Float32Array(raw.buffer);
     const steps = scores[index].thresholds.length;
-    const often = bytes.slice(4 * count);
+    const deciles = bytes.subarray(4 * count, 4 * count + 9 * cells);
+    const often = bytes.slice(4 * count + 9 * cells);
     for (let cell = 0; cell < cells; cell++) {
       for (let step = 1, at = cell * steps + 1; step < steps; step++, at++) often[at] += often[at - 1]; // modulo 256
     }
@@ -35,7 +36,7 @@ const profiles = (() => {
       }
       return from + 1;
     };
-    // Cumulative share of the head's inputs at or below a value, between the thresholds by straight lines.
+    // Cumulative share of the head's inputs up to a value: at the thresholds and at its own deciles, by straight lines.
     const ascending = sign === 1 ? profile.thresholds : [...profile.thresholds].reverse();
     profile.edges = ascending;
     profile.cumulative = (cell) => {
@@ -44,7 +45,12 @@ const profiles = (() => {
         if (value <= low[cell] || value >= high[cell]) return;
         points.push([value, sign === 1 ? profile.part(cell, k) : 1 - profile.part(cell, steps - 1 - k)]);
       });
+      for (let tenth = 1; tenth < 10; tenth++) {
+        points.push([low[cell] + (deciles[9 * cell + tenth - 1] / always) * (high[cell] - low[cell]), tenth / 10]);
+      }
       points.push([high[cell], 1]);
+      points.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+      for (let k = 1; k < points.length; k++) points[k][1] = Math.max(points[k][1], points[k - 1][1]);
       return points;
     };
     return profile;
