@@ -13,6 +13,7 @@ from headcount.analysis.curves import (
 )
 from headcount.analysis.distributions import cumulative, distances, layer_profile
 from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
+from headcount.analysis.overview import Saved, all_tables
 from headcount.analysis.removable import last_crossing, removable_table
 from headcount.analysis.search import Look, Search, find_removable_share
 from headcount.analysis.sequential import SequentialTest, sequential_table
@@ -20,10 +21,12 @@ from headcount.analysis.stability import head_stability, threshold_stability, th
 
 __all__ = [
     "Look",
+    "Saved",
     "Search",
     "SequentialTest",
     "accuracy_table",
     "against_random",
+    "all_tables",
     "cumulative",
     "curve_points",
     "curve_table",

@@ -106,19 +106,26 @@ def removable_by_score(
 
     Returns:
         One row a model and task, then one with model ``mean`` over the models of each task with several; columns model,
-        task, one a score (NaN where a model lacks it), best_score, best.
+        task, one a score (NaN where a model lacks it), best_score, best, and lower_bounds: the scores, joined by spaces,
+        whose curve does not fall that far, so that the number (and a mean or best of it) is a lower bound.
     """
     wide = curves.pivot(index=_WHERE, columns="score", values=value)
     models = pd.MultiIndex.from_frame(curves.loc[:, _WHERE].drop_duplicates())
     wide = wide.reindex(index=models, columns=list(dict.fromkeys(curves["score"])))
     others = wide.drop(columns=[score for score in not_best if score in wide])
     wide["best_score"], wide["best"] = others.idxmax(axis=1), others.max(axis=1)
+    bound = value.replace("removable_share", "is_lower_bound")
+    of_curves = curves.loc[curves[bound]].groupby(_WHERE)["score"].agg(" ".join)
+    wide["lower_bounds"] = of_curves.reindex(wide.index, fill_value="")
     table = wide.reset_index()
     means = [
-        {"model": "mean", "task": task, **of_task.select_dtypes("number").mean()}
+        {
+            "model": "mean", "task": task, **of_task.select_dtypes("number").mean(),
+            "lower_bounds": " ".join(dict.fromkeys(" ".join(of_task["lower_bounds"]).split())),
+        }
         for task, of_task in table.groupby("task", sort=False)
         if len(of_task) > 1
-    ]
+    ]  # fmt: skip
     return pd.concat([table, pd.DataFrame(means)], ignore_index=True).rename_axis(columns=None)
 
 

@@ -47,6 +47,20 @@ class PairedOutcomes:
         return self.values - self.values[:, :1]
 
 
+def by_benchmark(outcomes: pd.DataFrame, asked: Iterable[str]) -> dict[str, pd.DataFrame]:
+    """The outcomes of each benchmark that was asked for.
+
+    A group's tasks are named after it (``mmlu_anatomy`` of ``mmlu``); a task that is named after none is its own benchmark.
+    """
+    longest_first = sorted(asked, key=len, reverse=True)
+
+    def benchmark(task: str) -> str:
+        return next((name for name in longest_first if task == name or task.startswith(f"{name}_")), task)
+
+    groups = outcomes.groupby(outcomes["task"].astype(str).map(benchmark), sort=False)
+    return {str(name): of_benchmark for name, of_benchmark in groups}
+
+
 def metrics_of(outcomes: pd.DataFrame) -> list[str]:
     """lm-eval's metrics in ``outcomes``: numeric columns that hold at least one number."""
     return _averageable(outcomes, [str(name) for name in outcomes.columns if name not in _NOT_METRICS])

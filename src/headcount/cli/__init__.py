@@ -37,6 +37,7 @@ def _main(
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 2."""
     from headcount.cli import (  # noqa: F401  (each adds its command)
+        analyse,
         demo,
         evaluate,
         export,

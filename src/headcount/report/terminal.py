@@ -14,6 +14,7 @@ from headcount.report.wording import (
     policy_name,
     removable_with_interval,
     rows,
+    shown,
 )
 from headcount.report.wording import points as points_text
 
@@ -26,7 +27,7 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
         accuracy: as from ``headcount.analysis.accuracy_table``.
         removable: as from ``headcount.analysis.removable_table``; nothing is printed for an empty one.
     """
-    policies = _table(
+    policies = terminal_table(
         "Accuracy with heads zeroed", "Score", "Share asked", "Realised", "Accuracy", "Change, points [95%]"
     )
     for row in rows(accuracy):
@@ -42,29 +43,41 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
 
 def print_removable(console: Console, removable: pd.DataFrame) -> None:
     """Print the removable share of each score, as from ``headcount.analysis.removable_table``."""
-    shares = _table("Heads that can be zeroed within 1 point", "Score", "Removable share [95%]", "Measured up to")
+    shares = terminal_table(
+        "Heads that can be zeroed within 1 point", "Score", "Removable share [95%]", "Measured up to"
+    )
     for row in rows(removable):
         shares.add_row(Text(row.score), removable_with_interval(row), percent(row.largest_share_measured))
     console.print(shares)
 
 
-def print_removable_by_score(console: Console, table: pd.DataFrame, columns: Sequence[str]) -> None:
+def print_removable_by_score(
+    console: Console,
+    table: pd.DataFrame,
+    columns: Sequence[str],
+    *,
+    title: str = "Heads that can be zeroed within 1 point, percent",
+) -> None:
     """Print removable shares side by side.
 
     Args:
         console: where to.
         table: as from ``headcount.analysis.removable_by_score``.
         columns: scores of it to show, and ``best`` for the best one with its name.
+        title: above it.
     """
     several = len(set(table["task"])) > 1
-    shown = _table("Heads that can be zeroed within 1 point, percent", "Model", *columns)
+    made = terminal_table(title, "Model", *columns)
     for row in rows(table):
-        cells = [f"{100 * getattr(row, column):.1f}".replace("nan", NOT_MEASURED) for column in columns]
-        if "best" in columns and isinstance(row.best_score, str):
-            cells[columns.index("best")] += f" {row.best_score}"
+        bounds = row.lower_bounds.split()
+        cells = []
+        for column in columns:
+            best = row.best_score if column == "best" and isinstance(row.best_score, str) else ""
+            cell = f"{100 * getattr(row, column):.1f}".replace("nan", NOT_MEASURED)
+            cells.append(f"{'≥ ' if (best or column) in bounds else ''}{cell} {best}".rstrip())
         name = f"{row.model}, {row.task}" if several else row.model
-        shown.add_row(Text(name), *map(Text, cells), style="bold" if row.model == "mean" else None)
-    console.print(shown)
+        made.add_row(Text(shown(name, 60)), *map(Text, cells), style="bold" if row.model == "mean" else None)
+    console.print(made)
 
 
 def print_curves(console: Console, curves: pd.DataFrame) -> None:
@@ -78,37 +91,42 @@ def print_curves(console: Console, curves: pd.DataFrame) -> None:
     for group in groups:
         first = rows(group)[0]
         if several_models:
-            shown = _table(f"{first.score}, {first.task}", "Model", *headings)
+            made = terminal_table(f"{first.score}, {first.task}", "Model", *headings)
         else:
-            shown = _table(f"{first.model}, {first.task}: {percent(first.baseline)} untouched", "Score", *headings)
+            made = terminal_table(
+                f"{first.model}, {first.task}: {percent(first.baseline)} untouched", "Score", *headings
+            )
         for row in rows(group if several_models else group.sort_values("rank", kind="stable")):
-            shown.add_row(
-                Text(row.model if several_models else row.score),
+            made.add_row(
+                Text(shown(row.model if several_models else row.score, 60)),
                 f"{'≥ ' * row.is_lower_bound}{percent(row.removable_share)}",
                 f"{'≥ ' * row.is_lower_bound_relative}{percent(row.removable_share_relative)}",
                 percent(row.normalised_area),
                 f"{row.rank:g}",
             )
-        console.print(shown)
+        console.print(made)
 
 
 def print_points(console: Console, points: pd.DataFrame) -> None:
     """Print one curve's points, as from ``headcount.analysis.against_random``."""
     first = rows(points)[0]
     title = f"{first.model}, {first.task}: {first.score}, {percent(first.baseline)} untouched"
-    shown = _table(title, "Share asked", "Threshold", "Realised", "Accuracy", "Change", "Random at this share")
+    made = terminal_table(title, "Share asked", "Threshold", "Realised", "Accuracy", "Change", "Random at this share")
     for row in rows(points):
-        shown.add_row(
+        made.add_row(
             percent(row.share_asked, 0), f"{row.threshold:.4g}", percent(row.share_realised), percent(row.accuracy),
             points_text(row.accuracy - row.baseline), percent(row.random_accuracy),
         )  # fmt: skip
-    console.print(shown)
+    console.print(made)
 
 
-def _table(title: str, first: str, *others: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    table.add_column(first, overflow="fold")
+def terminal_table(title: str, first: str, *others: str) -> Table:
+    """An empty table: the first column folds, the others are numbers."""
+    # What strangers named is text, not markup; neither is `[95%]`.
+    table = Table(
+        title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False
+    )
+    table.add_column(Text(first), overflow="fold")
     for name in others:
-        # `[95%]` is text, not markup.
         table.add_column(Text(name), justify="right", no_wrap=len(name) > 12)
     return table

@@ -1,0 +1,181 @@
+"""Every table at once, from any number of runs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import pandas as pd
+import xarray as xr
+
+from headcount.analysis.accuracy import accuracy_table
+from headcount.analysis.agreement import score_agreement
+from headcount.analysis.curves import (
+    against_random,
+    curve_points,
+    curve_table,
+    rank_correlation,
+    removable_by_score,
+    top_overlap,
+)
+from headcount.analysis.distributions import cumulative, distances, layer_profile
+from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
+from headcount.analysis.outcomes import by_benchmark, metrics_of
+from headcount.analysis.removable import removable_table
+from headcount.analysis.stability import head_stability, threshold_stability, threshold_transfer
+from headcount.heads import HeadGeometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """What one run holds; parts that it does not have are None.
+
+    Attributes:
+        model: its name, the same for all runs of a model.
+        data: name of the benchmarks or texts.
+        tasks: the benchmarks asked for.
+        outcomes: one row a policy and question.
+        scores: one variable a score, dims (example, layer, head).
+        thresholds: one variable a score, dim (share,).
+        geometry: the model's layers.
+    """
+
+    model: str
+    data: str
+    tasks: Sequence[str] = ()
+    outcomes: pd.DataFrame | None = None
+    scores: xr.Dataset | None = None
+    thresholds: xr.Dataset | None = None
+    geometry: HeadGeometry | None = None
+
+
+def all_tables(
+    runs: Sequence[Saved],
+    *,
+    metric: str | None = None,
+    margin: float = 0.01,
+    confidence: float = 0.95,
+    resamples: int = 2_000,
+    seed: int = 0,
+    published: pd.DataFrame | None = None,
+) -> dict[str, pd.DataFrame]:
+    """Every table that the runs allow.
+
+    Args:
+        runs: of one or several models, on one or several data each.
+        metric: that accuracy is measured by; ``acc`` if not given, or the first there is.
+        margin: the fall that is tolerated.
+        confidence: of intervals and verdicts.
+        resamples: bootstrap draws.
+        seed: of the draws.
+        published: curves of other models to compare ranks with, as from ``curve_table``.
+
+    Returns:
+        Data frames by name, each with model and task (a benchmark) or data (of a run) in front: ``accuracy``, ``removable``
+        (with the relative margin beside the absolute one, areas and ranks), ``points``, ``by_score``, ``ranks`` (correlation
+        and overlap of every two), ``inactive`` (heads and groups always, sometimes and never inactive), ``heads`` (how often
+        each is), ``groups``, ``agreement``, ``layers``, ``cumulative``; where a model has several data ``thresholds``,
+        ``transfer`` and ``stability``; where data have several models ``distances``. Only those that hold something.
+
+    Raises:
+        InputError: a metric or margin that cannot be used.
+    """
+    options = {"margin": margin, "confidence": confidence, "resamples": resamples, "seed": seed}
+    found: dict[str, list[pd.DataFrame]] = {}
+
+    def keep(name: str, table: pd.DataFrame, **labels: str) -> None:
+        found.setdefault(name, []).append(pd.DataFrame({**labels, **table}) if len(table) else table)
+
+    for run in runs:
+        for task, outcomes in _benchmarks(run):
+            known = metrics_of(outcomes)
+            chosen = metric or ("acc" if "acc" in known or not known else known[0])
+            of_policies = accuracy_table(outcomes, metric=chosen, **options)
+            points = curve_points(of_policies, model=run.model, task=task)
+            keep("accuracy", of_policies.assign(metric=chosen), model=run.model, task=task)
+            keep("points", points)
+            removable = removable_table(outcomes, metric=chosen, **options)
+            relative = removable_table(outcomes, metric=chosen, relative=True, **options)
+            keep("removable", _with_relative(removable, relative), model=run.model, task=task)
+        if run.scores is not None and run.thresholds is not None:
+            labels = {"model": run.model, "data": run.data}
+            heads = head_frequency(run.scores, run.thresholds)
+            groups = None if run.geometry is None else group_frequency(run.scores, run.thresholds, run.geometry)
+            keep("inactive", frequency_table(heads, groups), **labels)
+            keep("heads", _long(heads, "frequency"), **labels)
+            if groups is not None:
+                keep("groups", _long(groups, "frequency"), **labels)
+            keep("agreement", _pairs(score_agreement(run.scores, run.thresholds)), **labels)
+        if run.scores is not None:
+            keep("layers", layer_profile(run.scores), model=run.model, data=run.data)
+            keep("cumulative", cumulative(run.scores), model=run.model, data=run.data)
+    for model, of_model in _by(runs, "model"):
+        for name, table in _across_data(of_model):
+            keep(name, table, model=model)
+    for data, of_data in _by(runs, "data"):
+        scores = {run.model: run.scores for run in of_data if run.scores is not None}
+        if len(scores) > 1:
+            keep("distances", distances(scores), data=data)
+    tables = {name: pd.concat(frames, ignore_index=True) for name, frames in found.items()}
+    if len(tables.get("points", ())):
+        curves = curve_table(tables["points"], margin=margin)
+        tables["points"] = against_random(tables["points"])
+        tables["removable"] = tables["removable"].merge(
+            curves[["model", "task", "score", "baseline", "normalised_area", "rank"]], on=["model", "task", "score"]
+        )
+        tables["by_score"] = removable_by_score(curves)
+        tables["ranks"] = _ranks(curves if published is None else pd.concat([curves, published], ignore_index=True))
+    return {name: table for name, table in tables.items() if len(table)}
+
+
+def _benchmarks(run: Saved) -> Iterator[tuple[str, pd.DataFrame]]:
+    if run.outcomes is not None and len(run.outcomes):
+        yield from by_benchmark(run.outcomes, run.tasks).items()
+
+
+def _by(runs: Sequence[Saved], attribute: str) -> Iterator[tuple[str, list[Saved]]]:
+    def key(run: Saved) -> str:
+        return getattr(run, attribute)
+
+    for name, group in groupby(sorted(runs, key=key), key):
+        yield name, list(group)
+
+
+def _across_data(runs: Sequence[Saved]) -> Iterator[tuple[str, pd.DataFrame]]:
+    """What one model's thresholds and heads do from one data to another."""
+    cuts = {run.data: run.thresholds for run in runs if run.thresholds is not None}
+    scores = {run.data: run.scores for run in runs if run.scores is not None and run.thresholds is not None}
+    if len(cuts) > 1:
+        spread = threshold_stability(cuts)
+        yield "thresholds", spread.melt(["score", "share", "spread"], var_name="data", value_name="threshold")
+    if len(scores) > 1:
+        yield "transfer", threshold_transfer(scores, {name: cuts[name] for name in scores})
+        yield "stability", head_stability({name: head_frequency(scores[name], cuts[name]) for name in scores})
+
+
+def _with_relative(absolute: pd.DataFrame, relative: pd.DataFrame) -> pd.DataFrame:
+    columns = ["removable_share", "is_lower_bound", "low", "high", "share_shown"]
+    return absolute.join(relative[columns].add_suffix("_relative"))
+
+
+def _long(of_scores: xr.Dataset, value: str) -> pd.DataFrame:
+    """One row a score and place; places that a model does not have are left out."""
+    frame = of_scores.to_array("score", name=value).to_dataframe().reset_index()
+    return frame.dropna(subset=[value]).reset_index(drop=True)
+
+
+def _pairs(agreement: xr.Dataset) -> pd.DataFrame:
+    frame = agreement.to_dataframe().reset_index()
+    return frame.loc[frame["score"] != frame["other"]].reset_index(drop=True)
+
+
+def _ranks(curves: pd.DataFrame) -> pd.DataFrame:
+    """Correlation and overlap of every two (model, task), each pair once."""
+    correlation, overlap = rank_correlation(curves), top_overlap(curves)
+    names = list(overlap.index)
+    rows = [
+        (*one, *other, correlation.loc[one, other], overlap.loc[one, other])
+        for number, one in enumerate(names)
+        for other in names[:number]
+    ]
+    columns = ["model", "task", "other_model", "other_task", "rank_correlation", "top_5_overlap"]
+    return pd.DataFrame(rows, columns=columns)
