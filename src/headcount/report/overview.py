@@ -149,7 +149,7 @@ def _agreement(console: Console, agreement: pd.DataFrame, share: float) -> None:
 def _thresholds(console: Console, thresholds: pd.DataFrame, share: float) -> None:
     for model, of_model in thresholds.groupby("model", sort=False):
         names: Sequence[str] = list(dict.fromkeys(of_model["data"]))
-        title = f"{shown(model, 40)}: thresholds at {percent(share, 0)} on each benchmark"
+        title = f"{shown(model, 40)}: thresholds at {percent(share, 0)}"
         table = terminal_table(title, "Score", *(shown(name, 16) for name in names), "Spread")
         for score, of_score in of_model.sort_values("spread", kind="stable").groupby("score", sort=False):
             found = {row.data: row for row in rows(of_score)}
