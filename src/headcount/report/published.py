@@ -23,7 +23,7 @@ def published_models() -> list[str]:
 def published_shares() -> dict[str, np.ndarray]:
     """Score → removable share within 1 point of MMLU of each model."""
     models = _models()
-    scores = [str(name) for name in models.columns if name not in ("model", "task", "best_score", "best")]
+    scores = [str(name) for name in models.select_dtypes("number").columns if name != "best"]
     return {score: models[score].to_numpy(dtype=float) for score in scores}
 
 
