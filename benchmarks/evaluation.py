@@ -33,9 +33,10 @@ TASKS = {"arc_easy": (200, 0), "hellaswag": (100, 0), "mmlu": (40, 5)}
 
 
 def requests_of(task: str, questions: int, shots: int) -> list[Any]:
-    """lm-eval's requests for a task's first questions; of a group as many from each task, as far as they go."""
+    """lm-eval's requests for a task's first questions; of a group ten from each of as many tasks as that takes."""
     loaded = [*load_tasks([task], num_fewshot=shots, offline=True).tasks.values()]
-    chosen = loaded[:: max(1, len(loaded) // questions)][:questions]
+    number = min(len(loaded), max(1, questions // 10))
+    chosen = loaded[:: len(loaded) // number][:number]
     requests = []
     for one in chosen:
         one.build_all_requests(limit=questions // len(chosen), rank=0, world_size=1)
