@@ -12,6 +12,7 @@ from axe_playwright_python.sync_playwright import Axe
 
 from headcount.report import RunResults, render_page
 from headcount.report.result_tables import result_tables
+from headcount.report.wording import shown
 from headcount.thresholding import thresholds
 from tests.report.conftest import GROUP, HEADS, HOSTILE, IDS, INPUTS, LAYERS, Window
 from tests.report.test_page import hostile_results
@@ -149,6 +150,27 @@ def test_a_click_pins_a_head_and_keys_reach_every_head(window, results):
     assert title.inner_text() == "No head chosen"
 
 
+def test_on_a_narrow_screen_layers_run_downwards(window):
+    page = window.fresh(360)
+    canvas, title, spoken = page.locator("#map-canvas"), page.locator("#head-title"), page.locator("#map-spoken")
+    assert f"{LAYERS} layers from top to bottom, {HEADS} query heads from left to right" in canvas.get_attribute(
+        "aria-label"
+    )
+    canvas.focus()
+    for key in ("Escape", "Home", *["ArrowLeft"] * HEADS, "ArrowDown", "ArrowDown", "ArrowRight"):
+        canvas.press(key)
+    assert title.inner_text() == "Layer 2, head 1"
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
+    assert box["height"] > 2 * box["width"]
+    page.mouse.click(box["x"] + box["width"] - 8, box["y"] + box["height"] / 2)
+    assert title.inner_text().endswith(f"head {HEADS - 1}")
+    assert spoken.is_visible()
+    assert spoken.inner_text().startswith(f"{title.inner_text()}: ")
+    page.locator("#head-unpin").click()
+    assert "left to right, 9 query heads" in window.fresh().locator("#map-canvas").get_attribute("aria-label")
+
+
 def test_greyed_heads_change_on_the_canvas(window):
     page = window.fresh()
     pixels = "canvas => canvas.toDataURL()"
@@ -253,6 +275,9 @@ def test_hostile_names_do_nothing(hostile):
     assert page.evaluate("document.querySelectorAll('img, iframe, object, embed, link, form').length") == 0
     rows = list(csv.reader(io.StringIO(save(page, "accuracy"))))
     assert any(HOSTILE[:20] in cell for row in rows for cell in row)
+    rows = list(csv.reader(io.StringIO(save(page, "head-map"))))
+    assert {len(row) for row in rows} == {10}  # quotes and commas in names do not open columns
+    assert {row[3] for row in rows[1:]} == {shown(HOSTILE, 40)}
 
 
 def test_without_scripts_the_answer_and_the_tables_are_there(browser, page_file, page_html):

@@ -88,7 +88,7 @@ def test_the_answer_stands_first_with_its_uncertainty_and_limits(page_html):
         r"\(95% interval [\d.]+(–|% to at least )[\d.]+%\); random heads: [\d.]+%\.",
         text,
     )
-    assert "Few questions: with 200 the baseline's accuracy is itself known only to within ±" in text
+    assert "Few questions: from 200 the untouched model's own accuracy is known only to lie between" in text
     assert "best of 3 scores" in text
     assert "Near chance" not in text
 
@@ -109,6 +109,16 @@ def test_a_curve_that_never_falls_is_a_lower_bound():
     # the largest realised share is 0.2 · 1.1
     assert "At least 22% of heads can be zeroed within 1 point of arc_easy accuracy by ahon_ln" in text
     assert "≥ 22.0%" in text
+
+
+def test_five_questions_are_no_headline():
+    results = make_results(scores=None, outcomes=make_outcomes(questions=5, loss={"ahon_ln": 0.0, "random": 9.0}))
+    page = render_page([results])
+    claim = html.unescape(re.search(r'<p class="claim">(.*?)</p>', page)[1])
+    assert claim.endswith("These 5 questions show it, with 95% confidence, at no share of heads.")
+    bounds = [bound for line in data_of(page)["curves"]["lines"] for bound in line["low"] + line["high"]]
+    assert min(bounds) >= 0
+    assert max(bounds) <= 100
 
 
 def test_near_chance_is_said():

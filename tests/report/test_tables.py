@@ -1,3 +1,4 @@
+import csv
 import io
 
 import numpy as np
@@ -26,11 +27,13 @@ def test_csv_holds_every_digit_and_comes_back():
     assert back["name"][1] == 'b"c, d\ne'
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\tx"])
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\tx", "\nx"])
 def test_csv_text_is_never_a_formula(name):
     text = made(pd.DataFrame({"name": [name], "x": [-1.5]})).csv()
     assert pd.read_csv(io.StringIO(text))["name"][0] == f"'{name}"
     assert text.endswith("-1.5\r\n")  # numbers stay numbers
+    headings = next(csv.reader(io.StringIO(made(pd.DataFrame({"name": ["a"], "x": [1.0], name: ["b"]})).csv())))
+    assert headings[2] == f"'{name}"  # a benchmark's name, say
 
 
 def test_latex_by_hand():

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from headcount.report.wording import answer, caveats
+from headcount.report.wording import answer, caveats, proof
 
 COLUMNS = ["score", "removable_share", "is_lower_bound", "low", "high", "share_shown", "largest_share_measured"]
 AHON = ("ahon_ln", 0.17, False, 0.12, 0.21, 0.17, 0.3)
@@ -44,17 +44,43 @@ def test_answer(rows, expected):
 @pytest.mark.parametrize(
     ("questions", "chance", "scores", "expected"),
     [
-        (20_000, 0.25, [AHON, RANDOM], []),  # 1.96 · √(0.26 · 0.74 / 20000) = 0.6 points, below the 1 of the distance
+        (20_000, 0.25, [AHON, RANDOM], []),  # scipy's Wilson interval: 25.4 to 26.6%, above chance and 1.2 points wide
         (20_000, 0.255, [AHON], ["Near chance"]),
-        (200, None, [AHON], ["Few questions"]),  # 1.96 · √(0.26 · 0.74 / 200) = 6.1 points
+        (200, None, [AHON], ["Few questions: from 200 the untouched model's own accuracy is known only to lie between "
+                             "20.4% and 32.5%"]),  # scipy.stats.binomtest(52, 200).proportion_ci(method="wilson")
         (20_000, None, [AHON, AHON], ["best of 2 scores"]),
-        (20_000, None, [OPEN], ["ahon_ln is shown to stay within 1 point only up to 5.0% of heads"]),
     ],
-)
+)  # fmt: skip
 def test_caveats(questions, chance, scores, expected):
-    accuracy = pd.DataFrame({"accuracy": [0.26], "num_questions": [questions]})
-    removable = pd.DataFrame(scores, columns=COLUMNS)
-    said = caveats(accuracy, removable, margin=0.01, confidence=0.95, chance=chance)
+    said = _caveats(0.26, questions, scores, chance)
     assert len(said) == len(expected)
     assert all(part in text for part, text in zip(expected, said, strict=True))
-    assert "±6.1 points" in said[0] if questions == 200 else True
+
+
+def _caveats(accuracy, questions, scores=(AHON,), chance=None):
+    table = pd.DataFrame({"accuracy": [accuracy], "num_questions": [questions]})
+    removable = pd.DataFrame(scores, columns=COLUMNS)
+    return caveats(table, removable, margin=0.01, confidence=0.95, chance=chance)
+
+
+def test_five_right_answers_are_not_certainty():
+    # scipy's Wilson intervals of 5 of 5 and 0 of 5.
+    assert "between 56.6% and 100.0%" in _caveats(1.0, 5)[0]
+    assert "between 0.0% and 43.4%" in _caveats(0.0, 5, chance=0.25)[0]
+    assert "Near chance" in _caveats(0.0, 5, chance=0.25)[1]
+    assert _caveats(17.3, 5) == []  # a perplexity, say
+
+
+@pytest.mark.parametrize(
+    ("row", "questions", "expected"),
+    [
+        (AHON, 5000, ""),  # all of it is shown
+        (OPEN, 5000, "These 5,000 questions show it, with 95% confidence, only up to 5.0% of heads."),
+        ((*AHON[:5], 0.0, 0.3), 5, "These 5 questions show it, with 95% confidence, at no share of heads."),
+        ((*AHON[:5], 0.0, 0.3), 1, "This one question shows it, with 95% confidence, at no share of heads."),
+        (RANDOM, 5, ""),  # there is no best score to prove anything of
+    ],
+)
+def test_proof(row, questions, expected):
+    table = pd.DataFrame([row], columns=COLUMNS)
+    assert proof(table, num_questions=questions, confidence=0.95) == expected

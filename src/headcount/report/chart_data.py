@@ -31,8 +31,8 @@ def accuracy_data(run: RunResults) -> dict[str, Any] | None:
             "label": ["untouched", *(shown(row.policy) for row in points)],
             "x": _percentages([0.0, *(row.share_realised for row in points)]),
             "y": _percentages([baseline, *(baseline + row.change for row in points)]),
-            "low": _percentages([baseline, *(baseline + row.change_low for row in points)]),
-            "high": _percentages([baseline, *(baseline + row.change_high for row in points)]),
+            "low": _percentages(run.possible([baseline, *(baseline + row.change_low for row in points)])),
+            "high": _percentages(run.possible([baseline, *(baseline + row.change_high for row in points)])),
         })  # fmt: skip
     best = wording.best_row(run.removable)
     return {
@@ -104,7 +104,7 @@ def stability_tables(runs: Sequence[RunResults]) -> tuple[pd.DataFrame, pd.DataF
 
 
 def ranks_data(run: RunResults) -> dict[str, Any] | None:
-    """Each score's rank on all questions and on each task, beside the paper's mean rank over its 14 models."""
+    """Each score's rank on all questions and on each task, beside its mean rank among them over the paper's 14 models."""
     if not run.evaluated or run.removable.empty:
         return None
     ranks = run.ranks
@@ -112,7 +112,7 @@ def ranks_data(run: RunResults) -> dict[str, Any] | None:
         "scores": [_line(str(score)) for score in ranks.index],
         "tasks": [shown(task, 60) for task in ranks.columns],
         "ranks": [_floats(ranks[task].to_numpy(), 4) for task in ranks.columns],
-        "paper": _floats(paper_ranks().reindex(ranks.index).to_numpy(), 4),
+        "paper": _floats(paper_ranks(ranks.index).to_numpy(), 4),
     }
 
 
@@ -149,14 +149,24 @@ def paper_data(run: RunResults) -> dict[str, Any] | None:
         return None
     published = published_shares()
     own = {row.score: row for row in wording.rows(run.removable)}
-    scores = [*published, *(score for score in own if score not in published)]
+    scores = [*(score for score in own if score not in published), *published]
     return {
         "models": published_models(),
         "scores": [_line(score) for score in scores],
         "shares": [_percentages(published.get(score, ())) for score in scores],
-        "own": [_percentages([own[score].removable_share])[0] if score in own else None for score in scores],
-        "bound": [bool(own[score].is_lower_bound) if score in own else False for score in scores],
+        "own": [_share_of(own[score]) if score in own else None for score in scores],
         "name": run.model,
+    }
+
+
+def _share_of(row: Any) -> dict[str, Any]:
+    share, low, high = _percentages([row.removable_share, row.low, row.high])
+    return {
+        "share": share,
+        "low": low,
+        "high": high,
+        "text": wording.removable_with_interval(row),
+        "bound": bool(row.is_lower_bound),
     }
 
 

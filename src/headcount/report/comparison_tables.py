@@ -50,12 +50,13 @@ def _ranks(run: RunResults) -> Table:
     frame["normalised_area"] = together["normalised_area"].reindex(ranks.index).to_numpy()
     for task in tasks:
         frame[f"rank on {task}"] = ranks[task].to_numpy()
-    frame["paper_mean_rank"] = paper_ranks().reindex(ranks.index).to_numpy()
+    frame["paper_mean_rank"] = paper_ranks(ranks.index).to_numpy()
     return table(
         "ranks",
         "Scores ranked by the normalised area under their curves",
         "The area is the mean accuracy over the range of shares that the score's own curve covers, as in the paper; so "
-        "a curve that was measured over smaller shares looks better.",
+        "a curve that was measured over smaller shares looks better. The paper's mean rank is that among the same scores, over "
+        "its 14 models.",
         frame,
         [
             ("Score", lambda row: row.score, False),

@@ -117,7 +117,7 @@ def render_page(runs: Sequence[RunResults]) -> str:
 def _answer(run: RunResults) -> dict[str, Any]:
     """What the page says first: the sentence, its limits, and the removable shares on a common scale."""
     if not run.evaluated:
-        return {"answer": "", "caveats": [], "shares": None, "metric_name": "", "curves_summary": ""}
+        return {"answer": "", "proof": "", "caveats": [], "shares": None, "metric_name": "", "curves_summary": ""}
     said = {"margin": MARGIN, "confidence": CONFIDENCE}
     tasks = [wording.shown(task, 60) for task in run.tasks]
     named = tasks if len(tasks) <= 3 else [f"{len(tasks)} tasks"]
@@ -138,6 +138,7 @@ def _answer(run: RunResults) -> dict[str, Any]:
     ]
     return {
         "answer": answer,
+        "proof": wording.proof(removable, num_questions=int(run.accuracy.num_questions[0]), confidence=CONFIDENCE),
         "caveats": wording.caveats(run.accuracy, removable, chance=run.chance, **said),
         "shares": {"rows": rows, "most": most} if rows else None,
         "metric_name": wording.metric_name(run.metric),

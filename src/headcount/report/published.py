@@ -1,5 +1,6 @@
 """The paper's results in the form in which the report sets them beside others."""
 
+from collections.abc import Iterable
 from functools import cache
 
 import numpy as np
@@ -8,11 +9,13 @@ import pandas as pd
 from headcount.published import published_curves, published_table
 
 
-@cache
-def paper_ranks() -> pd.Series:
-    """Each score's mean rank over the paper's 14 models."""
-    curves = published_curves()
-    return pd.Series({str(score): rows["rank"].mean() for score, rows in curves.groupby("score")})
+def paper_ranks(scores: Iterable[str]) -> pd.Series:
+    """Mean over the paper's 14 models of each score's rank among these scores; NaN for those that the paper has not."""
+    scores = list(scores)
+    curves = _curves()
+    among = curves.loc[curves["score"].isin(scores)]
+    ranks = among.groupby("model")["normalised_area"].rank(ascending=False)
+    return ranks.groupby(among["score"]).mean().reindex(scores)
 
 
 def published_models() -> list[str]:
@@ -21,10 +24,16 @@ def published_models() -> list[str]:
 
 
 def published_shares() -> dict[str, np.ndarray]:
-    """Score → removable share within 1 point of MMLU of each model."""
+    """Score → removable share within 1 point of MMLU of each model; random last."""
     models = _models()
     scores = [str(name) for name in models.select_dtypes("number").columns if name != "best"]
+    scores.sort(key=lambda score: score == "random")
     return {score: models[score].to_numpy(dtype=float) for score in scores}
+
+
+@cache
+def _curves() -> pd.DataFrame:
+    return published_curves()
 
 
 @cache

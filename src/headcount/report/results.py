@@ -1,6 +1,6 @@
 """A run's saved results, and the tables that page and figures both read from them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -201,6 +201,13 @@ class RunResults:
             0 if values is None or pd.api.types.is_scalar(values) else len(values) for values in asked["loglikelihoods"]
         ]
         return sum(1 / count for count in choices) / len(choices) if choices and min(choices) > 1 else None
+
+    def possible(self, accuracies: Iterable[float]) -> list[float]:
+        """Bounds of accuracies, none beyond 0 and 1 where every question is worth between 0 and 1."""
+        assert self.outcomes is not None
+        worth = self.outcomes[self.metric]
+        within = worth.min() >= 0 and worth.max() <= 1
+        return [min(max(value, 0.0), 1.0) if within else value for value in accuracies]
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Every entry of the manifest but the commands as (dotted name, text), nested mappings opened."""

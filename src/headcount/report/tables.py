@@ -9,7 +9,7 @@ from pandas.io.formats.style import Styler
 
 from headcount.report.wording import rows, shown
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would calculate text that starts with these
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet would calculate text that starts with these
 _LATEX = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
     ord(c): command
     for c, command in {
@@ -46,7 +46,9 @@ class Table:
     def csv(self) -> str:
         """RFC 4180 with a header; text that a spreadsheet would run as a formula gets an apostrophe before it."""
         safe = {
-            name: column.map(_inert) if column.dtype == object or pd.api.types.is_string_dtype(column) else column
+            _inert(name): column.map(_inert)
+            if column.dtype == object or pd.api.types.is_string_dtype(column)
+            else column
             for name, column in self.frame.items()
         }
         return pd.DataFrame(safe).to_csv(index=False, lineterminator="\r\n", float_format="%.9g")

@@ -134,40 +134,52 @@ def answer(removable: pd.DataFrame, *, metric: str, margin: float, tasks: Sequen
     return f"{sentence}; random heads: {at_random}." if at_random else f"{sentence}."
 
 
+def proof(removable: pd.DataFrame, *, num_questions: int, confidence: float) -> str:
+    """What of ``answer`` the questions show, in a sentence as weighty as that; empty where they show all of it."""
+    best = best_row(removable)
+    if best is None or best.share_shown >= best.removable_share:
+        return ""
+    upto = f"only up to {_whole(best.share_shown)} of heads" if best.share_shown else "at no share of heads"
+    asked = "This one question shows" if num_questions == 1 else f"These {num_questions:,} questions show"
+    return f"{asked} it, with {percent(confidence, 0)} confidence, {upto}."
+
+
 def caveats(
     accuracy: pd.DataFrame, removable: pd.DataFrame, *, margin: float, confidence: float, chance: float | None
 ) -> list[str]:
     """What a careful reader must know before repeating the answer; empty when nothing is to be said."""
     baseline = rows(accuracy.head(1))[0]
-    spread = math.sqrt(max(baseline.accuracy * (1 - baseline.accuracy), 0) / baseline.num_questions)
-    half_width = NormalDist().inv_cdf((1 + confidence) / 2) * spread
+    low, high = _wilson(baseline.accuracy, baseline.num_questions, confidence)
     said = []
-    if half_width > 0.01:
+    if high - low > 2 * margin:
         said.append(
-            f"Few questions: with {baseline.num_questions:,} the baseline's accuracy is itself known only to within "
-            f"±{100 * half_width:.1f} points, so a fall of {100 * margin:g} is hard to tell from luck. "
+            f"Few questions: from {baseline.num_questions:,} the untouched model's own accuracy is known only to lie "
+            f"between {percent(low)} and {percent(high)}, so a fall of {_fall(margin)} is hard to tell from luck. "
             "Read the interval, not the single number."
         )
-    if chance is not None and baseline.accuracy - half_width <= chance:
+    if chance is not None and low <= chance:
         said.append(
-            f"Near chance: guessing would give {percent(chance)} and the baseline has {percent(baseline.accuracy)}. "
-            "Where a model cannot do the task, zeroing heads has little to take away."
+            f"Near chance: guessing would give {percent(chance)} and the untouched model has "
+            f"{percent(baseline.accuracy)}. Where a model cannot do the task, zeroing heads has little to take away."
         )
     best = best_row(removable)
-    name = best and shown(best.score, 40)
-    if best is not None and best.share_shown < best.removable_share:
-        upto = f"only up to {percent(best.share_shown)} of heads" if best.share_shown else "at no share of heads"
-        said.append(
-            f"Not proven: with {percent(confidence, 0)} confidence, {name} is shown to stay within {_fall(margin)} "
-            f"{upto}. Beyond that, these questions cannot say."
-        )
     tried = sum(row.score != "random" for row in rows(removable))
     if tried > 1 and best is not None:
         said.append(
-            f"{name} is the best of {tried} scores on these very questions, which flatters it; "
+            f"{shown(best.score, 40)} is the best of {tried} scores on these very questions, which flatters it; "
             "the interval does not correct for that. Confirm it on other questions."
         )
     return said
+
+
+def _wilson(mean: float, count: int, confidence: float) -> tuple[float, float]:
+    """Wilson's interval of a mean of values from 0 to 1, which does not close at 0 and 1; as it is for any other mean."""
+    if not 0 <= mean <= 1:
+        return mean, mean
+    z2 = NormalDist().inv_cdf((1 + confidence) / 2) ** 2
+    middle = (count * mean + z2 / 2) / (count + z2)
+    half = math.sqrt(z2 * count * mean * (1 - mean) + z2 * z2 / 4) / (count + z2)
+    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def metric_name(metric: str) -> str:

@@ -44,6 +44,15 @@ def test_bands_are_the_best_score_and_random_unless_named():
     assert len(hc.plot.accuracy(outcomes, bands=["awft", "random", "ahon_ln"]).collections) == 3
 
 
+def test_bands_of_few_questions_stay_between_0_and_100_percent():
+    outcomes = make_outcomes(questions=5, loss={"ahon_ln": 0.0, "random": 9.0})
+    for band in hc.plot.accuracy(outcomes).collections:
+        heights = band.get_paths()[0].vertices[:, 1]
+        assert heights.min() >= 0
+        assert heights.max() <= 100
+    assert accuracy_table(outcomes)["change_low"].min() + accuracy_table(outcomes)["accuracy"][0] < 0  # unless bounded
+
+
 def test_given_axes_are_drawn_on_and_returned():
     ax = plt.figure().subplots()
     assert hc.plot.accuracy(make_outcomes(), ax=ax) is ax

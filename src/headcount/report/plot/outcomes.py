@@ -50,7 +50,10 @@ def accuracy(
         style = score_style(score)
         if score in bands:
             low, high = ([0.0, *(getattr(row, side) for row in points)] for side in ("change_low", "change_high"))
-            bottom, top = ([scale * (baseline + change) for change in changes] for changes in (low, high))
+            bottom, top = (
+                [scale * bound for bound in results.possible(baseline + change for change in changes)]
+                for changes in (low, high)
+            )
             ax.fill_between(x, bottom, top, color=style.light, alpha=0.15, linewidth=0)
         y = [scale * baseline, *(scale * (baseline + row.change) for row in points)]
         ax.plot(x, y, label=shown(score, 40), **line_style(style))  # pyright: ignore[reportArgumentType]

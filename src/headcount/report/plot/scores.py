@@ -80,7 +80,7 @@ def stability(tables: Mapping[str, xr.Dataset], *, share: float = 0.15, ax: Axes
 
 
 def ranks(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | None = None) -> Axes:
-    """Each score's rank by the normalised area under its curve, and the paper's mean rank as a grey bar.
+    """Each score's rank by the normalised area under its curve; a grey bar is its mean rank among them in the paper.
 
     Args:
         outcomes: one row a policy and question, the baseline among them.
@@ -93,20 +93,21 @@ def ranks(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | None 
     found = evaluated(outcomes, metric).ranks.iloc[:, 0]
     names = [str(name) for name in found.index]
     ax = ax or new_axes(2.7, 0.5 + 0.18 * len(names))
-    ax.plot(paper_ranks().reindex(names), range(len(names)), linestyle="none", marker="|", color=GREY, markersize=7)
+    ax.plot(paper_ranks(names), range(len(names)), linestyle="none", marker="|", color=GREY, markersize=7)
     for at, name in enumerate(names):
         style = score_style(name)
         ax.plot(found.iloc[at], at, marker=MARKERS[style.symbol], color=style.light, markersize=4.5)
     ax.set_yticks(range(len(names)), [shown(name, 40) for name in names])
     ax.invert_yaxis()
-    ax.set(xlabel="Rank (grey: paper's mean)", xlim=(0.4, max(len(names), 14) + 0.6))
+    ax.set(xlabel="Rank (grey: paper's mean)", xlim=(0.4, len(names) + 0.6))
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.tick_params(axis="y", length=0)
     return ax
 
 
 def paper(outcomes: pd.DataFrame, *, metric: str | None = None, name: str = "this run", ax: Axes | None = None) -> Axes:
-    """The share of heads that each score lets one zero within 1 point: the paper's 14 models in grey, and this run.
+    """The share of heads that each score lets one zero within 1 point: the paper's 14 models in grey, and this run
+    with its 95% intervals.
 
     The paper's are on MMLU, 5-shot.
 
@@ -121,15 +122,18 @@ def paper(outcomes: pd.DataFrame, *, metric: str | None = None, name: str = "thi
     """
     own = {row.score: row for row in rows(evaluated(outcomes, metric).removable)}
     published = published_shares()
-    scores = [*published, *(score for score in own if score not in published)]
+    scores = [*(score for score in own if score not in published), *published]
     ax = ax or new_axes(height=2.6)
     for at, score in enumerate(scores):
         shares = published.get(score, np.array([]))
         spread = np.linspace(-0.22, 0.22, len(shares)) if len(shares) else shares
         ax.plot(at + spread, 100 * shares, linestyle="none", marker="o", color=GREY, alpha=0.6, markersize=2)
         if score in own:
-            marker = "^" if own[score].is_lower_bound else "D"
-            ax.plot(at, 100 * own[score].removable_share, marker=marker, color=ACCENT, markersize=4.5)
+            row = own[score]
+            ax.plot([at, at], [100 * row.low, 100 * row.high], color=ACCENT, alpha=0.4, linewidth=1.5)
+            ax.plot(
+                at, 100 * row.removable_share, marker="^" if row.is_lower_bound else "D", color=ACCENT, markersize=4.5
+            )
     ax.set_xticks(
         range(len(scores)), [shown(score, 24) for score in scores], rotation=45, ha="right", rotation_mode="anchor"
     )

@@ -34,15 +34,17 @@ function accuracyChart() {
       fillcolor: see(colourOf(style), 0.15), line: { width: 0 }, hoverinfo: "skip",
     }));
     const first = [emphasised, state.best, lines[0]?.score].find((wanted) => lines.some(({ score }) => score === wanted));
+    const labelled = (line) => line.score === first || (line.score === "random" && lines.length < 8);
     // The emphasised line is drawn last, over the others, and says the shares that were realised.
     for (const line of [...lines].sort((a, b) => (a.score === first) - (b.score === first))) {
       const strong = line.score === first, colour = colourOf(line.style);
       const y = to(line.y), low = to(line.low), high = to(line.high);
       traces.push({
-        x: line.x, y, name: text(line.score), type: "scatter", mode: strong ? "lines+markers+text" : "lines+markers",
+        x: line.x, y, name: text(line.score), type: "scatter", mode: labelled(line) ? "lines+markers+text" : "lines+markers",
         opacity: strong || line.score === "random" || lines.length < 4 ? 1 : 0.6,
         line: { color: colour, width: strong ? 3.5 : 1.75, dash: line.style.dash }, marker: { color: colour, size: strong ? 9 : 6, symbol: line.style.symbol },
-        text: line.x.map((share, at) => (strong && at > 0 && (!narrow() || at === line.x.length - 1) ? `${share.toFixed(1)}%` : "")), textposition: "top center", textfont: { size: 11, color: colour },
+        text: line.x.map((share, at) => (labelled(line) && at > 0 && (!narrow() || at === line.x.length - 1) ? `${share.toFixed(1)}%` : "")),
+        textposition: strong ? "top center" : "bottom center", textfont: { size: 11, color: colour },
         customdata: line.label.map((label, at) => `<b>${text(label)}</b><br>realised ${line.x[at].toFixed(1)}%<br>` +
           `${say(y[at])}${unit} [${say(low[at])}, ${say(high[at])}]`),
         hovertemplate: "%{customdata}<extra></extra>",
@@ -50,14 +52,16 @@ function accuracyChart() {
     }
     const [baseline, floor] = to([state.baseline, state.floor]);
     const level = (y, dash, colour) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, layer: "below", line: { color: css(colour), width: 1.25, dash } });
-    const mark = (y, label, anchor, colour) => ({ xref: "paper", x: 1, xanchor: "right", y, yanchor: anchor, showarrow: false, text: label, font: { color: css(colour), size: 11 } });
+    // Beside the lines, where nothing is drawn; on a narrow screen there is no room.
+    const mark = (y, label, anchor, colour) => ({ xref: "paper", x: 1, xanchor: "left", y, yanchor: anchor, align: "left", showarrow: false, text: label, font: { color: css(colour), size: 11 } });
     const title = { absolute: state.metric[0].toUpperCase() + state.metric.slice(1), points: "Change, points", relative: `${state.metric[0].toUpperCase() + state.metric.slice(1)}, % of untouched` };
     return charts.react(place, traces, {
       height: place.clientHeight,
       xaxis: axis("Heads zeroed, realised", { ticksuffix: "%", rangemode: "tozero" }),
       yaxis: axis(narrow() ? "" : text(title[scale.value]), { ticksuffix: unit }),
       shapes: [level(baseline, "dash", "--ink"), level(floor, "dot", "--floor")],
-      annotations: [mark(baseline, `untouched ${state.baseline.toFixed(1)}%`, "bottom", "--ink"), mark(floor, "1 point below", "top", "--floor")],
+      margin: { l: 8, r: narrow() ? 12 : 104, t: 20, b: 8 },
+      annotations: narrow() ? [] : [mark(baseline, `untouched ${state.baseline.toFixed(1)}%`, "bottom", "--ink"), mark(floor, "1 point below", "top", "--floor")],
     });
   }
   for (const control of [bands, scale]) control.addEventListener("change", redraw);

@@ -76,6 +76,16 @@ function download(name, text) {
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
+// RFC 4180; text that a spreadsheet would run as a formula gets an apostrophe before it, as in the tables that travel along.
+function csv(lines) {
+  const field = (value) => {
+    if (typeof value === "number") return String(value);
+    const inert = /^[=+\-@\t\r\n]/.test(value) ? `'${value}` : value;
+    return /[",\r\n]/.test(inert) ? `"${inert.replace(/"/g, '""')}"` : inert;
+  };
+  return lines.map((line) => `${line.map(field).join(",")}\r\n`).join("");
+}
+
 // Tables that a part of the page makes when asked; all others travel as text.
 const csvMakers = {};
 function setUpDownloads() {

@@ -1,4 +1,4 @@
-// The head map: layers from left to right, heads from top to bottom, key-value groups bracketed.
+// The head map: layers by heads, key-value groups bracketed.
 function headMap() {
   const { layers, heads, groups, scores, inputs, always, half } = data.map;
   const canvas = byId("map-canvas"), spoken = byId("map-spoken"), readout = byId("map-readout");
@@ -6,77 +6,90 @@ function headMap() {
   const cells = layers.length * heads;
   const grouped = groups.some((size) => size > 1);
   const sameGroups = groups.every((size) => size === groups[0]);
-  const place = { left: 0, top: 0, cell: 0, gap: 0, split: 0 };
+  const place = { left: 0, top: 0, cell: 0, gap: 0, split: 0, upright: false };
   let current = null; // the profile shown
   let off = new Uint8Array(cells); // 1 where a head counts as inactive
   let pointed = -1, pinned = -1, first = true;
   const details = headDetails();
 
   const layerOf = (cell) => Math.floor(cell / heads), headOf = (cell) => cell % heads;
-  const x = (cell) => place.left + layerOf(cell) * (place.cell + place.gap);
-  const y = (cell) => place.top + headOf(cell) * (place.cell + place.gap) + Math.floor(headOf(cell) / groups[layerOf(cell)]) * place.split;
+  const layerAt = (layer) => layer * (place.cell + place.gap);
+  const headAt = (cell) => headOf(cell) * (place.cell + place.gap) + Math.floor(headOf(cell) / groups[layerOf(cell)]) * place.split;
+  const x = (cell) => place.left + (place.upright ? headAt(cell) : layerAt(layerOf(cell)));
+  const y = (cell) => place.top + (place.upright ? layerAt(layerOf(cell)) : headAt(cell));
   const step = () => Number(slider.value);
   const counts = { half: (code) => code >= half && code <= always, all: (code) => code === always, any: (code) => code > 0 && code <= always };
   const rules = { half: "at least half of the inputs", all: "every input", any: "at least one input" };
 
+  // On a narrow screen layers run from top to bottom, where that gives heads more room.
   function measure() {
     const width = canvas.parentElement.clientWidth;
-    place.left = grouped && sameGroups ? 44 : 30;
-    place.top = 6;
-    const room = (width - place.left - 2) / layers.length;
+    const sets = Math.max(...groups.map((size) => Math.ceil(heads / size)));
+    const brackets = grouped && sameGroups ? 14 : 0;
+    place.upright = narrow() && heads < layers.length;
+    place.left = place.upright ? 36 : 30 + brackets;
+    place.top = place.upright ? 34 + brackets : 6;
+    const room = (width - place.left - 2 - (place.upright && grouped ? 4 * sets : 0)) / (place.upright ? heads : layers.length);
     place.gap = room >= 7 ? 1 : 0;
-    place.cell = Math.max(2, Math.min(28, Math.floor(room) - place.gap));
+    place.cell = Math.max(2, Math.min(place.upright ? 20 : 28, Math.floor(room) - place.gap));
     place.split = grouped ? (place.cell >= 8 ? 4 : 2) : 0;
-    const most = Math.max(...groups.map((size) => Math.ceil(heads / size)));
-    const height = place.top + heads * (place.cell + place.gap) + most * place.split + 34;
+    const pitch = place.cell + place.gap;
+    const layersLong = layers.length * pitch + 2, headsLong = heads * pitch + sets * place.split;
+    const used = place.left + (place.upright ? headsLong : layersLong);
+    const height = place.top + (place.upright ? layersLong : headsLong + 34);
     const ratio = window.devicePixelRatio || 1;
-    const used = place.left + layers.length * (place.cell + place.gap) + 2;
     canvas.style.width = `${used}px`;
     canvas.style.height = `${height}px`;
     canvas.width = Math.round(used * ratio);
     canvas.height = Math.round(height * ratio);
-    return ratio;
+    const [along, across] = place.upright ? ["top to bottom", "left to right"] : ["left to right", "top to bottom"];
+    canvas.setAttribute("aria-label", `Head map: ${layers.length} layers from ${along}, ${heads} query heads from ${across}. ` +
+      "Arrow keys move, Enter pins a head, Escape lets it go.");
+    return { ratio, height };
   }
 
   // Every so many labels that they do not touch.
   const every = (room, size) => [1, 2, 4, 5, 8, 10, 16, 20, 32].find((n) => n * room >= size) ?? 50;
 
   function draw() {
-    const ratio = measure();
+    const { ratio, height } = measure();
     const pen = canvas.getContext("2d");
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     const size = place.cell, pitch = place.cell + place.gap;
     pen.font = `11px ${getComputedStyle(document.body).fontFamily}`;
     pen.fillStyle = css("--soft");
     pen.strokeStyle = css("--off-edge");
-    pen.textAlign = "right";
     pen.textBaseline = "middle";
-    const headEvery = every(pitch, 13), layerEvery = every(pitch, 20);
-    const labels = place.left - (grouped && sameGroups ? 16 : 8);
-    for (let head = 0; head < heads; head += headEvery) pen.fillText(head, labels, y(head) + size / 2);
-    if (grouped && sameGroups) {
-      const edge = place.left - 5.5;
-      for (let from = 0; from < heads; from += groups[0]) {
-        const top = y(from) + 0.5, bottom = y(Math.min(heads, from + groups[0]) - 1) + size - 0.5;
-        pen.beginPath();
-        pen.moveTo(edge + 3, top);
-        pen.lineTo(edge, top);
-        pen.lineTo(edge, bottom);
-        pen.lineTo(edge + 3, bottom);
-        pen.stroke();
-      }
+    const label = (text, across, down, align) => { pen.textAlign = align; pen.fillText(text, across, down); };
+    const brackets = grouped && sameGroups ? groups[0] : 0;
+    const clear = brackets ? 16 : 8; // between labels and heads
+    const floor = height - 24;
+    const layersEvery = every(pitch, place.upright ? 13 : 20), headsEvery = every(pitch, place.upright ? 16 : 13);
+    for (let at = 0; at < layers.length; at += layersEvery) {
+      const middle = layerAt(at) + size / 2;
+      if (place.upright) label(layers[at], place.left - 8, place.top + middle, "right");
+      else label(layers[at], place.left + middle, floor, "center");
     }
-    const floor = canvas.height / ratio - 30;
-    pen.textAlign = "center";
-    pen.textBaseline = "top";
-    for (let at = 0; at < layers.length; at += layerEvery) pen.fillText(layers[at], place.left + at * pitch + size / 2, floor);
-    pen.fillText("layer", place.left + (layers.length * pitch) / 2, floor + 16);
+    for (let head = 0; head < heads; head += headsEvery) {
+      const middle = headAt(head) + size / 2;
+      if (place.upright) label(head, place.left + middle, place.top - clear - 2, "center");
+      else label(head, place.left - clear, place.top + middle, "right");
+    }
+    const sides = place.upright ? ["query head", "layer"] : ["layer", "query head"];
+    label(sides[0], place.left + (canvas.width / ratio - place.left) / 2, place.upright ? 8 : floor + 16, "center");
     pen.save();
-    pen.translate(6, place.top + (floor - place.top) / 2);
+    pen.translate(6, place.top + (place.upright ? layers.length * pitch : floor - place.top) / 2);
     pen.rotate(-Math.PI / 2);
-    pen.textBaseline = "middle";
-    pen.fillText("query head", 0, 0);
+    label(sides[1], 0, 0, "center");
     pen.restore();
+    for (let from = 0; brackets && from < heads; from += brackets) {
+      const start = headAt(from) + 0.5, end = headAt(Math.min(heads, from + brackets) - 1) + size - 0.5;
+      const edge = (place.upright ? place.top : place.left) - 5.5;
+      const corners = [[edge + 3, start], [edge, start], [edge, end], [edge + 3, end]];
+      pen.beginPath();
+      for (const [far, along] of corners) pen.lineTo(...(place.upright ? [place.left + along, far] : [far, place.top + along]));
+      pen.stroke();
+    }
     if (current) drawCells(pen, size);
   }
 
@@ -191,12 +204,13 @@ function headMap() {
   }
 
   function cellAt(event) {
-    const box = canvas.getBoundingClientRect();
-    const layer = Math.floor((event.clientX - box.left - place.left) / (place.cell + place.gap));
+    const box = canvas.getBoundingClientRect(), pitch = place.cell + place.gap;
+    const across = event.clientX - box.left - place.left, down = event.clientY - box.top - place.top;
+    const [along, under] = place.upright ? [down, across] : [across, down];
+    const layer = Math.floor(along / pitch);
     if (layer < 0 || layer >= layers.length) return -1;
-    for (let head = 0; head < heads; head++) {
-      const top = y(layer * heads + head), under = event.clientY - box.top;
-      if (under >= top && under < top + place.cell + place.gap) return exists(layer * heads + head);
+    for (let cell = layer * heads; cell < (layer + 1) * heads; cell++) {
+      if (under >= headAt(cell) && under < headAt(cell) + pitch) return exists(cell);
     }
     return -1;
   }
@@ -221,9 +235,15 @@ function headMap() {
     if (cell !== pointed) { pointed = cell; refresh(); }
   });
   canvas.addEventListener("pointerleave", () => { pointed = -1; refresh(); });
-  canvas.addEventListener("click", (event) => { const cell = cellAt(event); if (cell >= 0) pin(cell); });
+  canvas.addEventListener("click", (event) => {
+    const cell = cellAt(event);
+    if (cell < 0) return;
+    pin(cell);
+    speak(cell);
+  });
   canvas.addEventListener("keydown", (event) => {
-    const moves = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1], Home: [-layers.length, 0], End: [layers.length, 0] };
+    const [back, on, up, down] = place.upright ? [[0, -1], [0, 1], [-1, 0], [1, 0]] : [[-1, 0], [1, 0], [0, -1], [0, 1]];
+    const moves = { ArrowLeft: back, ArrowRight: on, ArrowUp: up, ArrowDown: down, Home: [-layers.length, 0], End: [layers.length, 0] };
     const from = pointed >= 0 ? pointed : Math.max(0, pinned);
     if (moves[event.key]) {
       const layer = Math.max(0, Math.min(layers.length - 1, layerOf(from) + moves[event.key][0]));
@@ -256,7 +276,7 @@ function headMap() {
       lines.push([layers[layerOf(cell)], headOf(cell), Math.floor(headOf(cell) / groups[layerOf(cell)]), current.score, ...numbers,
         current.thresholds[step()], current.inactive_when ? current.part(cell, step()).toFixed(3) : ""]);
     }
-    return `${lines.map((line) => line.join(",")).join("\r\n")}\r\n`;
+    return csv(lines);
   };
   draw(); // its size, before anything is unpacked
   return choose;
