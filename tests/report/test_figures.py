@@ -1,14 +1,16 @@
 import csv
 import io
 import re
+from xml.etree import ElementTree
 
 import pytest
+from matplotlib import pyplot as plt
 
 from headcount.errors import InputError
-from headcount.report import RunResults
+from headcount.report import RunResults, plot
 from headcount.report.figures import write_figures
 from headcount.report.plot.paper import TEMPLATES
-from tests.report.conftest import make_outcomes, make_scores, manifest
+from tests.report.conftest import HOSTILE, make_outcomes, make_scores, manifest
 
 DRAWN = ("accuracy", "removable", "ranks", "paper", "distributions", "layers", "agreement", "head-map-ahon_ln")
 
@@ -46,6 +48,34 @@ def test_same_run_same_bytes(results, files, tmp_path):
         file.name: file.read_bytes() for file in write_figures([results], tmp_path / "new" / "folder", template="icml")
     }
     assert [name for name in files if again[name] != files[name]] == []
+
+
+def test_names_from_strangers_are_drawn_as_they_are(tmp_path):
+    # Mathematics, markup, the end of an XML comment, a mark of direction, a script that the font lacks, a formula.
+    name = '_$\\frac{$<b>-->&"模\u202e\n=1+1'
+    runs = [
+        RunResults(
+            manifest=manifest(model, task),
+            scores=make_scores([name, "ahon_ln"], seed),
+            outcomes=make_outcomes(task=task, loss={name: 0.3, "random": 1.5}),
+        )
+        for seed, (model, task) in enumerate([(name, name), (name + "2", HOSTILE)])
+    ]
+    files = {file.name: file for file in write_figures(runs, tmp_path)}
+    assert {"accuracy.svg", "paper.svg", "distributions.svg", "comparison.svg", "stability.svg"} <= set(files)
+    for file in files.values():
+        if file.suffix == ".svg":
+            elements = {element.tag.rpartition("}")[2] for element in ElementTree.parse(file).iter()}
+            assert elements & {"b", "script"} == set()
+        elif file.suffix == ".csv":
+            lines = list(csv.reader(io.StringIO(file.read_bytes().decode(), newline="")))
+            assert len({len(line) for line in lines}) == 1
+            assert not [cell for line in lines for cell in line if cell.startswith(("=", "+", "@"))]
+        elif file.suffix == ".tex":
+            assert r"\frac" not in file.read_text()
+    labels = [text.get_text() for text in plot.accuracy(runs[0].outcomes).get_legend().get_texts()]
+    assert labels == [r' _\$\frac{\$<b>-->&"模 =1+1', "random"]
+    plt.close("all")
 
 
 def test_files_do_not_say_when_they_were_made(files):

@@ -1,6 +1,7 @@
 """Figures and tables of a run as files for papers."""
 
 import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,7 +60,10 @@ def write_figures(runs: Sequence[RunResults], folder: Path, *, template: str = "
     files = []
     for drawing in _drawings(runs):
         width = getattr(TEMPLATES[template], drawing.width)
-        with paper_style():
+        with paper_style(), warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", r"Glyph .* missing from font"
+            )  # names in other scripts: boxes in the figure
             figure = Figure(figsize=(width, width * drawing.aspect))
             drawing.draw(figure)
             for kind, metadata in _METADATA.items():

@@ -205,8 +205,8 @@ class RunResults:
     def possible(self, accuracies: Iterable[float]) -> list[float]:
         """Bounds of accuracies, none beyond 0 and 1 where every question is worth between 0 and 1."""
         assert self.outcomes is not None
-        worth = self.outcomes[self.metric]
-        within = worth.min() >= 0 and worth.max() <= 1
+        worth = self.outcomes[self.metric].dropna().to_numpy()
+        within = bool(((worth >= 0) & (worth <= 1)).all())
         return [min(max(value, 0.0), 1.0) if within else value for value in accuracies]
 
     def facts(self) -> Iterator[tuple[str, str]]:

@@ -10,8 +10,7 @@ from matplotlib.patches import Rectangle
 
 from headcount.errors import InputError, nearest
 from headcount.heads import HeadGeometry
-from headcount.report.plot.paper import OFF, OFF_EDGE, new_axes
-from headcount.report.wording import shown
+from headcount.report.plot.paper import OFF, OFF_EDGE, new_axes, plain
 from headcount.scores import get_score
 from headcount.thresholding import thresholds
 
@@ -72,7 +71,7 @@ def head_map(
     _ticks(ax, table["layer"].values, rows[0])
     ax.spines[:].set_visible(False)
     unit = "" if often or found.unit == "1" else f" ({found.unit})"
-    label = f"inactive at {100 * (share or 0):g}%" if often else shown(found.id, 40) + unit
+    label = f"inactive at {100 * (share or 0):g}%" if often else plain(found.id, 40) + unit
     assert ax.figure is not None
     bar = ax.figure.colorbar(
         mapped, ax=ax, label=label, shrink=0.8, aspect=14, pad=0.015, extend="neither" if often else "both"

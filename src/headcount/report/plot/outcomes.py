@@ -7,10 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from headcount.errors import InputError, nearest
-from headcount.report.plot.paper import line_style, new_axes
+from headcount.report.plot.paper import line_style, new_axes, plain
 from headcount.report.results import MARGIN, RunResults
 from headcount.report.style import ACCENT, GREY, score_style
-from headcount.report.wording import metric_name, open_above, percent, rows, shown
+from headcount.report.wording import metric_name, open_above, percent, rows
 
 
 def accuracy(
@@ -56,7 +56,7 @@ def accuracy(
             )
             ax.fill_between(x, bottom, top, color=style.light, alpha=0.15, linewidth=0)
         y = [scale * baseline, *(scale * (baseline + row.change) for row in points)]
-        ax.plot(x, y, label=shown(score, 40), **line_style(style))  # pyright: ignore[reportArgumentType]
+        ax.plot(x, y, label=plain(score, 40), **line_style(style))  # pyright: ignore[reportArgumentType]
     ax.axhline(scale * baseline, color="black", linewidth=0.7, linestyle=(0, (5, 3)), zorder=0)
     ax.axhline(scale * (baseline - MARGIN), color="#8a5a00", linewidth=0.7, linestyle=":", zorder=0)
     name = metric_name(results.metric).capitalize()
@@ -89,7 +89,7 @@ def removable(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | N
         if open_above(row):
             ax.plot(high, at, marker=">", color=colour, alpha=0.6, markersize=4)
         ax.plot(share, at, marker="o", color=colour, markersize=4.5)
-    ax.set_yticks(range(len(table)), [shown(row.score, 40) for row in table])
+    ax.set_yticks(range(len(table)), [plain(row.score, 40) for row in table])
     ax.invert_yaxis()
     ax.set(xlabel=f"Heads that can be zeroed within {percent(MARGIN, 0)[:-1]} point", xlim=(0, None))
     ax.xaxis.set_major_formatter(PercentFormatter(decimals=0))

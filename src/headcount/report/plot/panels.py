@@ -12,9 +12,8 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from headcount.analysis import layer_profile
 from headcount.errors import InputError, nearest
 from headcount.report.head_map import score_facts
-from headcount.report.plot.paper import LINES, paper_style
+from headcount.report.plot.paper import LINES, paper_style, plain
 from headcount.report.style import RUNS, score_style
-from headcount.report.wording import shown
 from headcount.thresholding import thresholds
 
 
@@ -84,7 +83,7 @@ def comparison(
         for number, (label, table) in enumerate(tables.items()):
             cuts, level = _quantiles(table, name)
             style = lines[number % len(lines)]
-            ax.plot(cuts, level, color=RUNS[number % len(RUNS)], linestyle=style, label=shown(label, 60))  # pyright: ignore[reportArgumentType]
+            ax.plot(cuts, level, color=RUNS[number % len(RUNS)], linestyle=style, label=plain(label, 60))  # pyright: ignore[reportArgumentType]
             ends += [cuts[1], cuts[-2]]
         _cumulative_axes(ax, min(ends), max(ends))
     handles, labels = panels.axes.flat[0].get_legend_handles_labels()
@@ -166,7 +165,7 @@ class _Panels:
         self.axes = self.figure.subplots(rows, columns, squeeze=False, sharey=sharey)
         self._names = names
         for ax, name in self:
-            ax.set_title(shown(name, 24))
+            ax.set_title(plain(name, 24))
         for ax in self.axes.flat[len(names) :]:
             ax.set_visible(False)
 

@@ -10,6 +10,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 from headcount.report.style import ScoreStyle
+from headcount.report.wording import shown
 
 MARKERS = {
     "square": "s", "diamond": "D", "triangle-up": "^", "triangle-down": "v", "pentagon": "p", "circle": "o", "star": "*",
@@ -58,6 +59,16 @@ def new_axes(width: float = 5.5, height: float = 3.4) -> Axes:
     """The axes of a new figure in headcount's style."""
     with paper_style():
         return plt.figure(figsize=(width, height)).subplots()
+
+
+def plain(text: Any, limit: int) -> str:
+    """Text from strangers as matplotlib is to draw it: no mathematics between $ and $, no name that legends leave out.
+
+    >>> plain("$x$", 40), plain("_x", 40)
+    ('\\\\$x\\\\$', ' _x')
+    """
+    line = shown(text, limit).replace("$", r"\$")
+    return f" {line}" if line.startswith("_") else line
 
 
 def line_style(style: ScoreStyle) -> dict[str, object]:

@@ -11,10 +11,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from headcount.analysis import score_agreement, threshold_stability
 from headcount.errors import InputError, nearest
 from headcount.report.plot.outcomes import evaluated
-from headcount.report.plot.paper import MARKERS, line_style, new_axes
+from headcount.report.plot.paper import MARKERS, line_style, new_axes, plain
 from headcount.report.published import paper_ranks, published_shares
 from headcount.report.style import ACCENT, GREY, score_style
-from headcount.report.wording import rows, shown
+from headcount.report.wording import rows
 from headcount.thresholding import thresholds
 
 _MEASURES = {"iou": "Overlap (IoU)", "precision": "Precision"}
@@ -36,7 +36,7 @@ def agreement(table: xr.Dataset, *, share: float = 0.10, measure: str = "iou", a
         raise InputError(f"Unknown measure {measure!r}. {nearest(measure, _MEASURES)}")
     found = score_agreement(table, thresholds(table, [share]))[measure].isel(share=0)
     values = found.to_numpy()
-    names = [shown(name, 24) for name in found["score"].values]
+    names = [plain(name, 24) for name in found["score"].values]
     ax = ax or new_axes(4.2, 3.8)
     image = ax.imshow(np.where(np.eye(len(names), dtype=bool), np.nan, values), cmap="viridis", vmin=0, vmax=1)
     for row, column in np.ndindex(values.shape):
@@ -71,8 +71,8 @@ def stability(tables: Mapping[str, xr.Dataset], *, share: float = 0.15, ax: Axes
     for row in cuts.to_dict("records"):
         values = np.array([row[name] for name in names])
         style = line_style(score_style(str(row["score"])))
-        ax.plot(range(len(names)), values / abs(values.mean()), label=shown(row["score"], 40), **style)  # pyright: ignore[reportArgumentType]
-    ax.set_xticks(range(len(names)), [shown(name, 24) for name in names])
+        ax.plot(range(len(names)), values / abs(values.mean()), label=plain(row["score"], 40), **style)  # pyright: ignore[reportArgumentType]
+    ax.set_xticks(range(len(names)), [plain(name, 24) for name in names])
     ax.set(ylabel=f"Threshold at {100 * share:g}%, relative to mean")
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -97,7 +97,7 @@ def ranks(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | None 
     for at, name in enumerate(names):
         style = score_style(name)
         ax.plot(found.iloc[at], at, marker=MARKERS[style.symbol], color=style.light, markersize=4.5)
-    ax.set_yticks(range(len(names)), [shown(name, 40) for name in names])
+    ax.set_yticks(range(len(names)), [plain(name, 40) for name in names])
     ax.invert_yaxis()
     ax.set(xlabel="Rank (grey: paper's mean)", xlim=(0.4, len(names) + 0.6))
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -135,12 +135,12 @@ def paper(outcomes: pd.DataFrame, *, metric: str | None = None, name: str = "thi
                 at, 100 * row.removable_share, marker="^" if row.is_lower_bound else "D", color=ACCENT, markersize=4.5
             )
     ax.set_xticks(
-        range(len(scores)), [shown(score, 24) for score in scores], rotation=45, ha="right", rotation_mode="anchor"
+        range(len(scores)), [plain(score, 24) for score in scores], rotation=45, ha="right", rotation_mode="anchor"
     )
     ax.set(ylabel="Heads zeroed within 1 point", ylim=(0, None))
     ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.plot([], [], linestyle="none", marker="D", color=ACCENT, label=shown(name, 60))
+    ax.plot([], [], linestyle="none", marker="D", color=ACCENT, label=plain(name, 60))
     ax.plot([], [], linestyle="none", marker="o", color=GREY, label="the paper's models, MMLU")
     ax.legend()
     return ax
