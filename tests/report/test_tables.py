@@ -39,8 +39,9 @@ def test_csv_text_is_never_a_formula(name):
 def test_latex_by_hand():
     text = made(pd.DataFrame({"name": ["ahon_ln"], "x": [0.25]})).latex()
     assert text == (
-        "\\begin{table}[t]\n\\centering\n\\caption{A title, 50\\%}\n\\label{tab:t}\n\\begin{tabular}{lr}\n\\toprule\n"
-        "Name & x \\% \\\\\n\\midrule\nahon\\_ln & 0.2 \\\\\n\\bottomrule\n\\end{tabular}\n\\end{table}\n"
+        "\\begin{table}[t]\n\\centering\n\\caption{A title, 50\\%}\n\\label{tab:t}\n"
+        "\\resizebox{\\ifdim\\width>\\linewidth \\linewidth\\else\\width\\fi}{!}{%\n\\begin{tabular}{lr}\n\\toprule\n"
+        "Name & x \\% \\\\\n\\midrule\nahon\\_ln & 0.2 \\\\\n\\bottomrule\n\\end{tabular}}\n\\end{table}\n"
     )
 
 
@@ -51,7 +52,7 @@ def test_latex_of_hostile_text_is_text():
     text = made(pd.DataFrame({"name": [HOSTILE], "x": [1.0]})).latex()
     assert len(text) < 1000
     assert "\u202e" not in text
-    assert text.count("\n") == 12  # a line a row
+    assert text.count("\n") == 13  # a line a row
 
 
 def test_tables_of_a_run():

@@ -15,9 +15,11 @@ _LATEX = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
     for c, command in {
         "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}",
         ">": r"\textgreater{}", "|": r"\textbar{}", '"': r"\textquotedbl{}", "–": "--", "−": "$-$", "≥": r"$\geq$",
-        "×": r"$\times$", "±": r"$\pm$", "τ": r"$\tau$", "‖": r"$\Vert$", "…": r"\dots{}",
+        "×": r"$\times$", "Σ": r"$\Sigma$", "·": r"$\cdot$", "±": r"$\pm$", "τ": r"$\tau$", "‖": r"$\Vert$", "…": r"\dots{}",
     }.items()
 }  # fmt: skip
+
+_SHRINK = r"\resizebox{\ifdim\width>\linewidth \linewidth\else\width\fi}{!}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,19 +56,32 @@ class Table:
         return pd.DataFrame(safe).to_csv(index=False, lineterminator="\r\n", float_format="%.9g")
 
     def latex(self) -> str:
-        """A booktabs table with caption and label; needs ``\\usepackage{booktabs}``."""
+        """A booktabs table with caption and label, made smaller where it is wider than the text.
+
+        Needs ``\\usepackage{booktabs,graphicx}``; names in other than Latin letters need LuaLaTeX or XeLaTeX.
+        """
         readable = pd.DataFrame({latex_text(column.heading): column.cells for column in self.columns})
         style = Styler(readable)
         style.format(latex_text)
         style.hide(axis="index")
-        return style.to_latex(
+        text = style.to_latex(
             hrules=True,
-            column_format="".join("r" if column.numeric else "l" for column in self.columns),
+            column_format="".join(_alignment(column) for column in self.columns),
             caption=latex_text(self.title),
             label=f"tab:{self.id}",
             position="t",
             position_float="centering",
         )
+        begin, end = r"\begin{tabular}", r"\end{tabular}"
+        return text.replace(begin, f"{_SHRINK}{{%\n{begin}", 1).replace(end, f"{end}}}", 1)
+
+
+def _alignment(column: Column) -> str:
+    """Text that would fill a line by itself is broken into several."""
+    if column.numeric:
+        return "r"
+    longest = max((len(cell) for cell in column.cells), default=0)
+    return r"p{0.55\linewidth}" if longest > 60 else r"p{0.3\linewidth}" if longest > 44 else "l"
 
 
 def table(
