@@ -58,7 +58,7 @@ def test_caveats(questions, chance, scores, expected):
 
 
 def _caveats(accuracy, questions, scores=(AHON,), chance=None):
-    table = pd.DataFrame({"accuracy": [accuracy], "num_questions": [questions]})
+    table = pd.DataFrame({"score": [""], "accuracy": [accuracy], "num_questions": [questions]})
     removable = pd.DataFrame(scores, columns=COLUMNS)
     return caveats(table, removable, margin=0.01, confidence=0.95, chance=chance)
 
@@ -69,6 +69,20 @@ def test_five_right_answers_are_not_certainty():
     assert "between 0.0% and 43.4%" in _caveats(0.0, 5, chance=0.25)[0]
     assert "Near chance" in _caveats(0.0, 5, chance=0.25)[1]
     assert _caveats(17.3, 5) == []  # a perplexity, say
+
+
+def test_a_curve_that_dips_on_its_way_is_said():
+    accuracy = pd.DataFrame(
+        [("", 0.0, 0.5, 0.0), ("ahon_ln", 0.05, 0.48, -0.02), ("ahon_ln", 0.1, 0.453, -0.047), ("ahon_ln", 0.2, 0.4, -0.1),
+         ("awft", 0.1, 0.3, -0.2)],
+        columns=["score", "share_realised", "accuracy", "change"],
+    ).assign(num_questions=20_000)  # fmt: skip
+    said = caveats(accuracy, pd.DataFrame([AHON], columns=COLUMNS), margin=0.01, confidence=0.95, chance=None)
+    assert len(said) == 1
+    # Shares beyond the removable one, 17%, and other scores do not count.
+    assert said[0].startswith(
+        "Not at every smaller share: with 10.0% of heads zeroed by ahon_ln, accuracy was 4.7 points"
+    )
 
 
 @pytest.mark.parametrize(

@@ -163,6 +163,14 @@ def caveats(
             f"{percent(baseline.accuracy)}. Where a model cannot do the task, zeroing heads has little to take away."
         )
     best = best_row(removable)
+    below = [row for row in rows(accuracy) if best is not None and row.score == best.score and row.change < -margin]
+    if best is not None and (dips := [row for row in below if row.share_realised < best.removable_share]):
+        worst = min(dips, key=lambda row: row.change)
+        said.append(
+            f"Not at every smaller share: with {percent(worst.share_realised)} of heads zeroed by {shown(best.score, 40)}, "
+            f"accuracy was {100 * -worst.change:.1f} points below. The share is where the curve last falls below, as in the "
+            "paper."
+        )
     tried = sum(row.score != "random" for row in rows(removable))
     if tried > 1 and best is not None:
         said.append(

@@ -4,7 +4,7 @@ function comparisonCharts() {
   const { text, axis, register, react } = charts;
   const light = ["#1f4e9c", "#b8460e", "#00796b", "#a83f8a", "#9a6a00"], dark = ["#6ea8ff", "#f28a52", "#45c4ab", "#e48fcd", "#e3b341"];
   const dashes = ["solid", "dash", "dot", "dashdot", "longdash"];
-  const line = (run, width = 2) => ({ color: (isDark() ? dark : light)[run % 5], dash: dashes[run % 5], width });
+  const line = (run, width = 2) => ({ color: (isDark() ? dark : light)[run % 5], dash: dashes[run % 5], width, simplify: false });
   const key = byId("comparison-key");
   const swatches = runs.map((name, run) => {
     const stroke = drawn("line", { x1: 0, x2: 34, y1: 6, y2: 6, "stroke-width": 2.5, "stroke-dasharray": ["none", "8 4", "2 3", "8 3 2 3", "12 4"][run % 5] });

@@ -10,7 +10,7 @@ function distributionChart() {
   function traces(entry) {
     const cuts = ascending(entry);
     const curve = {
-      x: cuts, y: cuts.map((_, k) => k / (cuts.length - 1)), line: { color: colourOf(entry.style), width: 2 },
+      x: cuts, y: cuts.map((_, k) => k / (cuts.length - 1)), line: { color: colourOf(entry.style), width: 2, simplify: false },
       hovertemplate: `%{y:.0%} of scores up to %{x:.3g}<extra>${text(entry.score)}</extra>`,
     };
     if (!entry.inactive_when) return [curve];
