@@ -61,16 +61,18 @@ def test_stability_is_of_the_first_runs_model(runs):
 
 
 def test_comparison_sets_quantiles_and_relative_accuracy_beside_one_another(runs):
-    data = comparison_data(runs)
+    apart = distances({"a": runs[0].scores, "b": runs[1].scores, "c": runs[2].scores})
+    data = comparison_data(runs, apart)
     assert data["runs"] == ["model, arc_easy", "model, piqa", "tuned, arc_easy"]
     panel = next(panel for panel in data["panels"] if panel["score"] == "awft")
     assert panel["runs"] == [0, 1, 2]
+    assert float(panel["note"]) == pytest.approx(apart.loc[apart["score"] == "awft", "distance"].max(), rel=5e-3)
     for k, values in enumerate(panel["values"]):
         assert values[50] == pytest.approx(float(runs[k].scores["awft"].median()), rel=1e-2)
         assert values[100] == pytest.approx(float(runs[k].scores["awft"].max()), rel=1e-5)
     curve = data["curves"]["random"][1]
     assert curve["y"][0] == 100.0
-    assert comparison_data(runs[:1]) is None
+    assert comparison_data(runs[:1], None) is None
 
 
 def test_agreement_and_layers_are_the_analysis(runs):

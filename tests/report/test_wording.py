@@ -38,7 +38,27 @@ RANDOM_BOUND = ("random", 0.3, True, 0.1, 0.3, 0.3, 0.3)
 )
 def test_answer(rows, expected):
     table = pd.DataFrame(rows, columns=COLUMNS)
-    assert answer(table, metric="acc", margin=0.01, tasks=["arc_easy"], confidence=0.95) == expected
+    assert _answer(table, 500) == expected
+
+
+def _answer(table, questions):
+    return answer(table, metric="acc", margin=0.01, tasks=["arc_easy"], confidence=0.95, num_questions=questions)
+
+
+@pytest.mark.parametrize(
+    ("rows", "questions", "literally"),
+    [
+        ([AHON, RANDOM], 99, "99 questions are too few to say how many heads can be zeroed within 1 point of arc_easy accuracy: "
+                             "one answer is worth 1.01 points. Taken literally, 17% of heads can be zeroed by ahon_ln "
+                             "(95% interval 12–21%); random heads: 1.2%."),
+        ([RANDOM_BOUND], 1, "One question is too few to say how many heads can be zeroed within 1 point of arc_easy accuracy: "
+                            "one answer is worth 100 points. Taken literally, at least 30% of heads, chosen at random, can be "
+                            "zeroed."),
+    ],
+)  # fmt: skip
+def test_fewer_questions_than_points_are_said_first(rows, questions, literally):
+    assert _answer(pd.DataFrame(rows, columns=COLUMNS), questions) == literally
+    assert proof(pd.DataFrame(rows, columns=COLUMNS), num_questions=questions, margin=0.01, confidence=0.95) == ""
 
 
 @pytest.mark.parametrize(
@@ -49,6 +69,7 @@ def test_answer(rows, expected):
         (200, None, [AHON], ["Few questions: from 200 the untouched model's own accuracy is known only to lie between "
                              "20.4% and 32.5%"]),  # scipy.stats.binomtest(52, 200).proportion_ci(method="wilson")
         (20_000, None, [AHON, AHON], ["best of 2 scores"]),
+        (20_000, None, [AHON, RANDOM_BOUND], ["No better than chance: with random heads the share is 30%"]),
     ],
 )  # fmt: skip
 def test_caveats(questions, chance, scores, expected):
@@ -90,11 +111,10 @@ def test_a_curve_that_dips_on_its_way_is_said():
     [
         (AHON, 5000, ""),  # all of it is shown
         (OPEN, 5000, "These 5,000 questions show it, with 95% confidence, only up to 5.0% of heads."),
-        ((*AHON[:5], 0.0, 0.3), 5, "These 5 questions show it, with 95% confidence, at no share of heads."),
-        ((*AHON[:5], 0.0, 0.3), 1, "This one question shows it, with 95% confidence, at no share of heads."),
-        (RANDOM, 5, ""),  # there is no best score to prove anything of
+        ((*AHON[:5], 0.0, 0.3), 150, "These 150 questions show it, with 95% confidence, at no share of heads."),
+        (RANDOM, 150, ""),  # there is no best score to prove anything of
     ],
 )
 def test_proof(row, questions, expected):
     table = pd.DataFrame([row], columns=COLUMNS)
-    assert proof(table, num_questions=questions, confidence=0.95) == expected
+    assert proof(table, num_questions=questions, margin=0.01, confidence=0.95) == expected

@@ -116,8 +116,11 @@ def ranks_data(run: RunResults) -> dict[str, Any] | None:
     }
 
 
-def comparison_data(runs: Sequence[RunResults]) -> dict[str, Any] | None:
-    """Several runs beside one another: distributions of the scores they share, and accuracy relative to each untouched."""
+def comparison_data(runs: Sequence[RunResults], distances: pd.DataFrame | None) -> dict[str, Any] | None:
+    """Several runs beside one another: distributions of the scores they share, and accuracy relative to each untouched.
+
+    ``distances`` are those between the runs' distributions, as from ``headcount.analysis.distances``.
+    """
     if len(runs) < 2:
         return None
     names = run_labels(runs)
@@ -139,7 +142,14 @@ def comparison_data(runs: Sequence[RunResults]) -> dict[str, Any] | None:
             for line in data["lines"]:
                 relative = [round(100 * y / data["baseline"], 3) for y in line["y"]] if data["baseline"] else line["y"]
                 curves.setdefault(line["score"], []).append({"run": number, "x": line["x"], "y": relative})
-    compared = [panel for panel in panels.values() if len(panel["runs"]) > 1]
+    apart: dict[str, float] = {}
+    for row in wording.rows(distances) if distances is not None else ():
+        apart[row.score] = max(row.distance, apart.get(row.score, 0.0))
+    compared = [
+        {**panel, "note": wording.number(apart[name]) if name in apart else ""}
+        for name, panel in panels.items()
+        if len(panel["runs"]) > 1
+    ]
     return {"runs": names, "panels": compared, "curves": curves}
 
 
@@ -149,7 +159,7 @@ def paper_data(run: RunResults) -> dict[str, Any] | None:
         return None
     published = published_shares()
     own = {row.score: row for row in wording.rows(run.removable)}
-    scores = [*(score for score in own if score not in published), *published]
+    scores = sorted({**published, **own}, key=lambda score: score == "random")
     return {
         "models": published_models(),
         "scores": [_line(score) for score in scores],

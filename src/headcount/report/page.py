@@ -74,7 +74,7 @@ def render_page(runs: Sequence[RunResults]) -> str:
         "stability": stability_data(runs),
         "ranks": ranks_data(run),
         "layers": layers_data(run),
-        "comparison": comparison_data(runs),
+        "comparison": comparison_data(runs, tables["distances"].frame if "distances" in tables else None),
         "paper": paper_data(run),
     }
     script = "(() => {\n'use strict';\n" + "\n".join(_asset(f"scripts/{name}.js") for name in _SCRIPTS) + "})();"
@@ -122,7 +122,12 @@ def _answer(run: RunResults) -> dict[str, Any]:
     tasks = [wording.shown(task, 60) for task in run.tasks]
     named = tasks if len(tasks) <= 3 else [f"{len(tasks)} tasks"]
     removable = run.removable
-    answer = "" if removable.empty else wording.answer(removable, metric=run.metric, tasks=named, **said)
+    asked = int(run.accuracy["num_questions"].iloc[0])
+    answer = (
+        ""
+        if removable.empty
+        else wording.answer(removable, metric=run.metric, tasks=named, num_questions=asked, **said)
+    )
     measured = max((row.largest_share_measured for row in wording.rows(removable)), default=0.1)
     most = 10 * max(1, math.ceil(10 * measured))  # the scale's end, percent
     rows = [
@@ -138,7 +143,7 @@ def _answer(run: RunResults) -> dict[str, Any]:
     ]
     return {
         "answer": answer,
-        "proof": wording.proof(removable, num_questions=int(run.accuracy.num_questions[0]), confidence=CONFIDENCE),
+        "proof": wording.proof(removable, num_questions=asked, **said),
         "caveats": wording.caveats(run.accuracy, removable, chance=run.chance, **said),
         "shares": {"rows": rows, "most": most} if rows else None,
         "metric_name": wording.metric_name(run.metric),

@@ -114,34 +114,64 @@ def best_row(removable: pd.DataFrame) -> Any | None:
     return max(scored, key=lambda row: row.removable_share, default=None)
 
 
-def answer(removable: pd.DataFrame, *, metric: str, margin: float, tasks: Sequence[str], confidence: float) -> str:
-    """The one sentence that a reader takes home: the best score's removable share with its interval, and random's."""
+def answer(
+    removable: pd.DataFrame,
+    *,
+    metric: str,
+    margin: float,
+    tasks: Sequence[str],
+    confidence: float,
+    num_questions: int,
+) -> str:
+    """What a reader takes home: the best score's removable share with its interval, and random's.
+
+    Where one question alone is worth more than the margin, that comes first.
+    """
     best = best_row(removable)
     within = f"within {_fall(margin)} of {' and '.join(tasks) or 'the'} {metric_name(metric)}"
     randoms = [row for row in rows(removable) if row.score == "random"]
     at_random = " ".join(f"{'at least ' * row.is_lower_bound}{_whole(row.removable_share)}" for row in randoms)
+    doubt = ""
+    if _too_few(num_questions, margin):
+        asked = "One question is" if num_questions == 1 else f"{num_questions} questions are"
+        doubt = (
+            f"{asked} too few to say how many heads can be zeroed {within}: one answer is worth "
+            f"{100 / num_questions:.3g} points. Taken literally, "
+        )
+        within = ""
     if best is None:
-        return f"{at_random[:1].upper()}{at_random[1:]} of heads, chosen at random, can be zeroed {within}."
-    if best.is_lower_bound:
-        interval = f"{_whole(best.low)} or more"
-    elif open_above(best):
-        interval = f"{_whole(best.low)} to at least {_whole(best.high)}"
+        share, by = at_random, "of heads, chosen at random, can be zeroed"
     else:
-        interval = f"{_whole(best.low)[:-1]}–{_whole(best.high)}"
-    share = f"{'At least ' if best.is_lower_bound else ''}{_whole(best.removable_share)}"
-    by = f"by {shown(best.score, 40)} ({percent(confidence, 0)} interval {interval})"
-    sentence = f"{share} of heads can be zeroed {within} {by}"
-    return f"{sentence}; random heads: {at_random}." if at_random else f"{sentence}."
+        if best.is_lower_bound:
+            interval = f"{_whole(best.low)} or more"
+        elif open_above(best):
+            interval = f"{_whole(best.low)} to at least {_whole(best.high)}"
+        else:
+            interval = f"{_whole(best.low)[:-1]}–{_whole(best.high)}"
+        share = f"{'at least ' * best.is_lower_bound}{_whole(best.removable_share)}"
+        within = f"{within} by {shown(best.score, 40)} ({percent(confidence, 0)} interval {interval})".strip()
+        if at_random:
+            within += f"; random heads: {at_random}"
+        by = "of heads can be zeroed"
+    said = f"{share} {by} {within}".strip()
+    return f"{doubt}{said}." if doubt else f"{said[:1].upper()}{said[1:]}."
 
 
-def proof(removable: pd.DataFrame, *, num_questions: int, confidence: float) -> str:
-    """What of ``answer`` the questions show, in a sentence as weighty as that; empty where they show all of it."""
+def _too_few(num_questions: int, margin: float) -> bool:
+    """Whether a single answer is worth more than the margin."""
+    return num_questions * margin < 1
+
+
+def proof(removable: pd.DataFrame, *, num_questions: int, margin: float, confidence: float) -> str:
+    """What of ``answer`` the questions show, in a sentence as weighty as that; empty where they show all of it.
+
+    Empty also where ``answer`` says itself that they are too few.
+    """
     best = best_row(removable)
-    if best is None or best.share_shown >= best.removable_share:
+    if best is None or best.share_shown >= best.removable_share or _too_few(num_questions, margin):
         return ""
     upto = f"only up to {_whole(best.share_shown)} of heads" if best.share_shown else "at no share of heads"
-    asked = "This one question shows" if num_questions == 1 else f"These {num_questions:,} questions show"
-    return f"{asked} it, with {percent(confidence, 0)} confidence, {upto}."
+    return f"These {num_questions:,} questions show it, with {percent(confidence, 0)} confidence, {upto}."
 
 
 def caveats(
@@ -171,6 +201,9 @@ def caveats(
             f"accuracy was {100 * -worst.change:.1f} points below. The share is where the curve last falls below, as in the "
             "paper."
         )
+    chosen = max((row.removable_share for row in rows(removable) if row.score == "random"), default=0.0)
+    if best is not None and chosen >= best.removable_share:
+        said.append(f"No better than chance: with random heads the share is {_whole(chosen)}, as large or larger.")
     tried = sum(row.score != "random" for row in rows(removable))
     if tried > 1 and best is not None:
         said.append(

@@ -76,6 +76,8 @@ def test_what_cannot_be_drawn_is_named():
         hc.plot.accuracy(outcomes, scores=["ahon"])
     with pytest.raises(InputError, match="Unknown metric 'f1'"):
         hc.plot.removable(outcomes, metric="f1")
+    with pytest.raises(InputError, match="no question right"):
+        hc.plot.accuracy(outcomes.assign(acc=0.0), relative=True)
     with pytest.raises(InputError, match="Only the baseline"):
         hc.plot.accuracy(outcomes[outcomes["policy"] == "baseline"])
 

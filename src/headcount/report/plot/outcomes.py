@@ -33,7 +33,7 @@ def accuracy(
         ax: where to draw; None for a new figure.
 
     Raises:
-        InputError: no baseline, an unknown metric or score.
+        InputError: no baseline, an unknown metric or score, or ``relative`` to an accuracy of 0.
     """
     results = evaluated(outcomes, metric)
     known = results.removable["score"].tolist()
@@ -42,6 +42,10 @@ def accuracy(
         bands = [score for score in (known[0], "random") if score in wanted]
     table = results.accuracy
     baseline = float(table["accuracy"].iloc[0])
+    if relative and not baseline:
+        raise InputError(
+            "The untouched model has no question right, so nothing is relative to it. Give relative=False."
+        )
     scale = 100 / baseline if relative else 100
     ax = ax or new_axes()
     for score in wanted:

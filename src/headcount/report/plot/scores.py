@@ -122,7 +122,7 @@ def paper(outcomes: pd.DataFrame, *, metric: str | None = None, name: str = "thi
     """
     own = {row.score: row for row in rows(evaluated(outcomes, metric).removable)}
     published = published_shares()
-    scores = [*(score for score in own if score not in published), *published]
+    scores = sorted({**published, **own}, key=lambda score: score == "random")
     ax = ax or new_axes(height=2.6)
     for at, score in enumerate(scores):
         shares = published.get(score, np.array([]))

@@ -24,7 +24,7 @@ function comparisonCharts() {
       x, y, type: "scatter", mode: "lines+markers", line: line(run, 2.5), marker: { size: 7 }, hovertemplate: `%{y:.1f}% at %{x:.1f}%<extra>${text(runs[run])}</extra>`,
     })), {
       height: accuracy.clientHeight, xaxis: axis("Heads zeroed, realised", { ticksuffix: "%", rangemode: "tozero" }),
-      yaxis: axis(narrow() ? "" : "Of the untouched model's", { ticksuffix: "%" }),
+      yaxis: axis(narrow() ? "" : "Accuracy, % of untouched", { ticksuffix: "%" }),
     });
     score.addEventListener("change", register(accuracy, draw));
   }

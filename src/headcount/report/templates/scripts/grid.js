@@ -24,7 +24,7 @@ const grid = (() => {
       shape[`yaxis${key}`] = charts.axis("", { ...small, domain: [Math.max(0, top - one.y), top], anchor: `x${key}`, nticks: 4, ...y });
       shape.annotations.push({
         xref: "paper", yref: "paper", x: left, y: top, xanchor: "left", yanchor: "bottom", showarrow: false,
-        text: `<b>${charts.text(panel.score)}</b>`, font: { size: 12 },
+        text: `<b>${charts.text(panel.score)}</b>${panel.note ? `  ${charts.text(panel.note)}` : ""}`, font: { size: 12 },
       });
       return traces(panel).map((trace) => ({ type: "scatter", mode: "lines", xaxis: `x${key}`, yaxis: `y${key}`, ...trace }));
     });
