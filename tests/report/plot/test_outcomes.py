@@ -65,6 +65,7 @@ def test_removable_points_are_the_table():
     table = removable_table(outcomes).set_index("score")["removable_share"]
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels[-1] == "random"
+    assert ax.get_ylim() == (len(labels) - 0.5, -0.5)  # every row is whole
     dots = [drawn for drawn in ax.lines if drawn.get_marker() == "o"]
     for at, (label, dot) in enumerate(zip(labels, dots, strict=True)):
         np.testing.assert_allclose(dot.get_xydata(), [[100 * table[label], at]])

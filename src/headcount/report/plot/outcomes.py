@@ -94,8 +94,11 @@ def removable(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | N
             ax.plot(high, at, marker=">", color=colour, alpha=0.6, markersize=4)
         ax.plot(share, at, marker="o", color=colour, markersize=4.5)
     ax.set_yticks(range(len(table)), [plain(row.score, 40) for row in table])
-    ax.invert_yaxis()
-    ax.set(xlabel=f"Heads that can be zeroed within {percent(MARGIN, 0)[:-1]} point", xlim=(0, None))
+    ax.set(
+        xlabel=f"Heads that can be zeroed within {percent(MARGIN, 0)[:-1]} point",
+        xlim=(0, None),
+        ylim=(len(table) - 0.5, -0.5),
+    )
     ax.xaxis.set_major_formatter(PercentFormatter(decimals=0))
     ax.tick_params(axis="y", length=0)
     return ax

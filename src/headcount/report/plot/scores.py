@@ -98,8 +98,7 @@ def ranks(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | None 
         style = score_style(name)
         ax.plot(found.iloc[at], at, marker=MARKERS[style.symbol], color=style.light, markersize=4.5)
     ax.set_yticks(range(len(names)), [plain(name, 40) for name in names])
-    ax.invert_yaxis()
-    ax.set(xlabel="Rank (grey: paper's mean)", xlim=(0.4, len(names) + 0.6))
+    ax.set(xlabel="Rank (grey: paper's mean)", xlim=(0.4, len(names) + 0.6), ylim=(len(names) - 0.5, -0.5))
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.tick_params(axis="y", length=0)
     return ax
