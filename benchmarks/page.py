@@ -99,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes = SHORT if options.short else {name: (SIZES | SHORT)[name] for name in options.size or SIZES}
     repeats = 1 if options.short else options.repeats
-    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
     if path is None:
         sys.exit("There is no Chromium on this machine: apt-get install chromium")
     rows: list[dict[str, Any]] = []

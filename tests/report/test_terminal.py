@@ -42,5 +42,11 @@ def test_both_tables_at_80_columns():
     assert ["awft", "≥", "24.1%", "[20.0,", "≥", "24.1]", "24.1%"] in rows
 
 
+def test_names_from_strangers_cannot_steer_the_terminal():
+    hostile = "\x1b[2J\x1b]0;title\x07\u202eevil"
+    out = printed(ACCURACY.assign(policy=hostile, score=hostile), REMOVABLE.assign(score=hostile))
+    assert not set(out) & {"\x1b", "\x07", "\u202e"}
+
+
 def test_nothing_to_remove_prints_one_table():
     assert "Removable" not in printed(ACCURACY.head(1), REMOVABLE.head(0))

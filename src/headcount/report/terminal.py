@@ -32,7 +32,7 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
     )
     for row in rows(accuracy):
         policies.add_row(
-            Text(policy_name(row)), percent(row.share_asked, 0), percent(row.share_realised), percent(row.accuracy),
+            Text(shown(policy_name(row), 60)), percent(row.share_asked, 0), percent(row.share_realised), percent(row.accuracy),
             change_with_interval(row),
         )  # fmt: skip
     console.print(policies)
@@ -47,7 +47,7 @@ def print_removable(console: Console, removable: pd.DataFrame) -> None:
         "Heads that can be zeroed within 1 point", "Score", "Removable share [95%]", "Measured up to"
     )
     for row in rows(removable):
-        shares.add_row(Text(row.score), removable_with_interval(row), percent(row.largest_share_measured))
+        shares.add_row(Text(shown(row.score, 60)), removable_with_interval(row), percent(row.largest_share_measured))
     console.print(shares)
 
 
