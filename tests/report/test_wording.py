@@ -111,7 +111,11 @@ def test_a_curve_that_dips_on_its_way_is_said():
     [
         (AHON, 5000, ""),  # all of it is shown
         (OPEN, 5000, "These 5,000 questions show it, with 95% confidence, only up to 5.0% of heads."),
-        ((*AHON[:5], 0.0, 0.3), 150, "These 150 questions show it, with 95% confidence, at no share of heads."),
+        (
+            (*AHON[:5], 0.0, 0.3),
+            150,
+            "These 150 questions do not show it with 95% confidence even at the smallest share tried.",
+        ),
         (RANDOM, 150, ""),  # there is no best score to prove anything of
     ],
 )

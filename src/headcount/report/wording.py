@@ -170,8 +170,10 @@ def proof(removable: pd.DataFrame, *, num_questions: int, margin: float, confide
     best = best_row(removable)
     if best is None or best.share_shown >= best.removable_share or _too_few(num_questions, margin):
         return ""
-    upto = f"only up to {_whole(best.share_shown)} of heads" if best.share_shown else "at no share of heads"
-    return f"These {num_questions:,} questions show it, with {percent(confidence, 0)} confidence, {upto}."
+    asked, sure = f"These {num_questions:,} questions", f"with {percent(confidence, 0)} confidence"
+    if best.share_shown:
+        return f"{asked} show it, {sure}, only up to {_whole(best.share_shown)} of heads."
+    return f"{asked} do not show it {sure} even at the smallest share tried."
 
 
 def caveats(
