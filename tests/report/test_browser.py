@@ -14,7 +14,18 @@ from headcount.report import RunResults, render_page
 from headcount.report.result_tables import result_tables
 from headcount.report.wording import shown
 from headcount.thresholding import thresholds
-from tests.report.conftest import GROUP, HEADS, HOSTILE, IDS, INPUTS, LAYERS, Window
+from tests.report.conftest import (
+    GROUP,
+    HEADS,
+    HOSTILE,
+    IDS,
+    INPUTS,
+    LAYERS,
+    Window,
+    make_results,
+    make_scores,
+    manifest,
+)
 from tests.report.test_page import hostile_results
 
 OPEN = "document.querySelectorAll('details').forEach((part) => { part.open = true; })"
@@ -263,6 +274,41 @@ def test_no_serious_accessibility_fault(window, colours):
     page.evaluate(OPEN)
     found = Axe().run(page).response["violations"]
     assert [(fault["id"], fault["nodes"][0]["html"][:200]) for fault in found] == []
+
+
+def test_several_runs_are_drawn_beside_one_another(browser, tmp_path):
+    ids = ["ahon_ln", "awft"]
+    runs = [
+        make_results(manifest=manifest(task=task), scores=make_scores(ids, seed), thresholds=None)
+        for seed, task in enumerate(["arc_easy", "piqa"])
+    ]
+    file = tmp_path / "runs.html"
+    file.write_text(render_page(runs), encoding="utf-8")
+    window = Window(browser, file)
+    page = window.page
+    for id, lines in (("stability-chart", 2), ("comparison-accuracy", 2), ("comparison-distributions", 4)):
+        chart = page.locator(f"#{id}")
+        chart.scroll_into_view_if_needed()
+        chart.locator(".scatterlayer .trace").first.wait_for()
+        assert chart.evaluate("chart => chart.data.length") == lines
+    page.locator("#comparison-score").select_option("awft")
+    assert page.locator("#comparison-key li").all_inner_texts() == ["arc_easy", "piqa"]
+    page.evaluate(OPEN)
+    assert [fault["id"] for fault in Axe().run(page).response["violations"]] == []
+    assert window.said == []
+    page.context.close()
+
+
+def test_a_page_with_nothing_on_it_works(browser, tmp_path):
+    file = tmp_path / "empty.html"
+    file.write_text(render_page([RunResults(manifest={})]), encoding="utf-8")
+    window = Window(browser, file)
+    page = window.fresh(360)
+    assert page.locator(".empty").count() == 10
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert [fault["id"] for fault in Axe().run(page).response["violations"]] == []
+    assert window.said == []
+    page.context.close()
 
 
 def test_hostile_names_do_nothing(hostile):
