@@ -160,6 +160,16 @@ def test_methods_name_seed_versions_and_command(page_html):
         assert fact in text
 
 
+def test_model_data_settings_and_date_stand_at_the_top():
+    facts = manifest()
+    facts["data"] |= {"num_fewshot": 5, "chat_template": False}
+    top = text_of(render_page([RunResults(manifest=facts)]))
+    assert (
+        "30 layers · 270 query heads · bfloat16 · arc_easy · 200 questions · 5-shot · without chat template · seed 0 · "
+        "2 January 2026"
+    ) in top
+
+
 def test_the_metric_comes_from_the_settings():
     outcomes = make_outcomes().assign(acc_norm=lambda o: o["acc"])
     wanted = manifest() | {"settings": {"metric": "acc_norm"}}

@@ -154,12 +154,17 @@ def _answer(run: RunResults) -> dict[str, Any]:
 def _subtitle(run: RunResults) -> str:
     layers, heads = at(run.manifest, "model", "layers"), at(run.manifest, "model", "num_heads")
     questions, created = at(run.manifest, "data", "num_questions"), run.manifest.get("created")
+    shots, chat = at(run.manifest, "data", "num_fewshot"), at(run.manifest, "data", "chat_template")
+    seed = at(run.manifest, "settings", "seed")
     parts = [
         f"{len(layers)} layers" if isinstance(layers, list) and layers else "",
         f"{heads:,} query heads" if isinstance(heads, int) else "",
         wording.shown(at(run.manifest, "model", "dtype") or "", 20),
         run.data,
         f"{questions:,} questions" if isinstance(questions, int) else "",
+        f"{shots}-shot" if isinstance(shots, int) else "",
+        f"{'with' if chat else 'without'} chat template" if isinstance(chat, bool) else "",
+        f"seed {seed}" if isinstance(seed, int) else "",
         _date(created) if created else "",
     ]
     return " · ".join(part for part in parts if part)
