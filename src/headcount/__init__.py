@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from headcount.measure import measure_heads
     from headcount.models.instrument import Probe, head_geometry, instrument
     from headcount.models.loading import load
+    from headcount.removal.choose import select_heads
+    from headcount.removal.prune import prune_heads
+    from headcount.removal.selection import Selection
     from headcount.report import plot
     from headcount.scores import all_scores, get_score, score
     from headcount.store import Run, open_run
@@ -34,6 +37,7 @@ _MODULES = {
     "Probe": "models.instrument",
     "Random": "interventions",
     "Run": "store",
+    "Selection": "removal.selection",
     "Study": "study.spec",
     "StudyFolder": "study.folder",
     "Threshold": "interventions",
@@ -47,8 +51,10 @@ _MODULES = {
     "measure_heads": "measure",
     "open_run": "store",
     "open_study": "study.folder",
+    "prune_heads": "removal.prune",
     "run_study": "study.running",
     "score": "scores",
+    "select_heads": "removal.choose",
     "thresholds": "thresholding",
 }
 
@@ -65,6 +71,7 @@ __all__ = [
     "Probe",
     "Random",
     "Run",
+    "Selection",
     "Study",
     "StudyFolder",
     "Threshold",
@@ -79,8 +86,10 @@ __all__ = [
     "open_run",
     "open_study",
     "plot",
+    "prune_heads",
     "run_study",
     "score",
+    "select_heads",
     "thresholds",
 ]
 

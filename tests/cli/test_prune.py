@@ -83,3 +83,17 @@ def test_mistakes(headcount, refused, checkpoint, own, tmp_path):
     line = refused("evaluate", other, *own(), "-o", "run", "--pruned", "p", "--trust-remote-code")
     assert "the weights are not" in line
     assert "no checkpoint" in refused("evaluate", other, *own(), "-o", "run", "--pruned", "none")
+
+
+def test_stopping_leaves_nothing(headcount, checkpoint, tmp_path, monkeypatch):
+    folder = checkpoint()
+    write_selection(folder, "heads.json", [(0, 0)])
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("headcount.removal.prune.verify", stop)
+    code, _, error = headcount("prune", folder, "--heads", "heads.json", "-o", "p", "--replace", "zero")
+    assert code == 130
+    assert "Stopped. Nothing was written." in error
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["heads.json", "model"]

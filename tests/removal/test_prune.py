@@ -132,6 +132,9 @@ def test_the_card_says_what_was_done(tiny, tmp_path):
     assert str(result.verification) in card
     assert f"{result.savings.num_parameters[1]:,}" in card
     assert Selection.load(tmp_path / "m" / "selection.json") == selection
+    assert "base_model" not in card
+    prune_heads(model, selection, tmp_path / "n", name="someone/tiny-1.0")
+    assert "base_model: someone/tiny-1.0\n" in (tmp_path / "n" / "README.md").read_text()
 
 
 def test_a_selection_for_another_model_is_refused_with_the_difference(tiny, tmp_path):

@@ -49,8 +49,10 @@ class Steps:
 
 
 @contextmanager
-def steps() -> Iterator[Steps]:
-    """Progress bars on standard error; Ctrl-C inside is one sentence and exit code 130."""
+def steps(
+    stopped: str = "What was finished is kept in the run's folder; the same command with -o FOLDER goes on from there.",
+) -> Iterator[Steps]:
+    """Progress bars on standard error; Ctrl-C inside is one sentence, which ends with ``stopped``, and exit code 130."""
     columns = (
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=18),
@@ -63,8 +65,5 @@ def steps() -> Iterator[Steps]:
         with Progress(*columns, console=errors) as progress:
             yield Steps(progress)
     except KeyboardInterrupt:
-        errors.print(
-            "Stopped. What was finished is kept in the run's folder; the same command with -o FOLDER goes on from there.",
-            soft_wrap=True,
-        )
+        errors.print(f"Stopped. {stopped}", soft_wrap=True)
         raise typer.Exit(130) from None

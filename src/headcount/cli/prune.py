@@ -60,7 +60,7 @@ def prune(
     batch_tokens: options.CalibrationBatch = 4096,
 ) -> None:
     """Cut heads out of a model for good: show the plan, replace what they did, write a checkpoint, load it and compare."""
-    with steps() as progress:
+    with steps("Nothing was written.") as progress:
         from headcount.cli.calibration import calibration_rows
         from headcount.cli.runs import command_line, load_model
         from headcount.models.instrument import head_geometry

@@ -85,7 +85,7 @@ def select(
         raise InputError('Say how much to remove: --share 0.2, or --budget "1 point of arc_easy,piqa".')
     if output_file.exists():
         raise InputError(f"{str(output_file)!r} exists already. Choose another file with -o, or remove it first.")
-    with steps() as progress:
+    with steps("Nothing was written.") as progress:
         from headcount.cli.calibration import calibration_rows
         from headcount.cli.runs import load_model, prepare_benchmark
         from headcount.models.loading import default_name

@@ -1,6 +1,8 @@
 """The model card of a pruned checkpoint."""
 
 import json
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from headcount.removal.plan import Plan
@@ -35,8 +37,10 @@ def model_card(
     """Markdown: what was removed, how it was chosen, how it was verified, how to load it."""
     removed, geometry = plan.removed, selection.model
     total = sum(layer.num_attention_heads for layer in geometry.layers)
+    # A hub id becomes the card's base model; a path is nobody's business.
+    base = f"base_model: {name}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else ""
     parts = [
-        "---\ntags:\n- headcount\n- pruned\n---",
+        f"---\n{base}tags:\n- headcount\n- pruned\n---",
         f"# {_code(name)} without {len(removed)} of {total} attention heads",
         f"Made with headcount {selection.versions['headcount']}.",
         "## How to load it\n" + _how_to_load(loaded, format),
