@@ -1,18 +1,19 @@
-"""Static removal against zeroing chosen anew for each input, by the rise of the loss on texts of several domains.
+r"""Static removal against zeroing chosen anew for each input, by the rise of the loss on texts of several domains.
 
 ::
 
-    python benchmarks/removal.py --calibrate web.parquet --domain novels=novels.jsonl --domain code=code.jsonl --json out.json
+    headcount select demo --texts web.parquet --texts code.jsonl --share 0.4 -o heads.json
+    python benchmarks/removal.py --heads heads.json --calibrate web.parquet code.jsonl \
+        --domain novels=novels.jsonl --domain law=law.jsonl --json out.json --plot out.png
 
-Heads are chosen and replaced on the calibration texts. Each domain's texts are then read by the model with heads zeroed
-by their score on each text (thresholds from that domain's own scores, as in the paper), and by the model without the
-removed heads. The rise is the change of a text's mean next-token loss, averaged over texts, with a 95% bootstrap interval
-over texts. What is in the JSON file already is not computed again.
+Heads are removed as selected, and replaced on the calibration texts. Each domain's texts are then read by the model with
+heads zeroed by their score on each text (thresholds from that domain's own scores, as in the paper), and by the model
+without the removed heads. The rise is the change of a text's mean next-token loss, averaged over texts, with a 95%
+bootstrap interval over texts. What is in the JSON file already is not computed again. ``--plot FILE`` draws it.
 """
 
 import argparse
 import json
-import time
 from collections.abc import Iterable
 from contextlib import nullcontext
 from pathlib import Path
@@ -26,7 +27,6 @@ from headcount.heads import HeadSet
 from headcount.measure import token_ids
 from headcount.models.batching import input_device, pad, run_in_batches
 from headcount.models.instrument import instrument
-from headcount.removal.choose import select_heads
 from headcount.removal.replace import replace_heads
 from headcount.texts import load_texts
 
@@ -63,27 +63,57 @@ def interval(changes: Any, resamples: int = 10_000) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def draw(results: list[dict[str, Any]], file: Path) -> None:
+    """The rise of the loss against the realised share of heads, a panel a domain, with the intervals."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    domains = list(dict.fromkeys(row["domain"] for row in results))
+    ways = [way for way in dict.fromkeys(row["way"] for row in results) if way != "untouched"]
+    figure, axes = pyplot.subplots(
+        1, len(domains), figsize=(2.4 * len(domains), 3), sharey=True, squeeze=False, layout="constrained"
+    )
+    for domain, panel in zip(domains, axes[0], strict=True):
+        for way in ways:
+            of_way = [row for row in results if row["way"] == way and row["domain"] == domain]
+            of_way.sort(key=lambda row: row["share_realised"])
+            shares = [0.0, *(100 * row["share_realised"] for row in of_way)]
+            (line,) = panel.plot(shares, [0.0, *(row["rise"] for row in of_way)], marker="o", markersize=3, label=way)
+            low, high = ([0.0, *(row[end] for row in of_way)] for end in ("low", "high"))
+            panel.fill_between(shares, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        panel.set_title(domain)
+        panel.set_xlabel("heads without effect, %")
+        panel.grid(alpha=0.3)
+    axes[0][0].set_ylabel("rise of the loss, nats a token")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(file, dpi=130)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", nargs="?", default="demo")
+    parser.add_argument("--heads", required=True, help="selection; its first heads are removed, share by share")
+    parser.add_argument("--name", help="of the selection, for the table [default: the file's]")
     parser.add_argument("--calibrate", nargs="+", required=True, help="text, .jsonl or .parquet files")
     parser.add_argument("--domain", nargs="+", required=True, metavar="NAME=FILE", help="texts to measure on")
     parser.add_argument("--texts", type=int, default=64, help="calibration texts from each file")
     parser.add_argument("--domain-texts", type=int, default=64, help="texts of each domain")
     parser.add_argument("--max-length", type=int, default=256, help="first tokens of each text")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4])
-    parser.add_argument("--score", default="taylor")
-    parser.add_argument("--aggregate", default="mean")
-    parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--unit", default="query")
     parser.add_argument("--replace", default="refit")
     parser.add_argument("--ridge", type=float, default=0.01)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--plot", type=Path, help="a picture of everything in the JSON file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model, tokenizer = hc.load(options.model, dtype=options.dtype)
+    selection = hc.Selection.load(options.heads)
+    selection.check(model, options.model)
+    way = f"static, {options.name or Path(options.heads).stem}"
     domains = {}
     for given in options.domain:
         name, _, file = given.partition("=")
@@ -126,24 +156,17 @@ def main() -> None:
                 policy = hc.Threshold(PER_INPUT, cuts.sel(share=share).item(), share=share)
                 keep(PER_INPUT, share, name, *text_losses(model, rows, policy))
 
-    way = f"{options.score}, {options.aggregate}, {options.rounds} rounds, {options.unit}, {options.replace}"
-    waiting = [s for s in options.shares if any((way, s, name) not in done for name in domains)]
-    if not waiting:
-        return
-    start = time.monotonic()
-    chosen = select_heads(
-        model, calibration, share=max(options.shares), score=options.score, aggregate=options.aggregate,
-        rounds=options.rounds, unit=options.unit, how=options.replace, ridge=options.ridge,
-    )  # fmt: skip
-    print(f"chosen on {len(calibration)} texts in {time.monotonic() - start:.0f} s", flush=True)
-    total = sum(layer.num_attention_heads for layer in chosen.model.layers)
-    for share in waiting:
-        heads = HeadSet(chosen.heads[: int(share * total + 1e-9)])
-        replacement = replace_heads(model, heads, options.replace, rows=calibration, ridge=options.ridge)
-        with replacement.applied(model):
-            for name, rows in domains.items():
-                if (way, share, name) not in done:
-                    keep(way, share, name, text_losses(model, rows)[0], len(heads) / total)
+    total = sum(layer.num_attention_heads for layer in selection.model.layers)
+    for share in options.shares:
+        heads = HeadSet(selection.heads[: int(share * total + 1e-9)])
+        waiting = [name for name in domains if (way, share, name) not in done]
+        if waiting and len(heads) >= int(share * total + 1e-9):
+            replacement = replace_heads(model, heads, options.replace, rows=calibration, ridge=options.ridge)
+            with replacement.applied(model):
+                for name in waiting:
+                    keep(way, share, name, text_losses(model, domains[name])[0], len(heads) / total)
+    if options.plot:
+        draw(results, options.plot)
 
 
 if __name__ == "__main__":

@@ -5,9 +5,17 @@ import numpy as np
 import pytest
 import torch
 
+from headcount.models.loading import gguf_file
 from tests.removal.test_llama_cpp import HEADS, tokenizer, written  # noqa: F401  (a fixture)
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+
+
+def logits(file, tokens):
+    """Of every position, as llama.cpp computes them."""
+    llama = llama_cpp.Llama(str(file), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
+    llama.eval(tokens)
+    return np.array(llama.scores[: len(tokens)])
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
@@ -20,9 +28,22 @@ def test_logits_are_those_of_transformers(tiny, tokenizer, tmp_path, family, hea
                 parameter.mul_(3)
     pruned = written(model, heads, tokenizer, tmp_path / "m.gguf")
     tokens = torch.randint(3, 256, (24,), generator=torch.Generator().manual_seed(0)).tolist()
-    llama = llama_cpp.Llama(str(tmp_path / "m.gguf"), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
-    llama.eval(tokens)
-    found = np.array(llama.scores[: len(tokens)])
+    found = logits(tmp_path / "m.gguf", tokens)
     with torch.no_grad():
         expected = pruned(torch.tensor([tokens])).logits[0].numpy()
     np.testing.assert_allclose(found, expected, atol=1e-3 * expected.std())
+
+
+@pytest.mark.demo
+def test_the_demo_model(demo, tmp_path):
+    model, encode = demo
+    # Every layer differs: layer 1 loses all heads, others a group, one head, or nothing.
+    heads = [*((1, head) for head in range(9)), *((layer, head) for layer in range(2, 12) for head in range(layer % 4))]
+    pruned = written(model, heads, gguf_file("demo"), tmp_path / "m.gguf", how="zero")
+    tokens = encode("Water boils at one hundred degrees Celsius at sea level, and lower on a mountain.")["input_ids"]
+    found = logits(tmp_path / "m.gguf", tokens)
+    with torch.no_grad():
+        expected = pruned(torch.tensor([tokens])).logits[0]
+    # llama.cpp keeps keys and values in float16.
+    np.testing.assert_allclose(found, expected.numpy(), atol=0.02 * expected.std().item())
+    assert (found.argmax(-1) == expected.argmax(-1).numpy()).mean() > 0.95
