@@ -29,6 +29,7 @@ def tokenizer(tmp_path):
     writer.add_tokenizer_pre("default")
     writer.add_token_list(WORDS)
     writer.add_token_types([1] * 256)
+    writer.add_token_merges(["word 1"])  # llama.cpp does not load a file without
     writer.add_bos_token_id(1)
     writer.add_add_bos_token(False)
     writer.write_header_to_file()
@@ -81,6 +82,7 @@ def test_every_field(tiny, tokenizer, tmp_path):
         "tokenizer.ggml.pre": "default",
         "tokenizer.ggml.tokens": WORDS,
         "tokenizer.ggml.token_type": [1] * 256,
+        "tokenizer.ggml.merges": ["word 1"],
         "tokenizer.ggml.bos_token_id": 1,
         "tokenizer.ggml.add_bos_token": False,
     }
