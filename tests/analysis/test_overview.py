@@ -7,6 +7,7 @@ from headcount.analysis import Saved, accuracy_table, all_tables, curve_table, h
 from headcount.analysis.outcomes import by_benchmark
 from headcount.heads import HeadGeometry, LayerHeads
 from headcount.published import published_curves
+from headcount.summaries import Summary
 from headcount.thresholding import thresholds
 
 GEOMETRY = HeadGeometry(
@@ -121,3 +122,22 @@ def test_inputs_are_left_as_they_were(published):
     all_tables([run], resamples=20, published=published)
     pd.testing.assert_frame_equal(run.outcomes, before[0])
     xr.testing.assert_equal(run.scores, before[1])
+
+
+def test_summaries_give_what_does_not_need_single_scores():
+    scores = saved().scores.assign_coords(num_tokens=("example", np.full(20, 9)))
+    run, other = saved(scores=scores), saved("n", scores=Summary.of(scores))
+    kept = Saved(model="m", data="u", scores=Summary.of(scores), thresholds=run.thresholds, geometry=GEOMETRY)
+    tables, exact = all_tables([kept]), all_tables([run])
+    assert set(tables) == {"inactive", "heads", "cumulative"}
+    both = tables["heads"].merge(exact["heads"], on=["score", "share", "layer", "head"])
+    assert len(both) == len(exact["heads"])
+    # A head's bin is 1.6% of its values wide: with 20 inputs a threshold in it counts one of them for another share.
+    assert (both["frequency_x"] - both["frequency_y"]).abs().max() <= 1 / 20
+    assert tables["cumulative"]["value"].tolist() == pytest.approx(exact["cumulative"]["value"].tolist(), rel=1e-3)
+    together = all_tables([run, kept, other])
+    # The same 160 scores, between which a summary interpolates.
+    assert together["distances"]["distance"].max() < 1 / 160
+    transfer = together["transfer"].query("model == 'm'")
+    expected = transfer["share_inactive"] - transfer["share"]
+    assert expected.abs().max() <= 1.5 / (20 * 8)

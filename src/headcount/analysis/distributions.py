@@ -9,12 +9,14 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import wasserstein_distance
 
+from headcount.analysis.inactivity import score_names
 from headcount.errors import InputError
+from headcount.summaries import Summary
 
 _MOST_VALUES = 100_000  # of a distribution that is compared with another
 
 
-def cumulative(scores: xr.Dataset, *, levels: int = 201) -> pd.DataFrame:
+def cumulative(scores: xr.Dataset | Summary, *, levels: int = 201) -> pd.DataFrame:
     """The cumulative distribution of each score over all examples, layers and heads, as quantiles at equal steps.
 
     Returns:
@@ -23,15 +25,14 @@ def cumulative(scores: xr.Dataset, *, levels: int = 201) -> pd.DataFrame:
     """
     shares = np.linspace(0, 1, levels)
     frames = []
-    for name in map(str, scores.data_vars):
-        values = _sorted(scores[name])
-        if len(values):
-            quantiles = np.quantile(values, shares, method="interpolated_inverted_cdf")
+    for name in score_names(scores):
+        quantiles = _quantiles(scores, name, shares)
+        if not np.isnan(quantiles).any():
             frames.append(pd.DataFrame({"score": name, "share": shares, "value": quantiles}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["score", "share", "value"])
 
 
-def distances(scores: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+def distances(scores: Mapping[str, xr.Dataset | Summary]) -> pd.DataFrame:
     """Wasserstein distance (of order 1) between the distributions of each score in every two models, or data sets.
 
     How far, on average, a score has to be moved to turn the one distribution into the other, in the score's unit. Of more
@@ -39,7 +40,7 @@ def distances(scores: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     range over 100,000.
 
     Args:
-        scores: name → dims (example, layer, head); numbers of layers, heads and inputs may differ.
+        scores: name → dims (example, layer, head), or a summary; numbers of layers, heads and inputs may differ.
 
     Returns:
         One row a score and pair: score, one, other, distance. Scores that one of a pair lacks are left out.
@@ -50,8 +51,8 @@ def distances(scores: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     if len(scores) < 2:
         raise InputError(f"Distances are between at least two; got {', '.join(scores) or 'none'}.")
     rows = []
-    for score in dict.fromkeys(str(name) for of_one in scores.values() for name in of_one.data_vars):
-        known = {name: _thinned(_sorted(of_one[score])) for name, of_one in scores.items() if score in of_one}
+    for score in dict.fromkeys(name for of_one in scores.values() for name in score_names(of_one)):
+        known = {name: _thinned(of_one, score) for name, of_one in scores.items() if score in of_one}
         for one, other in combinations([name for name, values in known.items() if len(values)], 2):
             distance = float(wasserstein_distance(known[one], known[other]))
             rows.append({"score": score, "one": one, "other": other, "distance": distance})
@@ -81,8 +82,21 @@ def _sorted(values: xr.DataArray) -> NDArray[np.floating]:
     return flat[: len(flat) - int(np.isnan(flat).sum())]
 
 
-def _thinned(values: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Evenly spaced quantiles of sorted values, if those are many."""
-    if len(values) <= _MOST_VALUES:
-        return values
-    return values[((np.arange(_MOST_VALUES) + 0.5) * len(values) / _MOST_VALUES).astype(int)]
+def _quantiles(scores: xr.Dataset | Summary, name: str, shares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """``thresholds``' quantiles of one score; NaN when it was nowhere measured."""
+    if isinstance(scores, Summary):
+        return scores.scores[name].quantiles(shares)
+    values = _sorted(scores[name])
+    if not len(values):
+        return np.full(shares.shape, np.nan)
+    return np.quantile(values, shares, method="interpolated_inverted_cdf").astype(np.float64)
+
+
+def _thinned(scores: xr.Dataset | Summary, name: str) -> NDArray[np.floating]:
+    """Sorted values, or evenly spaced quantiles of them if they are many or summarised."""
+    middles = (np.arange(_MOST_VALUES) + 0.5) / _MOST_VALUES
+    if isinstance(scores, Summary):
+        quantiles = scores.scores[name].quantiles(middles)
+        return quantiles[~np.isnan(quantiles)]
+    values = _sorted(scores[name])
+    return values if len(values) <= _MOST_VALUES else values[(middles * len(values)).astype(int)]

@@ -23,6 +23,7 @@ from headcount.analysis.outcomes import by_benchmark, metrics_of
 from headcount.analysis.removable import removable_table
 from headcount.analysis.stability import head_stability, threshold_stability, threshold_transfer
 from headcount.heads import HeadGeometry
+from headcount.summaries import Summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +35,7 @@ class Saved:
         data: name of the benchmarks or texts.
         tasks: the benchmarks asked for.
         outcomes: one row a policy and question.
-        scores: one variable a score, dims (example, layer, head).
+        scores: one variable a score, dims (example, layer, head), or their summary.
         thresholds: one variable a score, dim (share,).
         geometry: the model's layers.
     """
@@ -43,7 +44,7 @@ class Saved:
     data: str
     tasks: Sequence[str] = ()
     outcomes: pd.DataFrame | None = None
-    scores: xr.Dataset | None = None
+    scores: xr.Dataset | Summary | None = None
     thresholds: xr.Dataset | None = None
     geometry: HeadGeometry | None = None
 
@@ -73,8 +74,9 @@ def all_tables(
         Data frames by name, each with model and task (a benchmark) or data (of a run) in front: ``accuracy``, ``removable``
         (with the relative margin beside the absolute one, areas and ranks), ``points``, ``by_score``, ``ranks`` (correlation
         and overlap of every two), ``inactive`` (heads and groups always, sometimes and never inactive), ``heads`` (how often
-        each is), ``groups``, ``agreement``, ``layers``, ``cumulative``; where a model has several data ``thresholds``,
-        ``transfer`` and ``stability``; where data have several models ``distances``. Only those that hold something.
+        each is), ``cumulative``, and not from a summary ``groups``, ``agreement`` and ``layers``; where a model has several
+        data ``thresholds``, ``transfer`` and ``stability``; where data have several models ``distances``. Only those that
+        hold something.
 
     Raises:
         InputError: a metric or margin that cannot be used.
@@ -99,14 +101,18 @@ def all_tables(
         if run.scores is not None and run.thresholds is not None:
             labels = {"model": run.model, "data": run.data}
             heads = head_frequency(run.scores, run.thresholds)
-            groups = None if run.geometry is None else group_frequency(run.scores, run.thresholds, run.geometry)
+            groups = None
+            if isinstance(run.scores, xr.Dataset):
+                keep("agreement", _pairs(score_agreement(run.scores, run.thresholds)), **labels)
+                if run.geometry is not None:
+                    groups = group_frequency(run.scores, run.thresholds, run.geometry)
             keep("inactive", frequency_table(heads, groups), **labels)
             keep("heads", _long(heads, "frequency"), **labels)
             if groups is not None:
                 keep("groups", _long(groups, "frequency"), **labels)
-            keep("agreement", _pairs(score_agreement(run.scores, run.thresholds)), **labels)
-        if run.scores is not None:
+        if isinstance(run.scores, xr.Dataset):
             keep("layers", layer_profile(run.scores), model=run.model, data=run.data)
+        if run.scores is not None:
             keep("cumulative", cumulative(run.scores), model=run.model, data=run.data)
     for model, of_model in _by(runs, "model"):
         for name, table in _across_data(of_model):

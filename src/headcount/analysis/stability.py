@@ -11,6 +11,8 @@ from scipy.stats import rankdata
 
 from headcount.analysis.inactivity import beyond, chunks, values_of
 from headcount.errors import InputError
+from headcount.scores import get_score
+from headcount.summaries import Summary
 
 
 def threshold_stability(thresholds: Mapping[str, xr.Dataset]) -> pd.DataFrame:
@@ -37,11 +39,13 @@ def threshold_stability(thresholds: Mapping[str, xr.Dataset]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def threshold_transfer(scores: Mapping[str, xr.Dataset], thresholds: Mapping[str, xr.Dataset]) -> pd.DataFrame:
+def threshold_transfer(
+    scores: Mapping[str, xr.Dataset | Summary], thresholds: Mapping[str, xr.Dataset]
+) -> pd.DataFrame:
     """What share of heads a threshold found on one benchmark calls inactive on another, nothing being zeroed.
 
     Args:
-        scores: benchmark → dims (example, layer, head).
+        scores: benchmark → dims (example, layer, head), or a summary.
         thresholds: benchmark → dim (share,).
 
     Returns:
@@ -55,18 +59,25 @@ def threshold_transfer(scores: Mapping[str, xr.Dataset], thresholds: Mapping[str
     for used_on in names:
         for score in (name for name in chosen if name in scores[used_on]):
             cuts = np.array([[thresholds[name][score].sel(share=share).item() for share in shares] for name in names])
-            inactive, measured = np.zeros(cuts.shape), 0
-            for examples in chunks(scores[used_on]):
-                values = values_of(scores[used_on], score, examples)
-                measured += int((~np.isnan(values)).sum())
-                for place, cut in np.ndenumerate(cuts):
-                    inactive[place] += beyond(values, cut, score).sum()
-            for (of, at), count in np.ndenumerate(inactive):
+            for (of, at), share in np.ndenumerate(_shares_beyond(scores[used_on], score, cuts)):
                 rows.append({
-                    "score": score, "share": shares[at], "found_on": names[of], "used_on": used_on,
-                    "share_inactive": count / measured if measured else float("nan"),
+                    "score": score, "share": shares[at], "found_on": names[of], "used_on": used_on, "share_inactive": share,
                 })  # fmt: skip
     return pd.DataFrame(rows, columns=["score", "share", "found_on", "used_on", "share_inactive"])
+
+
+def _shares_beyond(scores: xr.Dataset | Summary, score: str, cuts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Which share of all heads on all inputs lies beyond each threshold; NaN where nothing was measured."""
+    if isinstance(scores, Summary):
+        below = scores.scores[score].share_below(cuts).reshape(cuts.shape)
+        return below if get_score(score).inactive_when == "low" else 1 - below
+    inactive, measured = np.zeros(cuts.shape), 0
+    for examples in chunks(scores):
+        values = values_of(scores, score, examples)
+        measured += int((~np.isnan(values)).sum())
+        for place, cut in np.ndenumerate(cuts):
+            inactive[place] += beyond(values, cut, score).sum()
+    return inactive / measured if measured else np.full(cuts.shape, np.nan)
 
 
 def head_stability(frequencies: Mapping[str, xr.Dataset]) -> pd.DataFrame:

@@ -109,7 +109,7 @@ def _read(run: "Run", model: str) -> "Saved":
     from headcount.heads import HeadGeometry, LayerHeads
     from headcount.thresholding import thresholds
 
-    scores, cuts = run.scores(), run.thresholds()
+    scores, cuts = run.measurements(), run.thresholds()
     if cuts is None and scores is not None:
         cuts = thresholds(scores)
     layers = run.manifest.get("model", {}).get("layers")
