@@ -7,9 +7,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from headcount.analysis import UntilDecided
     from headcount.errors import HeadcountError
     from headcount.evaluation.benchmark import Benchmark
-    from headcount.evaluation.evaluate import Evaluation, UntilDecided, evaluate
+    from headcount.evaluation.evaluate import Evaluation, evaluate
     from headcount.heads import HeadGeometry, HeadSet
     from headcount.interventions import Fixed, Policy, Random, Threshold
     from headcount.measure import measure_heads
@@ -41,7 +42,7 @@ _MODULES = {
     "Study": "study.spec",
     "StudyFolder": "study.folder",
     "Threshold": "interventions",
-    "UntilDecided": "evaluation.evaluate",
+    "UntilDecided": "analysis",
     "all_scores": "scores",
     "evaluate": "evaluation.evaluate",
     "get_score": "scores",

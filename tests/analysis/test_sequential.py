@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from headcount.analysis import SequentialTest, sequential_table
+from headcount.analysis import SequentialTest, UntilDecided, asking_order, sequential_table
 from headcount.errors import InputError
 
 
@@ -53,6 +53,20 @@ def test_after_the_last_question_it_is_exact():
     beyond = SequentialTest(total=100, confidence=0.999999)
     assert beyond.update(population(100, 2, 4)) == "beyond"
     assert beyond.decided_after == 100
+
+
+def test_the_order_of_asking_is_a_seeds_alone():
+    order = asking_order(500, seed=3)
+    assert sorted(order) == list(range(500))
+    assert order != asking_order(500, seed=4)
+    # Saved runs are continued in this order, so it must stay what it is.
+    assert asking_order(8, seed=0) == [3, 7, 5, 2, 4, 1, 6, 0]
+
+
+@pytest.mark.parametrize("wrong", [{"margin": 5}, {"confidence": 95}, {"questions_a_look": 0}])
+def test_a_rule_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(InputError):
+        UntilDecided(**wrong)
 
 
 def test_batches_do_not_matter():

@@ -334,6 +334,14 @@ def test_another_seed_draws_other_examples_and_the_same_seed_the_same(tiny, lett
     assert inputs(0) != inputs(1)
 
 
+def test_answers_come_in_the_order_of_the_questions(tiny, letters, own_tasks):
+    benchmark = Benchmark(tiny(), ["sums"], tokenizer=letters, offline=True, include_path=own_tasks)
+    order = [6, 0, 5, 2]  # of two tasks: question 5 is the first of the second
+    outcomes = benchmark.ask([None, Random(0.5)], order).outcomes
+    asked = [benchmark.questions[number] for number in order]
+    assert list(zip(outcomes["task"], outcomes["doc_id"], strict=True)) == asked * 2
+
+
 def test_questions_are_asked_until_it_is_decided(tiny, letters, own_tasks, tmp_path):
     size = 200
     frame = pd.DataFrame({"question": [f"{i}+1" for i in range(size)], "answer": [i % 4 for i in range(size)]})

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from headcount.analysis import ShareSearch, UntilDecided
 from headcount.errors import InputError
 from headcount.scores import all_scores
 from headcount.study.spec import ModelSpec, Study, Tasks, Texts, slug
@@ -21,6 +22,19 @@ def test_names_stand_for_models_and_tasks():
     assert study.score_ids() == [score.id for score in all_scores()]
     assert study.shares == SHARES
     assert Study(models=["demo"], data=["piqa"], scores="HONOR").score_ids() == ["ahon_ln"]
+
+
+def test_sections_can_be_switched_on():
+    study = Study(models=["demo"], data=["piqa"], scores=["awft", "random"], shares=[0, 0.1])
+    assert (study.rule(), study.share_search(), study.num_policies()) == (None, None, 3)
+    assert Study(**study.model_dump() | {"until_decided": True}).rule() == UntilDecided()
+    rule = Study(**study.model_dump() | {"until_decided": {"margin": 0.02}}).rule()
+    assert rule == UntilDecided(margin=0.02)
+    searching = Study(**study.model_dump() | {"search": {"resolution": 0.05}})
+    assert searching.rule() == UntilDecided()  # each look ends when it is decided
+    assert searching.share_search() == ShareSearch(resolution=0.05)
+    assert searching.num_policies() == 1 + 2 * 4  # 0.3 in 4 halvings: 0.3 itself, then to 0.15, 0.075 and 0.0375
+    assert Study(**study.model_dump() | {"until_decided": False, "search": False}) == study
 
 
 def test_a_study_survives_its_own_dump_and_a_pickle():
@@ -50,6 +64,9 @@ def test_a_study_survives_its_own_dump_and_a_pickle():
         ({"seeds": []}, ["seeds: is empty"]),
         ({"shard": "many"}, ["shard: input should be a valid integer", "not 'many'."]),
         ({"exclude_layers": [-1]}, ["exclude_layers[0]: "]),
+        ({"until_decided": {"margn": 0.1}}, ["until_decided.margn: there is no such field. Did you mean margin?"]),
+        ({"until_decided": {"margin": 5}}, ["until_decided.margin: input should be less than 1, not 5."]),
+        ({"search": {"largest": 0}}, ["search.largest: input should be greater than 0, not 0."]),
         ({"modles": ["a"]}, ["modles: there is no such field. Did you mean models?"]),
     ],
 )

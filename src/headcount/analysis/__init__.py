@@ -15,8 +15,8 @@ from headcount.analysis.distributions import cumulative, distances, layer_profil
 from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
 from headcount.analysis.overview import Saved, all_tables
 from headcount.analysis.removable import last_crossing, removable_table
-from headcount.analysis.search import Look, Search, find_removable_share
-from headcount.analysis.sequential import SequentialTest, sequential_table
+from headcount.analysis.search import Look, Search, ShareSearch, decided_shares, find_removable_share
+from headcount.analysis.sequential import SequentialTest, UntilDecided, asking_order, sequential_table
 from headcount.analysis.stability import head_stability, threshold_stability, threshold_transfer
 
 __all__ = [
@@ -24,12 +24,16 @@ __all__ = [
     "Saved",
     "Search",
     "SequentialTest",
+    "ShareSearch",
+    "UntilDecided",
     "accuracy_table",
     "against_random",
     "all_tables",
+    "asking_order",
     "cumulative",
     "curve_points",
     "curve_table",
+    "decided_shares",
     "distances",
     "find_removable_share",
     "frequency_table",

@@ -1,6 +1,8 @@
 """Ask questions in random order, and stop as soon as it is known whether a policy's fall is within a margin."""
 
 import math
+from dataclasses import dataclass
+from random import Random
 from typing import Literal
 
 import numpy as np
@@ -134,6 +136,56 @@ class SequentialTest:
             else:
                 kept = middle
         return rejected
+
+
+@dataclass(frozen=True, kw_only=True)
+class UntilDecided:
+    """When to stop asking questions under a policy: once its fall is known to be within a margin, or beyond it.
+
+    The verdict is about the benchmark's questions, and wrong with probability at most 1 − ``confidence`` however often one
+    looks: that of ``SequentialTest``.
+
+    Attributes:
+        metric: of lm-eval's, between 0 and 1.
+        margin: the fall that is tolerated, as a fraction of 1.
+        confidence: of each policy's verdict.
+        questions_a_look: asked between two looks.
+
+    Raises:
+        InputError: a margin or confidence outside 0…1, or no questions between two looks.
+    """
+
+    metric: str = "acc"
+    margin: float = 0.01
+    confidence: float = 0.95
+    questions_a_look: int = 64
+
+    def __post_init__(self) -> None:
+        self.test(total=1)
+        if self.questions_a_look < 1:
+            raise InputError(f"At least one question is asked between two looks; got {self.questions_a_look}.")
+
+    def test(self, total: int) -> SequentialTest:
+        """The test of one policy on a benchmark of ``total`` questions."""
+        return SequentialTest(total=total, margin=self.margin, confidence=self.confidence)
+
+    def table(self, outcomes: pd.DataFrame, total: int) -> pd.DataFrame:
+        """Each policy's verdict so far; ``total`` is the number of questions of the whole benchmark."""
+        return sequential_table(
+            outcomes, total=total, metric=self.metric, margin=self.margin, confidence=self.confidence
+        )
+
+    def decided(self, outcomes: pd.DataFrame, total: int) -> set[str]:
+        """The policies that need no more questions."""
+        table = self.table(outcomes, total)
+        return set(table.loc[table["verdict"].notna(), "policy"])
+
+
+def asking_order(num_questions: int, seed: int) -> list[int]:
+    """The random order in which questions are asked until it is decided: the same for a seed, on any machine."""
+    draw = Random(seed).random  # noqa: S311  (no secret; its stream is the same in every version of Python)
+    keys = [draw() for _ in range(num_questions)]
+    return sorted(range(num_questions), key=keys.__getitem__)
 
 
 def sequential_table(

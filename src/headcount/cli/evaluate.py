@@ -8,6 +8,7 @@ import typer
 
 from headcount.cli import app, options
 from headcount.cli.console import Steps, output, steps
+from headcount.cli.early import Early
 from headcount.errors import InputError, RunError
 from headcount.policies import PolicyRequest, parse_policy
 from headcount.store import Run, open_run
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from headcount.study.subject import Subject
     from headcount.study.units import LocalEngine
+    from headcount.summaries import Summary
 
 
 @app.command()
@@ -50,6 +52,12 @@ def evaluate(
     metric: Annotated[
         str | None, typer.Option(help="lm-eval metric for the table. [default: acc, or the task's first]")
     ] = None,
+    until_decided: options.UntilDecided = False,
+    margin: options.Margin = None,
+    confidence: options.Confidence = None,
+    search: options.SearchFor = None,
+    largest_share: options.LargestShare = None,
+    resolution: options.Resolution = None,
     num_fewshot: options.NumFewshot = None,
     limit: options.Limit = None,
     chat_template: options.ChatTemplate = None,
@@ -73,6 +81,16 @@ def evaluate(
             for text in policy or []
         )
     )
+    early = Early.asked(
+        until_decided=until_decided, metric=metric, margin=margin, confidence=confidence, search=search or (),
+        largest_share=largest_share, resolution=resolution,
+    )  # fmt: skip
+    if early is not None and pruned:
+        raise InputError(
+            "Pruned checkpoints are asked every question: leave out --pruned, or --until-decided and --search."
+        )
+    if early is not None and not (requests or early.scores):
+        raise InputError("Say under which policies to ask until it is decided: --policy ID:SHARE, or --search ID.")
     with steps() as progress:
         from headcount.cli.pruned import ask_pruned_into
         from headcount.cli.runs import command_line, default_folder, load_model, read_data, run_settings
@@ -92,7 +110,10 @@ def evaluate(
         with begin_run(
             folder, model=facts.model, data=facts.data, settings=run_settings(folder, seed=seed), command=command_line()
         ) as run:  # fmt: skip
-            evaluate_into(run, subject, requests, progress, thresholds_from=thresholds_from, seed=seed)
+            evaluate_into(
+                run, subject, requests, progress, thresholds_from=thresholds_from, seed=seed, early=early,
+                exclude_layers=frozenset(exclude_layer or ()),
+            )  # fmt: skip
             for checkpoint in pruned or ():
                 ask_pruned_into(
                     run, checkpoint, subject, progress, dtype=dtype, device=device, trust_remote_code=trust_remote_code
@@ -114,46 +135,63 @@ def evaluate_into(
     *,
     thresholds_from: Path | None = None,
     seed: int = 0,
+    early: Early | None = None,
+    exclude_layers: frozenset[int] = frozenset(),
 ) -> None:
     """Ask the questions untouched and under each policy, where that is not done; measures first what thresholds need.
 
     Raises:
-        RunError: the run holds a policy of this name with another threshold.
+        RunError: the run holds a policy of this name with another threshold, or was asked in another way.
         InputError: a policy was given up because the model's logits are NaN under it; the others are kept.
     """
-    from headcount.study.stages import ask_run
+    from headcount.study.cuts import find_thresholds
+    from headcount.study.deciding import ask_until_decided, policies_at, search_run
+    from headcount.study.stages import aggregate_run, ask_run
     from headcount.study.units import LocalEngine
+    from headcount.thresholding import thresholds
 
-    engine = LocalEngine(subject)
-    cuts = _cuts(requests, run, engine, subject.facts().num_inputs, progress, thresholds_from, seed)
+    engine, facts = LocalEngine(subject), subject.facts()
+    by_share = [request for request in requests if request.needs_threshold]
+    searched = [] if early is None else [score for score in early.scores if score != "random"]
+    wanted = list(dict.fromkeys([*(request.score for request in by_share), *searched]))
+    measured = _measured(wanted, run, engine, facts.num_inputs, progress, thresholds_from, seed) if wanted else None
+    shares = sorted({request.share for request in by_share if request.share is not None})
+    cuts = None
+    if shares and measured is not None:
+        cuts = find_thresholds(run, shares) if thresholds_from is None else thresholds(measured, shares)
     policies = [request.resolve(cuts, seed=seed) for request in requests]
-    num_questions = subject.facts().num_questions
-    ask_run(
-        run, engine, policies, num_questions=num_questions,
-        progress=progress.start(f"Asking under {len(policies) + 1} policies", num_questions * (len(policies) + 1)),
-    )  # fmt: skip
-    if failures := {label: why for label, why in run.failures().items() if label in {p.label for p in policies}}:
+    if early is None or policies:
+        count = facts.num_questions * (len(policies) + 1)
+        told = progress.start(f"Asking under {len(policies) + 1} policies", count)
+        if early is None:
+            ask_run(run, engine, policies, num_questions=facts.num_questions, progress=told)
+        else:
+            ask_until_decided(
+                run, engine, policies, num_questions=facts.num_questions, rule=early.rule, progress=told
+            )  # fmt: skip
+    if early is not None and early.scores:
+        search_run(
+            run, engine, early.scores, policy_at=policies_at(measured, seed=seed, exclude_layers=exclude_layers),
+            num_questions=facts.num_questions, rule=early.rule, search=early.search, announce=progress.start,
+        )  # fmt: skip
+    aggregate_run(run, engine)
+    asked = {policy.label for policy in policies} if early is None or not early.scores else set(run.policies())
+    if failures := {label: why for label, why in run.failures().items() if label in asked}:
         raise InputError(" ".join(f"{label} was given up: {why}" for label, why in failures.items()))
 
 
-def _cuts(
-    requests: list[PolicyRequest],
+def _measured(
+    wanted: list[str],
     run: Run,
     engine: "LocalEngine",
     num_inputs: int,
     progress: Steps,
     thresholds_from: Path | None,
     seed: int,
-) -> "xr.Dataset | None":
-    """The thresholds that the requests need, out of this run's scores or another's; None if they need none."""
-    from headcount.study.cuts import find_thresholds
+) -> "xr.Dataset | Summary":
+    """The scores that give thresholds, of this run or of another one."""
     from headcount.study.stages import measure_run
-    from headcount.thresholding import thresholds
 
-    wanted = list(dict.fromkeys(request.score for request in requests if request.needs_threshold))
-    shares = sorted({request.share for request in requests if request.needs_threshold and request.share is not None})
-    if not wanted:
-        return None
     if thresholds_from is None:
         ids = run.manifest.get("measured", {}).get("scores", wanted)
         _check_has(wanted, ids, run)
@@ -161,18 +199,19 @@ def _cuts(
             run, engine, num_inputs=num_inputs, scores=ids, seed=seed,
             progress=progress.start(f"Measuring {len(ids)} score{'s' * (len(ids) > 1)}", num_inputs),
         )  # fmt: skip
-        return find_thresholds(run, shares)
-    source = open_run(thresholds_from)
-    if (theirs := source.manifest["model"]["fingerprint"]) != (ours := run.manifest["model"]["fingerprint"]):
-        raise RunError(
-            f"{str(thresholds_from)!r} measured another model ({source.manifest['model']['name']}, {theirs}) than this one "
-            f"({run.manifest['model']['name']}, {ours}). Measure this model, or leave --thresholds-from out."
-        )
-    _check_has(wanted, source.manifest.get("measured", {}).get("scores", ()), source)
+        source = run
+    else:
+        source = open_run(thresholds_from)
+        if (theirs := source.manifest["model"]["fingerprint"]) != (ours := run.manifest["model"]["fingerprint"]):
+            raise RunError(
+                f"{str(thresholds_from)!r} measured another model ({source.manifest['model']['name']}, {theirs}) than this "
+                f"one ({run.manifest['model']['name']}, {ours}). Measure this model, or leave --thresholds-from out."
+            )
+        _check_has(wanted, source.manifest.get("measured", {}).get("scores", ()), source)
     measured = source.measurements()
     if measured is None:
         raise RunError(f"{str(source.path)!r} holds no scores. Measure some with `headcount measure … -o FOLDER`.")
-    return thresholds(measured[wanted], shares)
+    return measured[wanted]
 
 
 def _check_has(wanted: list[str], measured: Collection[str], source: Run) -> None:
@@ -188,10 +227,15 @@ def print_results(run: Run, metric: str | None = None) -> None:
     from headcount.analysis.accuracy import accuracy_table
     from headcount.analysis.outcomes import metrics_of
     from headcount.analysis.removable import removable_table
-    from headcount.report import print_tables
+    from headcount.report import print_decided, print_tables
+    from headcount.study.verdicts import decided_table, rule_of
 
     outcomes = run.outcomes()
     assert outcomes is not None
+    if (rule := rule_of(run.manifest)) is not None and (decided := decided_table(run)) is not None:
+        print_decided(output, decided, margin=rule.margin, confidence=rule.confidence)
+        output.print(f"\nRun:  {run.path}", highlight=False, soft_wrap=True, markup=False)
+        return
     known = metrics_of(outcomes)
     metric = metric or ("acc" if "acc" in known or not known else known[0])
     try:

@@ -85,6 +85,42 @@ BatchTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens in a batch, padding included. [default: as many as suit the memory]")
 ]
 Seed = Annotated[int, typer.Option(help="Of random heads and few-shot samples.")]
+_EARLY = "Stopping early"
+UntilDecided = Annotated[
+    bool,
+    typer.Option(
+        "--until-decided",
+        help="Ask in random order, and stop asking under a policy once it is known whether its fall is within --margin.",
+        rich_help_panel=_EARLY,
+    ),
+]
+Margin = Annotated[
+    float | None,
+    typer.Option(
+        help="Fall of the metric that is tolerated, as a fraction: 0.01 is one point. [default: 0.01]",
+        rich_help_panel=_EARLY,
+    ),
+]
+Confidence = Annotated[
+    float | None, typer.Option(help="Of each policy's verdict. [default: 0.95]", rich_help_panel=_EARLY)
+]
+SearchFor = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--search",
+        metavar="ID",
+        help="Find the removable share of this score, asking at one share after the other, each until it is decided; "
+        "repeat for several, or all.",
+        rich_help_panel=_EARLY,
+    ),
+]
+LargestShare = Annotated[
+    float | None, typer.Option(help="Of the search; it is asked first. [default: 0.30]", rich_help_panel=_EARLY)
+]
+Resolution = Annotated[
+    float | None,
+    typer.Option(help="The search ends when the share is known to this. [default: 0.01]", rich_help_panel=_EARLY),
+]
 CalibrationBatch = Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens in a batch, padding included.")]
 Texts = Annotated[
     list[str] | None,

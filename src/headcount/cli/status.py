@@ -40,6 +40,10 @@ def status(
         table.add_row(*labels, *_cells(known))
     output.print(table)
     for labels, known in rows.items():
+        for policy, count in (known.stopped if known else {}).items():
+            if known is not None and count < known.num_questions:
+                said = f"{policy} stopped after {count:,} of {known.num_questions:,} questions"
+                output.print(f"Decided: {said}, {' on '.join(labels)}", markup=False, highlight=False, soft_wrap=True)
         for policy, why in (known.failures if known else {}).items():
             output.print(f"Given up: {policy} of {' on '.join(labels)}: {why}", markup=False, highlight=False)
     output.print(_holder(holder), highlight=False, soft_wrap=True, markup=False)
@@ -59,7 +63,8 @@ def _cells(known: "RunProgress | None") -> list[str]:
     asked = known.num_questions * known.num_policies
     left = [
         f"{known.inputs_left:,} inputs" if known.inputs_left else "",
-        f"{known.answers_left:,} answers" if known.answers_left else "",
+        f"{'at most ' * bool(known.stopped)}{known.answers_left:,} answers" if known.answers_left else "",
+        f"search for {len(known.searching)}" if known.searching else "",
     ]
     return [
         inputs,

@@ -106,9 +106,14 @@ def _print_removable(done: "StudyFolder") -> None:
     """For each run, how many heads each score lets one zero."""
     from headcount.analysis.outcomes import metrics_of
     from headcount.analysis.removable import removable_table
-    from headcount.report import print_removable
+    from headcount.report import print_decided, print_removable
+    from headcount.study.verdicts import decided_table, rule_of
 
     for labels, run in done.runs().items():
+        if (rule := rule_of(run.manifest)) is not None and (decided := decided_table(run)) is not None:
+            output.print(f"\n{' on '.join(labels)}, {rule.metric}", highlight=False, markup=False)
+            print_decided(output, decided, margin=rule.margin, confidence=rule.confidence)
+            continue
         outcomes = run.outcomes()
         known = [] if outcomes is None else metrics_of(outcomes)
         if outcomes is None or not known:

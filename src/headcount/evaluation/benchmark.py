@@ -152,6 +152,9 @@ class Benchmark:
             scores: ids to record of the untouched model meanwhile (log-likelihood tasks).
             progress: called with (inputs answered, inputs in all), each input counted once a policy.
 
+        Returns:
+            Outcomes policy by policy, each policy's in the order of ``questions``.
+
         Raises:
             InputError: two policies with one label, an index that is no question, or NaN from the untouched model.
         """
@@ -227,7 +230,8 @@ class Benchmark:
                 question = name, row["doc_id"]
                 add_usage(row, usage[question])
                 rows.append(label | row | {"zeroed_heads": zeroed_heads.get(question)})
-        return rows
+        place = {question: number for number, question in enumerate(questions)}
+        return sorted(rows, key=lambda row: place[row["task"], row["doc_id"]])
 
 
 def _collect(

@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from headcount.analysis import accuracy_table, sequential_table
+from headcount.analysis import UntilDecided, accuracy_table, asking_order
 from headcount.analysis.outcomes import metrics_of
 from headcount.evaluation.benchmark import Answers, Benchmark
 from headcount.interventions import Policy
@@ -63,37 +62,6 @@ class Evaluation:
         return said + named.to_html(index=False, na_rep="–", float_format="{:.3f}".format, border=0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class UntilDecided:
-    """When to stop asking questions under a policy: once its fall is known to be within a margin, or beyond it.
-
-    The verdict is about the benchmark's questions, and wrong with probability at most 1 − ``confidence`` however often one
-    looks (``headcount.analysis.sequential``).
-
-    Attributes:
-        metric: of lm-eval's, between 0 and 1.
-        margin: the fall that is tolerated, as a fraction of 1.
-        confidence: of each policy's verdict.
-        questions_a_look: asked between two looks.
-    """
-
-    metric: str = "acc"
-    margin: float = 0.01
-    confidence: float = 0.95
-    questions_a_look: int = 64
-
-    def table(self, outcomes: pd.DataFrame, total: int) -> pd.DataFrame:
-        """Each policy's verdict so far; ``total`` is the number of questions of the whole benchmark."""
-        return sequential_table(
-            outcomes, total=total, metric=self.metric, margin=self.margin, confidence=self.confidence
-        )
-
-    def decided(self, outcomes: pd.DataFrame, total: int) -> set[str]:
-        """The policies that need no more questions."""
-        table = self.table(outcomes, total)
-        return set(table.loc[table["verdict"].notna(), "policy"])
-
-
 def evaluate(
     model: PreTrainedModel,
     tasks: Sequence[str] | TaskSet,
@@ -135,7 +103,7 @@ def evaluate(
     )  # fmt: skip
     order = list(range(benchmark.num_questions))
     if until_decided is not None:
-        order = np.random.default_rng(seed).permutation(benchmark.num_questions).tolist()
+        order = asking_order(benchmark.num_questions, seed)
     asked: list[Policy | None] = [None, *policies]
     total = len(asked) * benchmark.num_inputs
     tables: list[pd.DataFrame] = []

@@ -1,5 +1,6 @@
 """Tables in a terminal, readable at 80 columns."""
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -7,9 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from headcount.analysis import decided_shares
 from headcount.report.wording import (
     NOT_MEASURED,
     change_with_interval,
+    fall_name,
     percent,
     policy_name,
     removable_with_interval,
@@ -39,6 +42,43 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
     if not removable.empty:
         console.print()
         print_removable(console, removable)
+
+
+def print_decided(console: Console, decided: pd.DataFrame, *, margin: float, confidence: float) -> None:
+    """Print each policy's verdict, and between which shares each score's removable share lies.
+
+    Args:
+        console: where to.
+        decided: as from ``headcount.analysis.sequential_table``.
+        margin: that was asked about, as a fraction of 1.
+        confidence: of each verdict.
+    """
+    fall, sure = fall_name(margin), percent(confidence, 0)
+    verdicts = terminal_table(
+        f"Within {fall} of the untouched model? Asked until known at {sure}",
+        "Score", "Share asked", "Realised", "Change", "Verdict", "Stopped after",
+    )  # fmt: skip
+    for row in rows(decided.sort_values(["score", "share_asked"], kind="stable")):
+        verdicts.add_row(
+            Text(policy_name(row)), percent(row.share_asked), percent(row.share_realised), points_text(row.change),
+            row.verdict or "not known yet", f"{row.num_questions:,} of {row.total:,}",
+        )  # fmt: skip
+    console.print(verdicts)
+    between = decided_shares(decided)
+    if between.empty:
+        return
+    shares = terminal_table(f"Heads that can be zeroed within {fall}", "Score", "Share asked", "Realised", "Questions")
+    for row in rows(between):
+        shares.add_row(
+            Text(row.score), _between(row.within, row.beyond), _between(row.within_realised, row.beyond_realised),
+            f"{row.num_questions:,} at {row.looks} share{'s' * (row.looks > 1)}",
+        )  # fmt: skip
+    console.print()
+    console.print(shares)
+
+
+def _between(low: float, high: float) -> str:
+    return f"≥ {percent(low)}" if math.isnan(high) else f"{percent(low)} to {percent(high)}"
 
 
 def print_removable(console: Console, removable: pd.DataFrame) -> None:

@@ -128,7 +128,7 @@ def answer(
     Where one question alone is worth more than the margin, that comes first.
     """
     best = best_row(removable)
-    within = f"within {_fall(margin)} of {' and '.join(tasks) or 'the'} {metric_name(metric)}"
+    within = f"within {fall_name(margin)} of {' and '.join(tasks) or 'the'} {metric_name(metric)}"
     randoms = [row for row in rows(removable) if row.score == "random"]
     at_random = " ".join(f"{'at least ' * row.is_lower_bound}{_whole(row.removable_share)}" for row in randoms)
     doubt = ""
@@ -186,7 +186,7 @@ def caveats(
     if high - low > 2 * margin:
         said.append(
             f"Few questions: from {baseline.num_questions:,} the untouched model's own accuracy is known only to lie "
-            f"between {percent(low)} and {percent(high)}, so a fall of {_fall(margin)} is hard to tell from luck. "
+            f"between {percent(low)} and {percent(high)}, so a fall of {fall_name(margin)} is hard to tell from luck. "
             "Read the interval, not the single number."
         )
     if chance is not None and low <= chance:
@@ -230,7 +230,8 @@ def metric_name(metric: str) -> str:
     return {"acc": "accuracy", "acc_norm": "length-normalised accuracy"}.get(metric, metric)
 
 
-def _fall(margin: float) -> str:
+def fall_name(margin: float) -> str:
+    """A margin as a reader says it: "1 point", "2.5 points"."""
     return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
 
 

@@ -24,6 +24,11 @@ class OutcomeShard:
     failures: dict[str, str]
     """Policies without rows, and why."""
 
+    @property
+    def place(self) -> int:
+        """Of its first question in the order of asking."""
+        return int(self.file.stem.partition("-")[0])
+
 
 def encode_outcomes(
     outcomes: pd.DataFrame, policies: Sequence[str], questions: Sequence[int], failures: Mapping[str, str]

@@ -179,19 +179,23 @@ class Run:
         questions: Sequence[int],
         outcomes: pd.DataFrame,
         failures: Mapping[str, str] | None = None,
+        place: int | None = None,
     ) -> None:
         """Keep the answers to some questions under some policies.
 
         Args:
             policies: labels of the policies.
             questions: numbers of the questions within the benchmark.
-            outcomes: one row a policy and question.
+            outcomes: one row a policy and question, each policy's in the order of ``questions``.
             failures: why policies that have no rows gave no answers.
+            place: of the first question in the order of asking, where that is not the benchmark's own.
         """
         name = re.sub(r"[^A-Za-z0-9_]+", "-", policies[0])[:40].strip("-") or "policy"
         unit = hashlib.sha256(json.dumps([list(policies), list(questions)]).encode()).hexdigest()[:6]
         content = encode_outcomes(outcomes, policies, questions, failures or {})
-        write_shard(self.path / _OUTCOMES, f"{min(questions):06d}-{name}-{unit}", "parquet", content)
+        write_shard(
+            self.path / _OUTCOMES, f"{min(questions) if place is None else place:06d}-{name}-{unit}", "parquet", content
+        )
 
     def answered(self) -> dict[str, set[int]]:
         """For each policy's label, the numbers of the questions that it has answered."""
@@ -210,6 +214,9 @@ class Run:
     ) -> pd.DataFrame | None:
         """Every question under every policy, policies in the order in which they were asked for; None if there are none.
 
+        Each policy's questions are in the benchmark's order; where questions were asked until it was decided, in the order
+        of asking.
+
         A policy that failed on some question is left out: what it answered are not the same questions.
 
         Args:
@@ -220,7 +227,7 @@ class Run:
         if not answers:
             return None
         wanted = None if columns is None else list(dict.fromkeys(["policy", *columns]))
-        frame = read_outcomes(sorted(answers, key=lambda shard: shard.questions[0]), wanted)
+        frame = read_outcomes(sorted(answers, key=lambda shard: shard.place), wanted)
         failed = self.failures()
         kept = [label for label in frame["policy"].unique() if label not in failed]
         frame = frame[frame["policy"].isin([label for label in kept if policies is None or label in policies])]
@@ -228,6 +235,22 @@ class Run:
         order = np.argsort([place[label] for label in frame["policy"]], kind="stable")
         frame = frame.iloc[order].reset_index(drop=True)
         return frame if columns is None else frame.loc[:, [name for name in columns if name in frame]]
+
+    def values(self, metric: str) -> dict[str, dict[int, float]]:
+        """For each policy's label, a metric of the questions it has answered, by their numbers; NaN where there is none."""
+        known: dict[str, dict[int, float]] = {}
+        for shard in self._answers():
+            frame = read_outcomes([shard], ["policy", metric]).reindex(columns=["policy", metric])
+            for policy, rows in frame.groupby("policy", sort=False):
+                known.setdefault(str(policy), {}).update(zip(shard.questions, rows[metric].astype(float), strict=True))
+        return known
+
+    def shares_zeroed(self, policies: Sequence[str]) -> dict[str, float]:
+        """The share of heads that each of these policies zeroed, the mean over the questions it has answered."""
+        frame = self.outcomes(policies, ["policy", "share_zeroed"])
+        if frame is None:
+            return {}
+        return {str(policy): float(rows["share_zeroed"].to_numpy().mean()) for policy, rows in frame.groupby("policy")}
 
     def policies(self) -> list[str]:
         """Labels of the policies that have answers, in the order in which they were asked for."""

@@ -1,9 +1,12 @@
 """How far runs and studies are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headcount.analysis.outcomes import BASELINE
 from headcount.store import Run
 from headcount.study.folder import StudyFolder
+from headcount.study.verdicts import rule_of, run_tests
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +19,9 @@ class RunProgress:
         inputs_done: of them, how many are measured.
         num_questions: questions of the benchmark; 0 for texts.
         policies: for each policy asked for, the untouched model among them, how many questions it has answered.
+        stopped: of them, those that are asked no more since it was decided, with how many questions that took.
+        searching: scores whose removable share is not found yet.
+        answers_left: to be given; where questions are asked until it is decided, at most.
         num_thresholds: shares at which thresholds are known.
         failures: policies that were given up, with the reason.
     """
@@ -25,6 +31,9 @@ class RunProgress:
     num_questions: int
     num_policies: int
     policies: dict[str, int]
+    stopped: dict[str, int]
+    searching: list[str]
+    answers_left: int
     num_thresholds: int
     failures: dict[str, str]
 
@@ -36,34 +45,50 @@ class RunProgress:
     def answers_done(self) -> int:
         return sum(self.policies.values())
 
-    @property
-    def answers_left(self) -> int:
-        return self.num_questions * self.num_policies - self.answers_done
 
+def run_progress(run: Run, num_policies: int = 0, searched: Sequence[str] = ()) -> RunProgress:
+    """How far a run is, from its manifest and its files; answers are read only where they say when to stop.
 
-def run_progress(run: Run, num_policies: int = 0) -> RunProgress:
-    """How far a run is, from its manifest and its files' footers; ``num_policies`` are to be asked under, if it is known."""
+    Args:
+        run: the run.
+        num_policies: to be asked under, if it is known.
+        searched: scores whose removable share is to be found.
+    """
     planned = run.manifest.get("measured", {}).get("num_inputs")
     size, done = run.shard_size, run.measured()
     inputs = sum(min(size, (planned or 0) - shard * size) for shard in done)
     answered = run.answered()
     labels = dict.fromkeys([*(entry["policy"] for entry in run.manifest.get("policies", ())), *answered])
+    policies = {label: len(answered.get(label, ())) for label in labels}
+    questions = run.manifest.get("data", {}).get("num_questions", 0)
+    failures = run.failures()
+    stopped = {label: test.num_asked for label, test in run_tests(run).items() if test.verdict is not None}
+    left = {label: questions - given for label, given in policies.items() if label not in stopped}
+    if rule_of(run.manifest) is not None:
+        left = {label: count for label, count in left.items() if label not in failures}
+        if not left.keys() - {BASELINE}:
+            left = {}  # the untouched model is asked what the others are
     cuts = run.manifest.get("thresholds") or {}
     return RunProgress(
         num_inputs=planned,
         inputs_done=inputs,
-        num_questions=run.manifest.get("data", {}).get("num_questions", 0),
+        num_questions=questions,
         num_policies=max(num_policies, len(labels)),
-        policies={label: len(answered.get(label, ())) for label in labels},
+        policies=policies,
+        stopped=stopped,
+        searching=[score for score in searched if score not in run.manifest.get("searched", {}).get("scores", {})],
+        answers_left=sum(left.values()) + max(0, num_policies - len(labels)) * questions,
         num_thresholds=len(cuts.get("share", ())),
-        failures=run.failures(),
+        failures=failures,
     )
 
 
 def study_progress(folder: StudyFolder) -> dict[tuple[str, str], RunProgress | None]:
     """How far each run of a study is, by the labels of model and data; None for one not begun."""
-    runs = folder.runs()
+    runs, study = folder.runs(), folder.study
+    searched = study.score_ids() if study.search else []
+    num_policies = 0 if searched else study.num_policies()
     return {
-        labels: run_progress(runs[labels], folder.study.num_policies()) if labels in runs else None
+        labels: run_progress(runs[labels], num_policies, searched) if labels in runs else None
         for labels in ((model.label, data.label) for model, data in folder.study.cells())
     }

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,10 +12,11 @@ from headcount.interventions import Policy, Random, Threshold
 from headcount.models.batching import Progress, no_progress
 from headcount.store import begin_run, continue_run, is_run
 from headcount.study.cuts import find_thresholds
+from headcount.study.deciding import ask_until_decided, policies_at, search_run
 from headcount.study.folder import StudyFolder, begin_study
 from headcount.study.progress import run_progress
 from headcount.study.spec import ModelSpec, Study, Tasks, Texts
-from headcount.study.stages import ask_run, has_metrics, measure_run
+from headcount.study.stages import aggregate_run, ask_run, has_metrics, measure_run
 from headcount.study.subject import LoadedModel, SubjectFacts, load_model, read_data
 from headcount.study.units import Engine, LocalEngine
 
@@ -112,12 +114,27 @@ def _run_cell(
             progress=announce(f"measuring {len(scores)} scores"),
         )  # fmt: skip
         cuts = find_thresholds(run, study.shares) if study.shares else None
-        if study.ask and facts.num_questions and cuts is not None:
-            policies = study_policies(study, cuts)
-            ask_run(
-                run, engine, policies, num_questions=facts.num_questions,
-                progress=announce(f"asking under {len(policies) + 1} policies"),
+        rule, search = study.rule(), study.share_search()
+        if not study.ask or not facts.num_questions:
+            return
+        if search is not None and rule is not None:
+            policy_at = policies_at(
+                run.measurements(), seed=study.seeds[0], exclude_layers=frozenset(study.exclude_layers)
+            )
+            search_run(
+                run, engine, scores, policy_at=policy_at, num_questions=facts.num_questions, rule=rule, search=search,
+                announce=announce,
             )  # fmt: skip
+        elif cuts is not None:
+            policies = study_policies(study, cuts)
+            asking = announce(f"asking under {len(policies) + 1} policies")
+            if rule is not None and policies:
+                ask_until_decided(
+                    run, engine, policies, num_questions=facts.num_questions, rule=rule, progress=asking
+                )  # fmt: skip
+            else:
+                ask_run(run, engine, policies, num_questions=facts.num_questions, progress=asking)
+        aggregate_run(run, engine)
 
 
 def run_settings(study: Study) -> dict[str, Any]:
@@ -150,9 +167,13 @@ def _is_finished(path: Path, study: Study, command: str) -> bool:
         cuts = run.thresholds()
         if run.settings != run_settings(study) or progress.inputs_left or progress.answers_left:
             return False
-        if cuts is None or not set(study.shares) <= set(cuts["share"].values.tolist()):
-            return not study.shares
-        wanted = (
-            {policy.label for policy in study_policies(study, cuts)} if study.ask and progress.num_questions else set()
-        )
+        if study.shares and (cuts is None or not set(study.shares) <= set(cuts["share"].values.tolist())):
+            return False
+        if not study.ask or not progress.num_questions:
+            return True
+        if search := study.share_search():
+            known = run.manifest.get("searched", {})
+            asked = all(known.get(name) == value for name, value in asdict(search).items())
+            return asked and known["scores"].keys() >= set(study.score_ids()) and has_metrics(run)
+        wanted = {policy.label for policy in study_policies(study, cuts)} if cuts is not None else set()
         return wanted <= set(run.answered()) and (not wanted or has_metrics(run))

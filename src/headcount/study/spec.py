@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
 
+from headcount.analysis import ShareSearch, UntilDecided
 from headcount.errors import InputError, nearest
 from headcount.scores import load_scores, select_scores
 from headcount.thresholding import SHARES
@@ -118,6 +119,26 @@ def _kind(given: Any) -> str:
 _Data = Annotated[Annotated[Tasks, Tag("tasks")] | Annotated[Texts, Tag("texts")], Discriminator(_kind)]
 
 
+class Rule(_Spec):
+    """When to stop asking questions under a policy, as ``headcount.UntilDecided``."""
+
+    metric: str = "acc"
+    margin: float = Field(default=0.01, ge=0, lt=1)
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    questions_a_look: int = Field(default=64, ge=1)
+
+
+class ShareRange(_Spec):
+    """Where the removable share of a score is looked for, as ``headcount.analysis.ShareSearch``."""
+
+    largest: float = Field(default=0.30, gt=0, le=1)
+    resolution: float = Field(default=0.01, gt=0, lt=1)
+
+
+#: ``true`` stands for the section as it is by default, ``false`` for none.
+_SWITCH = BeforeValidator(lambda given: {} if given is True else None if given is False else given)
+
+
 class Study(_Spec):
     """Models × data × scores × shares: every pair of a model and data is one run, measured once for all scores.
 
@@ -132,6 +153,10 @@ class Study(_Spec):
         scores: ids or aliases, or ``all``. ``random`` among them asks for random heads.
         shares: shares of heads at which thresholds are taken, and which are zeroed; between 0 and 1.
         ask: ask the questions of tasks. Without, they are only measured.
+        until_decided: ask in random order, and stop asking under a policy once it is known whether its fall is within a
+            margin: ``true``, or a section with ``metric``, ``margin``, ``confidence`` and ``questions_a_look``.
+        search: find the removable share of each score by asking at one share after the other, each until it is decided,
+            instead of asking at every share: ``true``, or a section with ``largest`` and ``resolution``.
         seeds: the first is that of few-shot examples and of the random score; random heads are drawn once for each.
         dtype: of every model that does not say otherwise.
         batch_tokens: tokens in a batch, padding included; a number, so that batches and the last digits are always the same.
@@ -154,6 +179,8 @@ class Study(_Spec):
     scores: _Names = ("all",)
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = SHARES
     ask: bool = True
+    until_decided: Annotated[Rule | None, _SWITCH] = None
+    search: Annotated[ShareRange | None, _SWITCH] = None
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_tokens: int = Field(default=4096, ge=1)
@@ -220,11 +247,25 @@ class Study(_Spec):
     def score_ids(self) -> list[str]:
         return [score.id for score in select_scores("all" if self.scores == ("all",) else self.scores)]
 
+    def rule(self) -> UntilDecided | None:
+        """When to stop asking under a policy; None to ask every question."""
+        given = self.until_decided or (Rule() if self.search else None)
+        return given and UntilDecided(**given.model_dump())
+
+    def share_search(self) -> ShareSearch | None:
+        """Where to look for removable shares; None to ask at every share."""
+        return self.search and ShareSearch(**self.search.model_dump())
+
     def num_policies(self) -> int:
-        """Policies to ask under, the untouched model among them; 0 if nothing is to be asked."""
-        if not self.ask or not self.shares:
+        """Policies to ask under, the untouched model among them; 0 if nothing is to be asked.
+
+        A search asks under some it chooses: here as many as bisection would, which is more than it takes on average.
+        """
+        if not self.ask or not (self.shares or self.search):
             return 0
         ids = self.score_ids()
+        if search := self.share_search():
+            return 1 + len(ids) * search.bisections()
         random = "random" in ids
         return 1 + len({share for share in self.shares if share > 0}) * (len(ids) - random + random * len(self.seeds))
 
@@ -259,7 +300,9 @@ def _wrong(details: Any) -> str:
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     cause = details.get("ctx", {}).get("error")
     if details["type"] == "extra_forbidden":
-        spec = Study if len(place) == 1 else ModelSpec if place[0] == "models" else Texts if kind == "texts" else Tasks
+        data = Texts if kind == "texts" else Tasks
+        parts = {"models": ModelSpec, "data": data, "until_decided": Rule, "search": ShareRange}
+        spec = Study if len(place) == 1 else parts[place[0]]
         said = f"there is no such field. {nearest(str(place[-1]), spec.model_fields)}"
     elif details["type"] == "missing":
         said = "is missing."

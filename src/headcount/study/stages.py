@@ -2,11 +2,13 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 import xarray as xr
 
+from headcount.analysis import UntilDecided
 from headcount.errors import RunError
 from headcount.evaluation.benchmark import Answers
 from headcount.evaluation.outcomes import BASELINE, labels, with_divergences
@@ -87,14 +89,12 @@ def ask_run(
         progress: called with (answers given, answers to give).
 
     Raises:
-        RunError: the run holds a policy of this name with another threshold.
+        RunError: the run holds a policy of this name with another threshold, or was asked until it was decided.
     """
+    note_rule(run, None)
     note_policies(run, [labels(policy) for policy in (None, *policies)])
     untouched = _shards([None], run, num_questions)
-    groups: dict[Any, list[Policy]] = defaultdict(list)
-    for policy in policies:
-        groups[labels(policy)["score"] or policy.label].append(policy)
-    others = [shard for group in groups.values() for shard in _shards(group, run, num_questions)]
+    others = [shard for group in by_score(policies) for shard in _shards(group, run, num_questions)]
     units = [*untouched, *others]
     total = sum(unit.size for unit in units)
     before = 0
@@ -102,12 +102,11 @@ def ask_run(
     def told(done: int, _: int) -> None:
         progress(before + done, total)
 
-    engine.work(untouched, lambda unit, answers: _keep(run, unit, answers, None), told)
+    engine.work(untouched, lambda unit, answers: keep_answers(run, unit, answers, None), told)
     if others:
         before = sum(unit.size for unit in untouched)
         baseline = run.outcomes([BASELINE])
-        engine.work(others, lambda unit, answers: _keep(run, unit, answers, baseline), told)
-    aggregate_run(run, engine)
+        engine.work(others, lambda unit, answers: keep_answers(run, unit, answers, baseline), told)
 
 
 def aggregate_run(run: Run, engine: Engine) -> None:
@@ -143,11 +142,21 @@ def has_metrics(run: Run) -> bool:
     return metrics is not None and set(run.policies()) - run.failures().keys() <= set(metrics["policy"])
 
 
-def _keep(run: Run, unit: AskShard, answers: Answers, baseline: pd.DataFrame | None) -> None:
+def keep_answers(run: Run, unit: AskShard, answers: Answers, baseline: pd.DataFrame | None) -> pd.DataFrame:
+    """Keep a unit's answers, compared with the untouched model's if they are not that; gives the outcomes kept."""
     outcomes = answers.outcomes
     if baseline is not None and len(outcomes):
         outcomes = compared(outcomes, baseline)
-    run.add_outcomes(unit.labels, unit.questions, outcomes, answers.failures)
+    run.add_outcomes(unit.labels, unit.questions, outcomes, answers.failures, unit.place)
+    return outcomes
+
+
+def by_score(policies: Iterable[Policy]) -> list[list[Policy]]:
+    """Policies in groups of one score, which share most; one without a score is a group of its own."""
+    groups: dict[Any, list[Policy]] = defaultdict(list)
+    for policy in policies:
+        groups[labels(policy)["score"] or policy.label].append(policy)
+    return list(groups.values())
 
 
 def shards_left(run: Run, policies: Sequence[str], num_questions: int) -> list[tuple[range, list[str]]]:
@@ -164,9 +173,28 @@ def shards_left(run: Run, policies: Sequence[str], num_questions: int) -> list[t
 def _shards(policies: Sequence[Policy | None], run: Run, num_questions: int) -> list[AskShard]:
     by_label = {labels(policy)["policy"]: policy for policy in policies}
     return [
-        AskShard(policies=tuple(by_label[label] for label in waiting), questions=tuple(shard))
+        AskShard(policies=tuple(by_label[label] for label in waiting), questions=tuple(shard), place=shard[0])
         for shard, waiting in shards_left(run, list(by_label), num_questions)
     ]
+
+
+def note_rule(run: Run, rule: UntilDecided | None) -> None:
+    """Note in the manifest when to stop asking under a policy; None asks every question.
+
+    Raises:
+        RunError: the run was asked by another rule.
+    """
+    wanted, known = None if rule is None else asdict(rule), run.manifest.get("until_decided")
+    if known == wanted:
+        return
+    if run.answered():
+        ways = {"there": known, "here": wanted}
+        said = ", ".join(
+            f"{where} {'every question is asked' if way is None else f'until it is decided by {way}'}"
+            for where, way in ways.items()
+        )
+        raise RunError(f"{str(run.path)!r} is asked in another way: {said}. Choose another folder with -o.")
+    run.update(until_decided=wanted)
 
 
 def note_policies(run: Run, policies: Iterable[Mapping[str, Any]]) -> None:

@@ -30,7 +30,7 @@ class Unit(Protocol):
 
 
 #: Hands a finished unit and its result over; called in the process that writes, in any order of units.
-Keep = Callable[[Any, Any], None]
+Keep = Callable[[Any, Any], object]
 
 
 class Engine(Protocol):
@@ -66,10 +66,11 @@ class MeasureShard:
 
 @dataclass(frozen=True, kw_only=True)
 class AskShard:
-    """Ask some questions under some policies; None is the untouched model."""
+    """Ask some questions under some policies; None is the untouched model. ``place``: of the first in the order of asking."""
 
     policies: tuple[Policy | None, ...]
     questions: tuple[int, ...]
+    place: int
 
     @property
     def size(self) -> int:

@@ -1,0 +1,209 @@
+"""Ask until it is decided: questions in random order, and no more of them under a policy than its verdict takes."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+
+from headcount.analysis import Look, Search, SequentialTest, ShareSearch, UntilDecided, asking_order
+from headcount.analysis.outcomes import metrics_of
+from headcount.errors import InputError, nearest
+from headcount.evaluation.benchmark import Answers
+from headcount.evaluation.outcomes import BASELINE, labels
+from headcount.interventions import Policy, Random, Threshold
+from headcount.models.batching import Progress, no_progress
+from headcount.store import Run
+from headcount.study.stages import by_score, keep_answers, note_policies, note_rule
+from headcount.study.units import AskShard, Engine
+from headcount.summaries import Summary
+from headcount.thresholding import thresholds
+
+
+def ask_until_decided(
+    run: Run,
+    engine: Engine,
+    policies: Sequence[Policy],
+    *,
+    num_questions: int,
+    rule: UntilDecided,
+    progress: Progress = no_progress,
+) -> dict[str, SequentialTest]:
+    """Ask a benchmark's questions in random order, each policy until its verdict is known, where that is not done yet.
+
+    Look by look: the untouched model first, then the policies that have no verdict yet, those of one score together.
+
+    Args:
+        run: begun with ``begin_run``; its seed gives the order.
+        engine: where it is done.
+        policies: with labels of their own.
+        num_questions: of the benchmark.
+        rule: when to stop.
+        progress: called with (answers given or not needed, answers to give at most).
+
+    Returns:
+        The test of each policy that was not given up, by its label.
+
+    Raises:
+        RunError: the run was asked by another rule, or holds a policy of this name with another threshold.
+        InputError: a metric that the questions do not have.
+    """
+    note_rule(run, rule)
+    note_policies(run, [labels(policy) for policy in (None, *policies)])
+    asking = _Asking(run, rule, policies, num_questions)
+    order = asking_order(num_questions, run.settings["seed"])
+    for place in range(0, num_questions, rule.questions_a_look):
+        look, waiting = order[place : place + rule.questions_a_look], asking.undecided()
+        if not waiting:
+            break
+
+        def keep(unit: AskShard, answers: Answers) -> None:
+            asking.keep(unit, answers)
+            progress(*asking.progress())
+
+        for together in ([[None]], by_score(waiting)):
+            units = [
+                AskShard(policies=missing, questions=tuple(look), place=place)
+                for group in together
+                if (missing := asking.missing(group, look))
+            ]
+            engine.work(units, keep)
+        asking.judge(look)
+    progress(*asking.progress())
+    return {label: test for label, test in asking.tests.items() if label not in asking.failed}
+
+
+class _Asking:
+    """What is known of each policy while it is asked."""
+
+    def __init__(self, run: Run, rule: UntilDecided, policies: Sequence[Policy], num_questions: int) -> None:
+        self._run, self._rule, self._policies, self._num_questions = run, rule, policies, num_questions
+        self.tests = {policy.label: rule.test(num_questions) for policy in policies}
+        self.failed = set(run.failures())
+        self._values: dict[str, dict[int, float]] = defaultdict(dict, run.values(rule.metric))
+        self._baseline = run.outcomes([BASELINE])
+
+    def undecided(self) -> list[Policy]:
+        open_ = (label for label, test in self.tests.items() if test.verdict is None and label not in self.failed)
+        wanted = set(open_)
+        return [policy for policy in self._policies if policy.label in wanted]
+
+    def missing(self, group: Sequence[Policy | None], look: Sequence[int]) -> tuple[Policy | None, ...]:
+        """Those that have not answered these questions."""
+        return tuple(policy for policy in group if not self._values[labels(policy)["policy"]].keys() >= set(look))
+
+    def keep(self, unit: AskShard, answers: Answers) -> None:
+        untouched = unit.policies == (None,)
+        if untouched:
+            self._check_metric(answers.outcomes)
+        outcomes = keep_answers(self._run, unit, answers, None if untouched else self._baseline)
+        if untouched:
+            parts = [part for part in (self._baseline, outcomes) if part is not None]
+            self._baseline = pd.concat(parts, ignore_index=True)
+        self.failed |= answers.failures.keys()
+        for label, rows in outcomes.groupby("policy", sort=False):
+            self._values[str(label)] |= dict(zip(unit.questions, rows[self._rule.metric], strict=True))
+
+    def judge(self, look: Sequence[int]) -> None:
+        before = np.array([self._values[BASELINE][question] for question in look])
+        for policy in self.undecided():
+            after = np.array([self._values[policy.label][question] for question in look])
+            self.tests[policy.label].update(after - before)
+
+    def progress(self) -> tuple[int, int]:
+        done = sum(
+            self._num_questions
+            if test.verdict is not None or label in self.failed
+            else min(len(self._values[label]), self._num_questions)
+            for label, test in self.tests.items()
+        )
+        return done, self._num_questions * len(self.tests)
+
+    def _check_metric(self, outcomes: pd.DataFrame) -> None:
+        metric, known = self._rule.metric, metrics_of(outcomes)
+        if metric not in known:
+            said = nearest(metric, known) if known else "There is none here."
+            raise InputError(f"Unknown metric {metric!r} to decide by. {said}")
+        without = outcomes.loc[outcomes[metric].isna(), "task"].tolist()
+        if without:
+            raise InputError(
+                f"Questions are asked until {metric!r} decides, and {without[0]} does not have it. Choose a metric that every "
+                "task has, or ask that task by itself."
+            )
+
+
+def search_run(
+    run: Run,
+    engine: Engine,
+    scores: Sequence[str],
+    *,
+    policy_at: Callable[[str, float], Policy],
+    num_questions: int,
+    rule: UntilDecided,
+    search: ShareSearch,
+    announce: Callable[[str], Progress] = lambda _: no_progress,
+) -> dict[str, Search]:
+    """Find the removable share of each score, asking at one share after the other, each until it is decided.
+
+    The scores take their looks side by side. A search that is continued takes the looks it has taken from the run.
+
+    Args:
+        run: begun with ``begin_run``.
+        engine: where it is done.
+        scores: ids.
+        policy_at: the policy of a score at a share.
+        num_questions: of the benchmark.
+        rule: when a look ends.
+        search: the largest share and when to stop.
+        announce: begins a step of progress.
+
+    Returns:
+        What was found for each score that was not given up; also kept in the manifest.
+
+    Raises:
+        as ``ask_until_decided``.
+    """
+    looking = {score: search.looks(rule.margin) for score in scores}
+    shares = {score: next(steps) for score, steps in looking.items()}
+    found: dict[str, Search] = {}
+    looks = 0
+    while shares:
+        looks += 1
+        policies = {score: policy_at(score, share) for score, share in shares.items()}
+        tests = ask_until_decided(
+            run, engine, list(policies.values()), num_questions=num_questions, rule=rule,
+            progress=announce(f"look {looks} for {len(policies)} removable share{'s' * (len(policies) > 1)}"),
+        )  # fmt: skip
+        shares = {}
+        zeroed = run.shares_zeroed([policy.label for policy in policies.values()])
+        for score, policy in policies.items():
+            if policy.label not in tests:
+                continue  # given up
+            test = tests[policy.label]
+            look = Look(change=test.change, verdict=test.verdict, share_realised=zeroed[policy.label])
+            try:
+                shares[score] = looking[score].send(look)
+            except StopIteration as ended:
+                found[score] = ended.value
+    ends = {score: {"within": found[score].within, "beyond": found[score].beyond} for score in scores if score in found}
+    kept = asdict(search) | {"scores": ends}
+    if run.manifest.get("searched") != kept:
+        run.update(searched=kept)
+    return found
+
+
+def policies_at(
+    measured: xr.Dataset | Summary | None, *, seed: int = 0, exclude_layers: frozenset[int] = frozenset()
+) -> Callable[[str, float], Policy]:
+    """The policy of a score at a share, with its threshold out of measured scores."""
+
+    def policy_at(score: str, share: float) -> Policy:
+        if score == "random":
+            return Random(share, seed, exclude_layers=exclude_layers)
+        assert measured is not None
+        cut = thresholds(measured[[score]], [share])[score].item()
+        return Threshold(score, cut, share=share, exclude_layers=exclude_layers)
+
+    return policy_at
