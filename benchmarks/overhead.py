@@ -17,6 +17,7 @@ because freed memory that the allocator keeps would hide what the next way takes
 import argparse
 import ctypes
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -77,7 +78,9 @@ def peak_bytes(way: str, options: argparse.Namespace) -> dict[int, int | None]:
     """Peak memory above the loaded model for each number of tokens, from a fresh process; None where Linux is not."""
     arguments = ["--memory-of", way, "--dtype", options.dtype, "--threads", str(options.threads), "--tokens"]
     command = [sys.executable, __file__, *arguments, *map(str, options.tokens)]
-    made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this file itself
+    # What is freed goes back to the system at once: otherwise the peak says how the allocator's heap came to be laid out.
+    allocator = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=os.environ | allocator)  # noqa: S603
     return {int(count): peak for count, peak in json.loads(made.stdout.splitlines()[-1]).items()}
 
 
