@@ -30,5 +30,6 @@ def test_a_study_killed_at_any_moment_ends_with_the_bytes_of_an_uninterrupted_on
     assert len(found["stages"]) == 25
     assert {"measuring", "asking"} <= set(found["stages"])
     assert found["finished"] >= 8
-    assert found["files"] == 22  # 3 manifests, 3 × 3 shards of outcomes, metrics, and scores
+    # 3 manifests, 3 × 3 shards of outcomes, metrics, scores; 15 tables as CSV and parquet, and their index
+    assert found["files"] == 22 + 31
     assert found["differing"] == []

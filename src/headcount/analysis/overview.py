@@ -1,9 +1,11 @@
 """Every table at once, from any number of runs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -19,8 +21,10 @@ from headcount.analysis.curves import (
 )
 from headcount.analysis.distributions import cumulative, distances, layer_profile
 from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
-from headcount.analysis.outcomes import by_benchmark, metrics_of
+from headcount.analysis.outcomes import MEASURES, by_benchmark, metrics_of
 from headcount.analysis.removable import removable_table
+from headcount.analysis.search import decided_shares
+from headcount.analysis.sequential import UntilDecided
 from headcount.analysis.stability import head_stability, threshold_stability, threshold_transfer
 from headcount.heads import HeadGeometry
 from headcount.summaries import Summary
@@ -35,6 +39,8 @@ class Saved:
         data: name of the benchmarks or texts.
         tasks: the benchmarks asked for.
         outcomes: one row a policy and question.
+        until_decided: by which rule policies were stopped; None where every question was asked.
+        num_questions: of the whole benchmark, for that rule.
         scores: one variable a score, dims (example, layer, head), or their summary.
         thresholds: one variable a score, dim (share,).
         geometry: the model's layers.
@@ -44,6 +50,8 @@ class Saved:
     data: str
     tasks: Sequence[str] = ()
     outcomes: pd.DataFrame | None = None
+    until_decided: UntilDecided | None = None
+    num_questions: int = 0
     scores: xr.Dataset | Summary | None = None
     thresholds: xr.Dataset | None = None
     geometry: HeadGeometry | None = None
@@ -71,12 +79,15 @@ def all_tables(
         published: curves of other models to compare ranks with, as from ``curve_table``.
 
     Returns:
-        Data frames by name, each with model and task (a benchmark) or data (of a run) in front: ``accuracy``, ``removable``
-        (with the relative margin beside the absolute one, areas and ranks), ``points``, ``by_score``, ``ranks`` (correlation
-        and overlap of every two), ``inactive`` (heads and groups always, sometimes and never inactive), ``heads`` (how often
-        each is), ``cumulative``, and not from a summary ``groups``, ``agreement`` and ``layers``; where a model has several
-        data ``thresholds``, ``transfer`` and ``stability``; where data have several models ``distances``. Only those that
-        hold something.
+        Data frames by name, each with model and task (a benchmark) or data (of a run) in front. Of answers: ``accuracy``,
+        ``removable`` (with the relative margin beside the absolute one, areas and ranks), ``points``, ``by_score``,
+        ``ranks`` (correlation and overlap of every two), ``divergence`` (how far answers move: their KL divergence from
+        the untouched model's, and the right answer's log-likelihood); or, where questions were asked until it was decided,
+        ``decided`` (each policy's verdict) and ``searched`` (between which shares removable shares lie). Of scores:
+        ``inactive`` (heads and groups always, sometimes and never inactive), ``heads`` (how often each is),
+        ``cumulative``, and not from a summary ``groups``, ``agreement`` and ``layers``. Where a model has several data
+        ``thresholds``, ``transfer`` and ``stability``; where data have several models ``distances``. Only those that hold
+        something.
 
     Raises:
         InputError: a metric or margin that cannot be used.
@@ -88,6 +99,12 @@ def all_tables(
         found.setdefault(name, []).append(pd.DataFrame({**labels, **table}) if len(table) else table)
 
     for run in runs:
+        if run.until_decided is not None and run.outcomes is not None and len(run.outcomes):
+            decided = run.until_decided.table(run.outcomes, run.num_questions)
+            labels = {"model": run.model, "data": run.data}
+            of_rule = {name: getattr(run.until_decided, name) for name in ("metric", "margin", "confidence")}
+            keep("decided", decided.assign(**of_rule), **labels)
+            keep("searched", decided_shares(decided), **labels)
         for task, outcomes in _benchmarks(run):
             known = metrics_of(outcomes)
             chosen = metric or ("acc" if "acc" in known or not known else known[0])
@@ -98,6 +115,7 @@ def all_tables(
             removable = removable_table(outcomes, metric=chosen, **options)
             relative = removable_table(outcomes, metric=chosen, relative=True, **options)
             keep("removable", _with_relative(removable, relative), model=run.model, task=task)
+            keep("divergence", _divergence(outcomes, options), model=run.model, task=task)
         if run.scores is not None and run.thresholds is not None:
             labels = {"model": run.model, "data": run.data}
             heads = head_frequency(run.scores, run.thresholds)
@@ -134,7 +152,7 @@ def all_tables(
 
 
 def _benchmarks(run: Saved) -> Iterator[tuple[str, pd.DataFrame]]:
-    if run.outcomes is not None and len(run.outcomes):
+    if run.outcomes is not None and len(run.outcomes) and run.until_decided is None:
         yield from by_benchmark(run.outcomes, run.tasks).items()
 
 
@@ -161,6 +179,18 @@ def _across_data(runs: Sequence[Saved]) -> Iterator[tuple[str, pd.DataFrame]]:
 def _with_relative(absolute: pd.DataFrame, relative: pd.DataFrame) -> pd.DataFrame:
     columns = ["removable_share", "is_lower_bound", "low", "high", "share_shown"]
     return absolute.join(relative[columns].add_suffix("_relative"))
+
+
+def _divergence(outcomes: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
+    """How far each policy moves the answers, with intervals; empty where questions have no choices."""
+    if any(measure not in outcomes or np.isnan(outcomes[measure].to_numpy()).all() for measure in MEASURES):
+        return pd.DataFrame()
+    kl, gold = (accuracy_table(outcomes, metric=measure, **options).iloc[1:] for measure in reversed(MEASURES))
+    spread = ["change", "change_low", "change_high"]
+    named = {name: name.replace("change", "gold_loglikelihood") for name in spread}
+    return kl[["policy", "score", "share_asked", "share_realised", "num_questions"]].join([
+        kl[spread].rename(columns=lambda name: name.replace("change", "kl")), gold[spread].rename(columns=named),
+    ])  # fmt: skip
 
 
 def _long(of_scores: xr.Dataset, value: str) -> pd.DataFrame:

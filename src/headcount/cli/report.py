@@ -14,14 +14,17 @@ from headcount.store import Run
 def report(
     runs: options.RunFolders,
     output_file: Annotated[
-        Path | None, typer.Option("--output", "-o", help="HTML file. [default: report.html in the first run]")
+        Path | None, typer.Option("--output", "-o", help="HTML file. [default: report.html in the first run or study]")
     ] = None,
     scores_from: options.ScoresFrom = None,
 ) -> None:
-    """Write one HTML page that shows a run, or compares several; it needs no network and no server."""
-    from headcount.store import open_run
+    """Write one HTML page that shows a run, or compares several, such as a study's; it needs no network and no server."""
+    from headcount.cli.runs import open_runs
+    from headcount.study.folder import is_study
 
-    page = write_report([open_run(run) for run in runs], output_file)
+    if output_file is None and is_study(runs[0]):
+        output_file = runs[0] / "report.html"
+    page = write_report(open_runs(runs), output_file)
     output.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
 
 

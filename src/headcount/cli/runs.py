@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.cli.console import Steps
-from headcount.store import is_run, open_run
+from headcount.errors import InputError
+from headcount.store import Run, is_run, open_run
 
 if TYPE_CHECKING:
     from headcount.evaluation.benchmark import Benchmark
@@ -66,6 +67,30 @@ def run_settings(folder: Path, *, seed: int, **chosen: Any) -> dict[str, Any]:
     known = open_run(folder).settings if is_run(folder) else {}
     defaults = {"shard": SHARD, "scores_dtype": "float32", "summaries": False}
     return {"seed": seed} | defaults | {name: known[name] for name in defaults if name in known} | chosen
+
+
+def open_runs(paths: Sequence[Path]) -> list[Run]:
+    """The runs in these folders: each is a run, a study (its runs, in its order), or holds runs.
+
+    Raises:
+        InputError: a folder that holds none.
+    """
+    from headcount.study.folder import is_study, open_study
+
+    found: dict[Path, Run] = {}
+    for path in paths:
+        if is_run(path):
+            runs = [open_run(path)]
+        elif is_study(path):
+            runs = list(open_study(path).runs().values())
+        else:
+            runs = [open_run(file.parent) for file in sorted(path.rglob("run.json"))]
+        if not runs:
+            raise InputError(
+                f"{str(path)!r} holds no run (no run.json). Make one with `headcount measure … -o {path}`."
+            )
+        found |= {run.path.resolve(): run for run in runs if run.path.resolve() not in found}
+    return list(found.values())
 
 
 def command_line() -> str:

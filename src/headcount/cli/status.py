@@ -11,6 +11,7 @@ from headcount.cli import app
 from headcount.cli.console import output
 
 if TYPE_CHECKING:
+    from headcount.study.folder import StudyFolder
     from headcount.study.progress import RunProgress
 
 
@@ -24,6 +25,7 @@ def status(
     from headcount.study.folder import is_study, open_study
     from headcount.study.progress import run_progress, study_progress
 
+    study: StudyFolder | None = None
     if is_study(folder):
         study = open_study(folder)
         runs, holder = study.runs(), study.holder()
@@ -37,7 +39,7 @@ def status(
     for heading in ("model", "data", "inputs measured", "thresholds", "policies", "answers", "left"):
         table.add_column(heading, justify="left" if heading in ("model", "data") else "right", overflow="fold")
     for labels, known in rows.items():
-        table.add_row(*labels, *_cells(known))
+        table.add_row(*labels, *_cells(known, running=labels in runs and runs[labels].holder() is not None))
     output.print(table)
     for labels, known in rows.items():
         for policy, count in (known.stopped if known else {}).items():
@@ -46,6 +48,8 @@ def status(
                 output.print(f"Decided: {said}, {' on '.join(labels)}", markup=False, highlight=False, soft_wrap=True)
         for policy, why in (known.failures if known else {}).items():
             output.print(f"Given up: {policy} of {' on '.join(labels)}: {why}", markup=False, highlight=False)
+    if study is not None:
+        output.print(_tables(study), highlight=False, soft_wrap=True, markup=False)
     output.print(_holder(holder), highlight=False, soft_wrap=True, markup=False)
     if check:
         damaged = [file for run in runs.values() for file in run.damaged()]
@@ -56,7 +60,12 @@ def status(
         )
 
 
-def _cells(known: "RunProgress | None") -> list[str]:
+def _tables(study: "StudyFolder") -> str:
+    names = ", ".join(study.tables())
+    return f"Tables: {study.path / 'tables'} ({names})" if names else "Tables are made when nothing else is left."
+
+
+def _cells(known: "RunProgress | None", *, running: bool) -> list[str]:
     if known is None:
         return ["–", "–", "–", "–", "all"]
     inputs = "–" if known.num_inputs is None else f"{known.inputs_done:,} of {known.num_inputs:,}"
@@ -71,7 +80,7 @@ def _cells(known: "RunProgress | None") -> list[str]:
         str(known.num_thresholds or "–"),
         str(known.num_policies or "–"),
         f"{known.answers_done:,} of {asked:,}" if asked else "–",
-        ", ".join(filter(None, left)) or "nothing",
+        (", ".join(filter(None, left)) or "nothing") + ", running" * running,
     ]
 
 

@@ -13,9 +13,10 @@ from headcount.errors import InputError
 
 if TYPE_CHECKING:
     from headcount.study.cost import Cost
-    from headcount.study.folder import StudyFolder
     from headcount.study.running import Workers
     from headcount.study.spec import Study
+
+_SHARE = 0.10  # of heads, at which tables that hold several shares are printed
 
 
 @app.command()
@@ -58,7 +59,7 @@ def study(
         int, typer.Option("--cpus-per-worker", min=1, help="And threads, without a GPU.", rich_help_panel="Ray")
     ] = 1,
 ) -> None:
-    """Measure, find thresholds and ask under policies, for every model on all data. The same command continues."""
+    """Measure, find thresholds, ask under policies and analyse: every model on all data. The same command continues."""
     from headcount.study.spec import Study
 
     if engine not in ("local", "ray"):
@@ -88,8 +89,12 @@ def study(
         done = run_study(
             asked, folder or Path("runs") / asked.name, workers=working, announce=progress.start, command=command_line()
         )
-    _print_removable(done)
-    output.print(f"\nStudy: {done.path}", highlight=False, soft_wrap=True, markup=False)
+    from headcount.report.overview import print_overview
+
+    tables = done.tables()
+    print_overview(output, tables, share=_SHARE, published="by_score" in tables)
+    output.print(f"\nStudy:  {done.path}", highlight=False, soft_wrap=True, markup=False)
+    output.print(f"Tables: {done.path / 'tables'} ({', '.join(tables)})", highlight=False, soft_wrap=True, markup=False)
 
 
 def _count(asked: "Study", progress: Steps) -> None:
@@ -100,27 +105,6 @@ def _count(asked: "Study", progress: Steps) -> None:
     costs, rate = study_costs(asked), machine_rate(asked.models[0], asked)
     counting(1, 1)
     _print_costs(costs, rate)
-
-
-def _print_removable(done: "StudyFolder") -> None:
-    """For each run, how many heads each score lets one zero."""
-    from headcount.analysis.outcomes import metrics_of
-    from headcount.analysis.removable import removable_table
-    from headcount.report import print_decided, print_removable
-    from headcount.study.verdicts import decided_table, rule_of
-
-    for labels, run in done.runs().items():
-        if (rule := rule_of(run.manifest)) is not None and (decided := decided_table(run)) is not None:
-            output.print(f"\n{' on '.join(labels)}, {rule.metric}", highlight=False, markup=False)
-            print_decided(output, decided, margin=rule.margin, confidence=rule.confidence)
-            continue
-        outcomes = run.outcomes()
-        known = [] if outcomes is None else metrics_of(outcomes)
-        if outcomes is None or not known:
-            continue
-        metric = "acc" if "acc" in known else known[0]
-        output.print(f"\n{' on '.join(labels)}, {metric}", highlight=False, markup=False)
-        print_removable(output, removable_table(outcomes, metric=metric))
 
 
 def _print_costs(costs: "dict[tuple[str, str], Cost]", rate: float) -> None:

@@ -7,7 +7,8 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from headcount.report.terminal import print_removable_by_score, terminal_table
+from headcount.published import published_table
+from headcount.report.terminal import print_decided, print_removable_by_score, terminal_table
 from headcount.report.wording import NOT_MEASURED, percent, removable_with_interval, rows, shown
 
 #: Columns of Table 2 of the paper.
@@ -16,7 +17,7 @@ _PAIRS = 5  # of scores whose agreement is printed
 
 
 def print_overview(
-    console: Console, tables: Mapping[str, pd.DataFrame], *, share: float, published: pd.DataFrame | None = None
+    console: Console, tables: Mapping[str, pd.DataFrame], *, share: float, published: bool = False
 ) -> None:
     """Print what an analysis found.
 
@@ -24,24 +25,35 @@ def print_overview(
         console: where to.
         tables: as from ``headcount.analysis.all_tables``.
         share: of heads, at which inactive heads, agreement and thresholds are printed; of what is there the nearest.
-        published: ``published_table()``, printed below one's own.
+        published: print the paper's Table 2 below one's own.
     """
+    if "decided" in tables:
+        _decided(console, tables["decided"])
     if "removable" in tables:
         _removable(console, tables["removable"])
         columns = [column for column in TABLE_2 if column in tables["by_score"]]
         console.print()
         print_removable_by_score(console, tables["by_score"], columns)
-        if published is not None:
+        if published:
             console.print()
-            print_removable_by_score(console, published, TABLE_2, title="The same, as published, percent")
+            print_removable_by_score(console, published_table(), TABLE_2, title="The same, as published, percent")
     if "ranks" in tables:
         _ranks(console, tables["ranks"], set(tables["by_score"]["model"]))
-    for name, show in (("inactive", _inactive), ("agreement", _agreement), ("thresholds", _thresholds)):
+    for name, show in (
+        ("divergence", _divergence),
+        ("inactive", _inactive),
+        ("agreement", _agreement),
+        ("thresholds", _thresholds),
+    ):
         if name in tables:
             frame = tables[name]
-            nearest = min(set(frame["share"]), key=lambda there: abs(there - share))
+            column = "share_asked" if name == "divergence" else "share"
+            known = set(frame[column].dropna())
+            if not known:
+                continue
+            nearest = min(known, key=lambda there: abs(there - share))
             console.print()
-            show(console, frame.loc[frame["share"] == nearest], nearest)
+            show(console, frame.loc[frame[column] == nearest], nearest)
 
 
 def _removable(console: Console, removable: pd.DataFrame) -> None:
@@ -73,6 +85,46 @@ def _removable(console: Console, removable: pd.DataFrame) -> None:
         "Shown: up to where the fall is shown at 95% to be within the point.\n"
         "Relative: within 1 percent of the untouched accuracy. Rank: by the area under the curve.",
     )
+
+
+def _decided(console: Console, decided: pd.DataFrame) -> None:
+    """Verdicts on policies that were asked until it was decided."""
+    for number, (key, of_run) in enumerate(decided.groupby(["model", "data"], sort=False)):
+        model, data = cast(tuple[str, str], key)
+        if number:
+            console.print()
+        first = rows(of_run)[0]
+        _heading(console, f"{shown(model, 40)}, {shown(data, 24)}, {first.metric}")
+        print_decided(console, of_run, margin=first.margin, confidence=first.confidence)
+
+
+def _divergence(console: Console, divergence: pd.DataFrame, share: float) -> None:
+    for number, (key, of_task) in enumerate(divergence.groupby(["model", "task"], sort=False)):
+        model, task = cast(tuple[str, str], key)
+        table = terminal_table(
+            f"{shown(model, 40)}, {shown(task, 24)}: how far answers move at {percent(share, 0)}",
+            "Score", "Realised", "KL, mnat [95%]", "Right answer, nat [95%]",
+        )  # fmt: skip
+        for row in rows(of_task.sort_values("kl", kind="stable")):
+            table.add_row(
+                Text(shown(row.score, 40)),
+                percent(row.share_realised),
+                f"{1000 * row.kl:.0f} [{1000 * row.kl_low:.0f}, {1000 * row.kl_high:.0f}]",
+                f"{row.gold_loglikelihood:+.2f} [{row.gold_loglikelihood_low:+.2f}, "
+                f"{row.gold_loglikelihood_high:+.2f}]".replace("-", "−"),
+            )
+        if number:
+            console.print()
+        console.print(table)
+    _note(
+        console,
+        "KL: divergence of the answers' probabilities from the untouched model's. Right answer: change of its\n"
+        "log-likelihood. Both see more than right and wrong with few questions, and near chance.",
+    )
+
+
+def _heading(console: Console, text: str) -> None:
+    console.print(text, style="bold", highlight=False, markup=False)
 
 
 def _note(console: Console, text: str) -> None:

@@ -8,8 +8,8 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from headcount.report.wording import rows, shown
+from headcount.store import table_csv
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet would calculate text that starts with these
 _LATEX = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
     ord(c): command
     for c, command in {
@@ -46,14 +46,8 @@ class Table:
         return list(zip(*(column.cells for column in self.columns), strict=True))
 
     def csv(self) -> str:
-        """RFC 4180 with a header; text that a spreadsheet would run as a formula gets an apostrophe before it."""
-        safe = {
-            _inert(name): column.map(_inert)
-            if column.dtype == object or pd.api.types.is_string_dtype(column)
-            else column
-            for name, column in self.frame.items()
-        }
-        return pd.DataFrame(safe).to_csv(index=False, lineterminator="\r\n", float_format="%.9g")
+        """As ``headcount.store.table_csv`` writes it."""
+        return table_csv(self.frame)
 
     def latex(self) -> str:
         """A booktabs table with caption and label, made smaller where it is wider than the text.
@@ -117,7 +111,3 @@ def latex_text(text: str) -> str:
     'ahon\\\\_ln $\\\\geq$ 5\\\\%'
     """
     return text.translate(_LATEX)
-
-
-def _inert(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

@@ -1,5 +1,6 @@
 """A run on disk: written so that nothing finished is ever lost, read as xarray and pandas."""
 
+from headcount.store.export import table_csv
 from headcount.store.files import write_atomically
 from headcount.store.identity import differences, environment
 from headcount.store.run import Run, begin_run, continue_run, is_run, open_run
@@ -12,5 +13,6 @@ __all__ = [
     "environment",
     "is_run",
     "open_run",
+    "table_csv",
     "write_atomically",
 ]

@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,22 @@ from headcount.store.files import cannot_write, make_folder
 from headcount.store.run import Run
 
 FORMATS = ("parquet", "csv", "netcdf")
+
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet would calculate text that starts with these
+
+
+def table_csv(frame: pd.DataFrame) -> str:
+    """RFC 4180 with a header; text that a spreadsheet would run as a formula gets an apostrophe before it."""
+    safe = {
+        _inert(name): column.map(_inert) if column.dtype == object or pd.api.types.is_string_dtype(column) else column
+        for name, column in frame.items()
+    }
+    return pd.DataFrame(safe).to_csv(index=False, lineterminator="\r\n", float_format="%.9g")
+
+
+def _inert(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def export_run(run: Run, folder: Path, form: str) -> list[Path]:

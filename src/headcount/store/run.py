@@ -284,6 +284,14 @@ class Run:
             if not is_whole(shard)
         ]
 
+    def fingerprint(self) -> str:
+        """Of all that the run holds: it changes when anything is measured or answered, or thresholds are found."""
+        kept = {
+            name: value for name, value in self.manifest.items() if name not in ("created", "command", "environment")
+        }
+        names = [shard.path.name for folder in (_SCORES, _SUMMARIES, _OUTCOMES) for shard in self._shards(folder)]
+        return hashlib.sha256(json.dumps([kept, names], default=str).encode()).hexdigest()[:16]
+
     def holder(self) -> dict[str, Any] | None:
         """Who works on the run just now (pid, host, since, command), None if nobody does."""
         return holder(self.path)

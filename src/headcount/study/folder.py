@@ -18,12 +18,13 @@ from headcount.store.lock import HOLDER, LOCK, holder, locked
 from headcount.study.spec import ModelSpec, Study, Tasks, Texts, slug
 
 _MANIFEST = "study.json"
+TABLES, TABLES_INDEX = "tables", "index.json"
 FORMAT = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFolder:
-    """A study on disk: ``study.json``, and a run in ``runs/MODEL/DATA`` for each model and data.
+    """A study on disk: ``study.json``, a run in ``runs/MODEL/DATA`` for each model and data, and ``tables``.
 
     Attributes:
         path: the folder.
@@ -56,6 +57,19 @@ class StudyFolder:
                 outcomes.insert(1, "data", data)
                 frames.append(outcomes)
         return pd.concat(frames, ignore_index=True) if frames else None
+
+    def tables(self, made_from: str | None = None) -> dict[str, pd.DataFrame]:
+        """Every table of the runs, by name, as the study's last stage made them.
+
+        Empty before that; with ``made_from``, also where they were made from other results than it names.
+        """
+        try:
+            known = json.loads((self.path / TABLES / TABLES_INDEX).read_text(encoding="utf-8"))
+            if made_from not in (None, known["made_from"]):
+                return {}
+            return {name: pd.read_parquet(self.path / TABLES / f"{name}.parquet") for name in known["tables"]}
+        except (OSError, ValueError, LookupError, TypeError):  # gone or damaged: the next command makes them anew
+            return {}
 
 
 @contextmanager

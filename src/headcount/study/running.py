@@ -11,6 +11,7 @@ import xarray as xr
 from headcount.interventions import Policy, Random, Threshold
 from headcount.models.batching import Progress, no_progress
 from headcount.store import begin_run, continue_run, is_run
+from headcount.study.analysing import analyse_study
 from headcount.study.cuts import find_thresholds
 from headcount.study.deciding import ask_until_decided, policies_at, search_run
 from headcount.study.folder import StudyFolder, begin_study
@@ -69,6 +70,8 @@ def run_study(
 ) -> StudyFolder:
     """Do what a study asks for and the folder does not hold yet. The same call continues an interrupted one.
 
+    The last stage makes every table of its runs, which ``StudyFolder.tables`` reads.
+
     Args:
         study: what to do.
         folder: a new folder, or one that holds this study.
@@ -92,6 +95,7 @@ def run_study(
             _run_cell(
                 study, model, data, path, workers, lambda step, title=title: announce(f"{title}: {step}"), command
             )
+        analyse_study(opened, announce=announce)
         return opened
 
 

@@ -1,0 +1,123 @@
+"""The last stage of a study: every table that its runs give, from what they saved."""
+
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import pandas as pd
+
+from headcount.analysis import Saved, all_tables
+from headcount.heads import HeadGeometry, LayerHeads
+from headcount.models.batching import Progress
+from headcount.published import published_curves
+from headcount.store import Run, table_csv, write_atomically
+from headcount.store.files import leftovers
+from headcount.study.folder import TABLES, TABLES_INDEX, StudyFolder
+from headcount.study.verdicts import rule_of
+from headcount.thresholding import thresholds
+
+
+def analyse_runs(runs: Sequence[Run], *, metric: str | None = None, published: bool = True) -> dict[str, pd.DataFrame]:
+    """Every table that saved runs allow, as ``headcount.analysis.all_tables`` makes them.
+
+    A model is called by its name in the run; where several runs hold the same of it, with each run's folder.
+
+    Args:
+        runs: of one or several models, on one or several data each.
+        metric: that accuracy is measured by; ``acc`` if not given, or the first there is.
+        published: put the paper's 14 models beside them.
+
+    Raises:
+        InputError: a metric that cannot be used.
+    """
+    held = [{(model_name(run), name) for name in (data_name(run), *_tasks(run))} for run in runs]
+    times = Counter(name for names in held for name in names)
+    saved = [
+        read_saved(run, model_name(run) + ("" if all(times[name] == 1 for name in names) else f" ({run.path})"))
+        for run, names in zip(runs, held, strict=True)
+    ]
+    return _tables(saved, metric, published)
+
+
+def analyse_study(study: StudyFolder, *, announce: Callable[[str], Progress] | None = None) -> dict[str, pd.DataFrame]:
+    """Every table of a study's runs, kept in its folder; made anew only where a run has changed.
+
+    Models and data are called as in the study. ``tables/`` holds each as CSV for people, and as parquet.
+
+    Raises:
+        RunError: the folder cannot be written.
+    """
+    runs = study.runs()
+    folder = study.path / TABLES
+    index, made_from = folder / TABLES_INDEX, _made_from(runs.values())
+    told = announce("making tables") if announce else None
+    if not (kept := study.tables(made_from)):
+        kept = _tables([read_saved(run, model, data) for (model, data), run in runs.items()], None, published=True)
+        for file in (index, *folder.glob("*.csv"), *folder.glob("*.parquet"), *leftovers(folder)):
+            file.unlink(missing_ok=True)
+        write_tables(folder, kept)
+        for name, frame in kept.items():
+            buffer = io.BytesIO()
+            frame.to_parquet(buffer, index=False)
+            write_atomically(folder / f"{name}.parquet", buffer.getvalue())
+        write_atomically(index, json.dumps({"made_from": made_from, "tables": list(kept)}, indent=1).encode())
+    if told:
+        told(1, 1)
+    return kept
+
+
+def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
+    """Each table in full as CSV."""
+    for name, frame in tables.items():
+        write_atomically(folder / f"{name}.csv", table_csv(frame).encode())
+
+
+def read_saved(run: Run, model: str, data: str | None = None) -> Saved:
+    """What a run holds, for ``all_tables``; named ``model`` and, if not by its tasks or texts, ``data``."""
+    scores, cuts = run.measurements(), run.thresholds()
+    if cuts is None and scores is not None:
+        cuts = thresholds(scores)
+    layers = run.manifest.get("model", {}).get("layers")
+    return Saved(
+        model=model,
+        data=data or data_name(run),
+        tasks=_tasks(run),
+        outcomes=run.outcomes(),
+        until_decided=rule_of(run.manifest),
+        num_questions=run.manifest.get("data", {}).get("num_questions", 0),
+        scores=scores,
+        thresholds=cuts,
+        geometry=HeadGeometry(layers=tuple(LayerHeads(**layer) for layer in layers)) if layers else None,
+    )
+
+
+def model_name(run: Run) -> str:
+    return str(run.manifest.get("model", {}).get("name", "unnamed model"))
+
+
+def data_name(run: Run) -> str:
+    """Its tasks, or else its texts."""
+    texts = run.manifest.get("data", {}).get("texts") or ["unnamed data"]
+    return "+".join(_tasks(run) or [Path(str(text)).stem for text in texts])
+
+
+def _tasks(run: Run) -> list[str]:
+    return [str(task) for task in run.manifest.get("data", {}).get("tasks") or ()]
+
+
+def _tables(saved: Sequence[Saved], metric: str | None, published: bool) -> dict[str, pd.DataFrame]:
+    curves = None
+    if published:
+        curves = published_curves()
+        curves["model"] += " (published)"  # a model of one's own may have the same name
+    return all_tables(saved, metric=metric, published=curves)
+
+
+def _made_from(runs: Iterable[Run]) -> str:
+    """A fingerprint of all that tables are made from."""
+    facts = [version("headcount"), *(run.fingerprint() for run in runs)]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
