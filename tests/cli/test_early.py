@@ -34,8 +34,15 @@ def test_a_policy_is_asked_until_it_is_decided(headcount, refused, many):
     assert "128 of 300 nothing" in status
     assert "random:0.005 stopped after 64 of 150 questions" in status
 
+    assert headcount("report", "run")[0] == 0
+    page = Path("run/report.html").read_text()
+    assert "Within 30 points of the untouched model?" in page
+    assert "64 of 150 questions" in page
+    assert "95% interval" not in page.split("</style>")[1].split("<script")[0]
+
     assert "asked in another way" in refused(*many, "-p", "random:0.005", "-o", "run")
     assert "'margin': 0.1" in refused(*command[:-2], "--margin", 0.1, "-o", "run")
+    Path("run/report.html").unlink()
     assert contents(Path("run")) == before
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 from headcount.report import wording
 from headcount.report.comparison_tables import comparison_tables
 from headcount.report.head_tables import head_tables
-from headcount.report.results import RunResults
+from headcount.report.results import RunResults, at
 from headcount.report.tables import Table, table
 from headcount.scores import all_scores
 
@@ -16,6 +16,8 @@ def result_tables(runs: Sequence[RunResults]) -> list[Table]:
     """The tables of what was measured and evaluated in the first run, and of the others beside it."""
     run = runs[0]
     tables = [*_evaluated(run)] if run.evaluated else []
+    if run.decided is not None and len(run.decided):
+        tables.append(_decided(run))
     if run.measured:
         tables += head_tables(run)
     return [*tables, *comparison_tables(runs), _definitions(run)]
@@ -58,6 +60,27 @@ def _evaluated(run: RunResults) -> list[Table]:
         ],
     )
     return [removable, accuracy]
+
+
+def _decided(run: RunResults) -> Table:
+    assert run.decided is not None
+    margin = float(at(run.manifest, "until_decided", "margin"))
+    return table(
+        "decided",
+        f"Within {wording.fall_name(margin)} of the untouched model?",
+        "Questions were asked in random order, and no more of them under a policy once it was known, with "
+        f"{wording.percent(float(at(run.manifest, 'until_decided', 'confidence')), 0)} confidence, whether the fall over the "
+        "whole benchmark is within the margin. Changes are those of the questions asked.",
+        run.decided,
+        [
+            ("Policy", wording.policy_name, False),
+            ("Share asked", lambda row: wording.percent(row.share_asked), True),
+            ("Realised", lambda row: wording.percent(row.share_realised), True),
+            ("Change", lambda row: wording.points(row.change), True),
+            ("Verdict", lambda row: row.verdict or "not known yet", False),
+            ("Stopped after", lambda row: f"{row.num_questions:,} of {row.total:,} questions", True),
+        ],
+    )
 
 
 def _definitions(run: RunResults) -> Table:

@@ -26,6 +26,7 @@ from headcount.heads import HeadGeometry, LayerHeads
 from headcount.report.wording import shown
 from headcount.scores import is_registered
 from headcount.store import Run
+from headcount.study.verdicts import decided_table
 from headcount.summaries import Summary
 from headcount.thresholding import thresholds
 
@@ -45,7 +46,9 @@ class RunResults:
         summarised: for a run that kept a summary the number of its inputs; ``scores`` are then evenly spaced quantiles of
             each head, and what two heads do on one input is not known.
         thresholds: one variable a score, dim (share,).
-        outcomes: one row a policy and question.
+        outcomes: one row a policy and question; not of a run whose questions were asked until it was decided, since
+            intervals of a fixed size do not hold there.
+        decided: of such a run, each policy's verdict.
     """
 
     manifest: Mapping[str, Any]
@@ -53,6 +56,7 @@ class RunResults:
     summarised: int | None = None
     thresholds: xr.Dataset | None = None
     outcomes: pd.DataFrame | None = None
+    decided: pd.DataFrame | None = None
 
     @property
     def model(self) -> str:
@@ -227,7 +231,10 @@ def read_results(run: Run) -> RunResults:
         scores = _quantiles(summary)
         known = [name for name in summary.scores if is_registered(name) and bool(scores[name].notnull().any())]
         cuts = cuts if cuts is not None or not known else thresholds(summary[known])
-    if scores is None and outcomes is None:
+    decided = decided_table(run)
+    if decided is not None:
+        outcomes = None
+    if scores is None and outcomes is None and decided is None:
         raise RunError(
             f"{str(run.path)!r} holds neither scores nor outcomes yet. Run `headcount measure` or `evaluate` first."
         )
@@ -237,6 +244,7 @@ def read_results(run: Run) -> RunResults:
         summarised=summary and summary.num_inputs,
         thresholds=cuts,
         outcomes=outcomes,
+        decided=decided,
     )
 
 
