@@ -84,7 +84,7 @@ def draw(results: list[dict[str, Any]], file: Path) -> None:
             low, high = ([0.0, *(row[end] for row in of_way)] for end in ("low", "high"))
             panel.fill_between(shares, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
         panel.set_title(domain)
-        panel.set_xlabel("heads without effect, %")
+        panel.set_xlabel("heads zeroed or removed, %")
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("rise of the loss, nats a token")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
