@@ -183,7 +183,7 @@ def _with_relative(absolute: pd.DataFrame, relative: pd.DataFrame) -> pd.DataFra
 
 def _divergence(outcomes: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
     """How far each policy moves the answers, with intervals; empty where questions have no choices."""
-    if any(measure not in outcomes or np.isnan(outcomes[measure].to_numpy()).all() for measure in MEASURES):
+    if any(measure not in outcomes or np.isnan(outcomes[measure].to_numpy(dtype=float)).all() for measure in MEASURES):
         return pd.DataFrame()
     kl, gold = (accuracy_table(outcomes, metric=measure, **options).iloc[1:] for measure in reversed(MEASURES))
     spread = ["change", "change_low", "change_high"]
