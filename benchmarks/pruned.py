@@ -18,6 +18,7 @@ is computed from the file's head counts, for its default of float16.
 """
 
 import argparse
+import functools
 import json
 import random
 import statistics
@@ -33,6 +34,12 @@ from headcount.models.instrument import head_geometry
 from headcount.models.loading import load
 from headcount.removal.prune import prune_heads
 from headcount.removal.selection import Selection
+
+
+@functools.cache  # llama.cpp keeps no reference of its own
+def _silent(llama_cpp: Any) -> Any:
+    """Takes llama.cpp's log, which is thousands of lines a model, and writes it nowhere."""
+    return llama_cpp.llama_log_callback(lambda level, text, data: None)
 
 
 class Runtime(ABC):
@@ -81,6 +88,7 @@ class LlamaCpp(Runtime):
         import llama_cpp
 
         self.llama: Any = llama_cpp
+        llama_cpp.llama_log_set(_silent(llama_cpp), None)
         llama_cpp.llama_backend_init()
         loaded = llama_cpp.llama_model_load_from_file(model.encode(), llama_cpp.llama_model_default_params())
         assert loaded is not None
