@@ -83,6 +83,8 @@ def test_mistakes(headcount, refused, checkpoint, own, tmp_path):
     line = refused("evaluate", other, *own(), "-o", "run", "--pruned", "p", "--trust-remote-code")
     assert "the weights are not" in line
     assert "no checkpoint" in refused("evaluate", other, *own(), "-o", "run", "--pruned", "none")
+    assert "--trust-remote-code" in refused("evaluate", folder, *own(), "-o", "run", "--pruned", "p")
+    assert not (tmp_path / "run").exists()  # all of it is known before a question is asked
 
 
 def test_stopping_leaves_nothing(headcount, checkpoint, tmp_path, monkeypatch):

@@ -92,7 +92,7 @@ def evaluate(
     if early is not None and not (requests or early.scores):
         raise InputError("Say under which policies to ask until it is decided: --policy ID:SHARE, or --search ID.")
     with steps() as progress:
-        from headcount.cli.pruned import ask_pruned_into
+        from headcount.cli.pruned import ask_pruned_into, check_pruned
         from headcount.cli.runs import command_line, default_folder, load_model, read_data, run_settings
         from headcount.store import begin_run
         from headcount.study.spec import Tasks
@@ -101,6 +101,8 @@ def evaluate(
             model, progress, offline=offline, dtype=dtype, device=device, device_map=device_map, revision=revision,
             allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
         )  # fmt: skip
+        for checkpoint in pruned or ():
+            check_pruned(checkpoint, loaded, trust_remote_code=trust_remote_code)
         data = Tasks.model_construct(tasks=tuple(task), num_fewshot=num_fewshot, limit=limit)
         subject = read_data(
             loaded, data, progress, chat_template=chat_template, offline=offline,

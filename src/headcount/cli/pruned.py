@@ -4,11 +4,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.cli.console import Steps
-from headcount.errors import InputError
+from headcount.errors import InputError, ModelError
 
 if TYPE_CHECKING:
     from headcount.store import Run
-    from headcount.study.subject import Subject
+    from headcount.study.subject import LoadedModel, Subject
+
+
+def check_pruned(folder: Path, original: "LoadedModel", *, trust_remote_code: bool) -> None:
+    """What can be known of a pruned checkpoint before any question is asked.
+
+    Raises:
+        InputError: no pruned checkpoint.
+        ModelError: it was made from another model, or needs code that is not trusted.
+    """
+    from headcount.models.loading import default_name
+    from headcount.removal.selection import Selection
+
+    config = folder / "config.json"
+    if not config.is_file():
+        raise InputError(
+            f"{str(folder)!r} holds no checkpoint of transformers. Make one with `headcount prune … -o {folder}`."
+        )
+    Selection.load(folder / "selection.json").check(original.model, default_name(original.name))
+    if not trust_remote_code and "auto_map" in config.read_text(encoding="utf-8"):
+        raise ModelError(
+            f"{str(folder)!r} needs the modelling code that headcount prune wrote beside it. Give --trust-remote-code if you "
+            "made it yourself or trust who did."
+        )
 
 
 def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Steps, **options: Any) -> None:
@@ -16,19 +39,15 @@ def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Step
 
     Args:
         run: holds the untouched model's answers to these questions.
-        folder: of the checkpoint, with the selection that ``headcount prune`` left there.
+        folder: of the checkpoint, as ``check_pruned`` accepts it.
         subject: the untouched model and its questions.
         progress: where to report.
         options: of ``load``.
-
-    Raises:
-        InputError: no pruned checkpoint.
-        ModelError: it was made from another model.
     """
     from headcount.evaluation.benchmark import Benchmark
     from headcount.evaluation.outcomes import BASELINE
     from headcount.models.instrument import head_geometry
-    from headcount.models.loading import default_name, load
+    from headcount.models.loading import load
     from headcount.removal.selection import Selection
     from headcount.study.stages import aggregate_run, compared, note_policies, shards_left
     from headcount.study.units import LocalEngine
@@ -39,12 +58,7 @@ def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Step
     left = shards_left(run, [label], benchmark.num_questions)
     if not left:
         return
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"{str(folder)!r} holds no checkpoint of transformers. Make one with `headcount prune … -o {folder}`."
-        )
     selection = Selection.load(folder / "selection.json")
-    selection.check(loaded.model, default_name(loaded.name))
     pruned, _ = load(folder, **options)
     # Zero-filled checkpoints still have the heads, so the share is what was selected where no head is gone.
     before, after = head_geometry(loaded.model).num_heads, head_geometry(pruned).num_heads
