@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
+from headcount.report.head_tables import nearest_share
 from headcount.report.overview import print_overview
 
 REMOVABLE = pd.DataFrame({
@@ -93,3 +94,9 @@ def test_names_from_strangers_are_text(lines):
     assert printed[0].startswith("[red]x[/red]")
     assert not any("\x1b" in line for line in printed)
     assert any(line.startswith("[b]s[/b]") for line in printed)
+
+
+def test_of_two_shares_as_near_the_larger_is_shown():
+    assert nearest_share([0.0, 0.2], 0.1) == 0.2
+    assert nearest_share([0.0, 0.1, 0.2], 0.1) == 0.1
+    assert nearest_share([0.0, 0.05, 0.3], 0.1) == 0.05

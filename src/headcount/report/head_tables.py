@@ -24,8 +24,8 @@ def head_tables(run: RunResults) -> Iterator[Table]:
 
 
 def nearest_share(shares: Sequence[float], wanted: float) -> float:
-    """The one of ``shares`` that is closest."""
-    return min(shares, key=lambda share: abs(share - wanted))
+    """The one of ``shares`` that is closest; of two as close the larger, which says more than the share of 0."""
+    return min(shares, key=lambda share: (round(abs(share - wanted), 9), -share))
 
 
 def _inactive(run: RunResults) -> Table:

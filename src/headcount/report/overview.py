@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from headcount.published import published_table
+from headcount.report.head_tables import nearest_share
 from headcount.report.terminal import print_decided, print_removable_by_score, terminal_table
 from headcount.report.wording import NOT_MEASURED, percent, removable_with_interval, rows, shown
 
@@ -48,10 +49,10 @@ def print_overview(
         if name in tables:
             frame = tables[name]
             column = "share_asked" if name == "divergence" else "share"
-            known = set(frame[column].dropna())
+            known = frame[column].dropna().unique().tolist()
             if not known:
                 continue
-            nearest = min(known, key=lambda there: abs(there - share))
+            nearest = nearest_share(known, share)
             console.print()
             show(console, frame.loc[frame[column] == nearest], nearest)
 
