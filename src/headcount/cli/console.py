@@ -43,10 +43,6 @@ class Steps:
 
         return update
 
-    def say(self, text: str) -> None:
-        """A line above the bars."""
-        self._progress.console.print(text, highlight=False)
-
 
 @contextmanager
 def steps(

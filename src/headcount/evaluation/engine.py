@@ -370,8 +370,3 @@ def _always(heads: dict[int, list[int]]) -> Callable[..., Tensor | None]:
         return chosen.expand(shape)
 
     return decide
-
-
-def _given(hidden: Tensor | None) -> Tensor:
-    assert hidden is not None
-    return hidden

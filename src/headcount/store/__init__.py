@@ -1,9 +1,10 @@
 """A run on disk: written so that nothing finished is ever lost, read as xarray and pandas."""
 
+from headcount.store.begin import begin_run, continue_run
 from headcount.store.export import table_csv
 from headcount.store.files import write_atomically
 from headcount.store.identity import differences, environment
-from headcount.store.run import Run, begin_run, continue_run, is_run, open_run
+from headcount.store.run import Run, is_run, open_run
 
 __all__ = [
     "Run",

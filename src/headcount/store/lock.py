@@ -3,7 +3,7 @@
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,13 +12,31 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from headcount.errors import RunError
-from headcount.store.files import cannot_write
+from headcount.store.files import cannot_write, leftovers, make_folder
 
 LOCK, HOLDER = ".lock", ".holder.json"
 
 
 @contextmanager
-def locked(folder: Path, command: str) -> Iterator[None]:
+def claimed(folder: Path, what: str, is_own: Callable[[Path], bool], command: str) -> Iterator[None]:
+    """Make a folder for a run or a study (``what``), unless it is one (``is_own``), and hold its lock.
+
+    Raises:
+        RunError: the folder holds other things, cannot be written, or another process works on it.
+    """
+    try:
+        make_folder(folder)
+        others = {entry.name for entry in folder.iterdir()} - {LOCK, HOLDER, *(file.name for file in leftovers(folder))}
+        if others and not is_own(folder):
+            raise RunError(f"{str(folder)!r} is not empty. Give the {what} a folder of its own with -o.")
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    with _locked(folder, command):
+        yield
+
+
+@contextmanager
+def _locked(folder: Path, command: str) -> Iterator[None]:
     """Hold the folder's lock. The system gives it back when the process ends, however it ends.
 
     Raises:

@@ -20,12 +20,8 @@ import io
 import json
 import os
 import re
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from html import escape
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -34,35 +30,22 @@ import pandas as pd
 import xarray as xr
 
 from headcount.errors import RunError
-from headcount.store.files import (
-    Shard,
-    cannot_write,
-    damaged,
-    is_whole,
-    leftovers,
-    make_folder,
-    shards,
-    write_atomically,
-    write_shard,
-)
-from headcount.store.identity import differences, environment
-from headcount.store.lock import HOLDER, LOCK, holder, locked
+from headcount.store.files import Shard, damaged, is_whole, shards, write_atomically, write_shard
+from headcount.store.lock import holder
 from headcount.store.outcomes import OutcomeShard, describe_outcomes, encode_outcomes, read_outcomes
 from headcount.store.scores import encode_scores, open_scores
-from headcount.store.summaries import encode_summary, read_summaries
+from headcount.store.summaries import add_summary, read_summaries, span, summary_files
 from headcount.summaries import Summary
 
 FORMAT = 2
 #: Inputs, or questions, whose results are written together.
 SHARD = 256
-_MANIFEST, _HISTORY, _METRICS = "run.json", "history.jsonl", "metrics.parquet"
-_SCORES, _SUMMARIES, _OUTCOMES = "scores", "summaries", "outcomes"
-#: Shards whose summaries are added into one file: what a damaged file costs at most.
-_SEGMENT = 64
+MANIFEST, METRICS = "run.json", "metrics.parquet"
+SCORES, SUMMARIES, OUTCOMES = "scores", "summaries", "outcomes"
 
 
 class Run:
-    """One run's folder. ``open_run`` reads it; ``begin_run`` makes or continues it."""
+    """One run's folder. ``open_run`` reads it; ``begin_run`` (store/begin.py) makes or continues it."""
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
         self.path = path
@@ -70,9 +53,9 @@ class Run:
 
     def __repr__(self) -> str:
         model = self.manifest.get("model", {}).get("name", "?")
-        measured = sum(len(self._shards(folder)) for folder in (_SCORES, _SUMMARIES))
+        measured = sum(len(self._shards(folder)) for folder in (SCORES, SUMMARIES))
         return (
-            f"<Run {str(self.path)!r}: {model}, {measured} files of scores, {len(self._shards(_OUTCOMES))} of outcomes>"
+            f"<Run {str(self.path)!r}: {model}, {measured} files of scores, {len(self._shards(OUTCOMES))} of outcomes>"
         )
 
     def _repr_html_(self) -> str:
@@ -83,7 +66,7 @@ class Run:
             "run": self.path,
             "model": self.manifest.get("model", {}).get("name", "?"),
             "data": ", ".join(map(str, named)),
-            "files of scores": sum(len(self._shards(folder)) for folder in (_SCORES, _SUMMARIES)),
+            "files of scores": sum(len(self._shards(folder)) for folder in (SCORES, SUMMARIES)),
             "policies": ", ".join(self.policies()),
             "created": self.manifest.get("created", "?"),
         }
@@ -102,7 +85,7 @@ class Run:
     def update(self, **facts: Any) -> None:
         """Write facts into the manifest."""
         manifest = self.manifest | facts
-        write_atomically(self.path / _MANIFEST, json.dumps(manifest, indent=1, default=str).encode())
+        write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1, default=str).encode())
         self.manifest = manifest
 
     # What was measured
@@ -110,38 +93,32 @@ class Run:
     def add_scores(self, shard: int, table: xr.Dataset) -> None:
         """Keep the scores of one shard of inputs, as ``measure_heads`` gives them."""
         content = encode_scores(table, self.settings.get("scores_dtype", "float32"))
-        write_shard(self.path / _SCORES, f"{shard:06d}", "safetensors", content)
+        write_shard(self.path / SCORES, f"{shard:06d}", "safetensors", content)
 
     def add_summary(self, shard: int, summary: Summary) -> None:
-        """Keep a summary of one shard of inputs.
-
-        Neighbouring shards are added up, within segments and always from the first on, so that the sums do not depend
-        on the order in which shards come.
-        """
-        content = encode_summary(summary)
-        write_shard(self.path / _SUMMARIES, f"{shard:06d}-{shard:06d}", "safetensors", content)
-        self._add_up(shard // _SEGMENT)
+        """Keep a summary of one shard of inputs, added up with its neighbours'."""
+        add_summary(self.path / SUMMARIES, shard, summary)
 
     @property
     def has_scores(self) -> bool:
-        return bool(self._shards(_SCORES))
+        return bool(self._shards(SCORES))
 
     def scores(self) -> xr.Dataset | None:
         """Every measured score, dims (example, layer, head); None if no score was kept.
 
         A score is read from disk when its values are asked for, as float32.
         """
-        files = self._shards(_SCORES)
+        files = self._shards(SCORES)
         return open_scores(files) if files else None
 
     def score_parts(self) -> Iterator[tuple[int, xr.Dataset]]:
         """The scores part by part, each with the number of its first input: for runs larger than memory."""
-        for file in self._shards(_SCORES):
+        for file in self._shards(SCORES):
             yield int(file.stem) * self.shard_size, open_scores([file]).load()
 
     def summary(self) -> Summary | None:
         """What was measured, summarised; None if no summary was kept."""
-        files = self._summaries()
+        files = summary_files(self.path / SUMMARIES)
         return read_summaries(files) if files else None
 
     def measurements(self) -> xr.Dataset | Summary | None:
@@ -150,8 +127,8 @@ class Run:
 
     def measured(self) -> set[int]:
         """The shards of inputs that are measured."""
-        spans = map(_span, self._summaries())
-        return {int(file.stem) for file in self._shards(_SCORES)} | {i for a, b in spans for i in range(a, b + 1)}
+        spans = map(span, summary_files(self.path / SUMMARIES))
+        return {int(file.stem) for file in self._shards(SCORES)} | {i for a, b in spans for i in range(a, b + 1)}
 
     def set_thresholds(self, cuts: xr.Dataset) -> None:
         values = {str(name): of_score.values.tolist() for name, of_score in cuts.items()}
@@ -166,7 +143,7 @@ class Run:
             cuts = {name: ("share", values) for name, values in known["scores"].items()}
             return xr.Dataset(cuts, coords={"share": known["share"]})
         except (LookupError, TypeError, ValueError, AttributeError) as error:
-            file = str(self.path / _MANIFEST)
+            file = str(self.path / MANIFEST)
             raise RunError(
                 f"The thresholds in {file!r} cannot be read ({error}). Find them again with `headcount thresholds`."
             ) from error
@@ -194,7 +171,7 @@ class Run:
         unit = hashlib.sha256(json.dumps([list(policies), list(questions)]).encode()).hexdigest()[:6]
         content = encode_outcomes(outcomes, policies, questions, failures or {})
         write_shard(
-            self.path / _OUTCOMES, f"{min(questions) if place is None else place:06d}-{name}-{unit}", "parquet", content
+            self.path / OUTCOMES, f"{min(questions) if place is None else place:06d}-{name}-{unit}", "parquet", content
         )
 
     def answered(self) -> dict[str, set[int]]:
@@ -261,11 +238,11 @@ class Run:
     def set_metrics(self, metrics: pd.DataFrame) -> None:
         buffer = io.BytesIO()
         metrics.to_parquet(buffer, index=False)
-        write_atomically(self.path / _METRICS, buffer.getvalue())
+        write_atomically(self.path / METRICS, buffer.getvalue())
 
     def metrics(self) -> pd.DataFrame | None:
         """lm-eval's aggregated metrics of every policy; None if there are none."""
-        file = self.path / _METRICS
+        file = self.path / METRICS
         if not file.exists():
             return None
         try:
@@ -279,7 +256,7 @@ class Run:
         """Files that were cut off or altered since they were written. Reads every file."""
         return [
             shard.path
-            for folder in (_SCORES, _SUMMARIES, _OUTCOMES)
+            for folder in (SCORES, SUMMARIES, OUTCOMES)
             for shard in self._shards(folder)
             if not is_whole(shard)
         ]
@@ -289,7 +266,7 @@ class Run:
         kept = {
             name: value for name, value in self.manifest.items() if name not in ("created", "command", "environment")
         }
-        names = [shard.path.name for folder in (_SCORES, _SUMMARIES, _OUTCOMES) for shard in self._shards(folder)]
+        names = [shard.path.name for folder in (SCORES, SUMMARIES, OUTCOMES) for shard in self._shards(folder)]
         return hashlib.sha256(json.dumps([kept, names], default=str).encode()).hexdigest()[:16]
 
     def holder(self) -> dict[str, Any] | None:
@@ -299,29 +276,8 @@ class Run:
     def _shards(self, folder: str) -> list[Shard]:
         return shards(self.path / folder)
 
-    def _summaries(self) -> list[Shard]:
-        """Those that are not part of another one: both are there for a moment when they are added up."""
-        by_start = groupby(sorted(self._shards(_SUMMARIES), key=_span), key=lambda file: _span(file)[0])
-        largest = [max(files, key=_span) for _, files in by_start]
-        ends = [-1, *(_span(file)[1] for file in largest)]
-        return [file for i, file in enumerate(largest) if _span(file)[0] > max(ends[: i + 1])]
-
-    def _add_up(self, segment: int) -> None:
-        """Add the segment's first summaries into one, as far as they follow each other."""
-        folder, first = self.path / _SUMMARIES, segment * _SEGMENT
-        while True:
-            files = {_span(file): file for file in self._summaries() if _span(file)[0] // _SEGMENT == segment}
-            begun = next((span for span in files if span[0] == first), None)
-            if begun is None or (following := (begun[1] + 1, begun[1] + 1)) not in files:
-                return
-            parts = files[begun], files[following]
-            content = encode_summary(read_summaries(parts))
-            write_shard(folder, f"{first:06d}-{following[1]:06d}", "safetensors", content)
-            for part in parts:
-                part.path.unlink(missing_ok=True)
-
     def _answers(self) -> list[OutcomeShard]:
-        return [describe_outcomes(file) for file in self._shards(_OUTCOMES)]
+        return [describe_outcomes(file) for file in self._shards(OUTCOMES)]
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -332,15 +288,15 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     """
     folder = Path(path)
     try:
-        manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RunError(
-            f"{str(folder)!r} holds no run (no {_MANIFEST}). Make one with `headcount measure … -o {folder}`."
+            f"{str(folder)!r} holds no run (no {MANIFEST}). Make one with `headcount measure … -o {folder}`."
         ) from None
     except (OSError, ValueError) as error:
-        raise RunError(f"{str(folder / _MANIFEST)!r} cannot be read ({error}). Make the run again.") from error
+        raise RunError(f"{str(folder / MANIFEST)!r} cannot be read ({error}). Make the run again.") from error
     if not isinstance(manifest, dict) or not isinstance(manifest.get("model"), dict):
-        raise RunError(f"{str(folder / _MANIFEST)!r} is not the manifest of a headcount run.")
+        raise RunError(f"{str(folder / MANIFEST)!r} is not the manifest of a headcount run.")
     if (found := manifest.get("format")) != FORMAT:
         older = isinstance(found, int) and found < FORMAT
         raise RunError(
@@ -350,105 +306,6 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     return Run(folder, manifest)
 
 
-@contextmanager
-def begin_run(
-    path: str | os.PathLike[str],
-    *,
-    model: Mapping[str, Any],
-    data: Mapping[str, Any],
-    settings: Mapping[str, Any],
-    command: str = "",
-) -> Iterator[Run]:
-    """Make a run, or continue the one in the folder if it is of the same model, data and settings, as its only writer.
-
-    What an interruption left half done is cleared away, and damaged shards are named and removed, to be made anew.
-
-    Args:
-        path: folder of the run; one that holds other things is refused.
-        model: facts about the model, its ``fingerprint`` among them.
-        data: facts about the data.
-        settings: what else decides the numbers, such as the seed.
-        command: what is being done, for the run's history and for those who find it locked.
-
-    Raises:
-        RunError: the folder is another run's, holds other things, cannot be written, or another process works on it.
-    """
-    folder = Path(path)
-    facts = {"model": dict(model), "data": dict(data), "settings": dict(settings)}
-    try:
-        make_folder(folder)
-        others = {entry.name for entry in folder.iterdir()} - {LOCK, HOLDER, *(file.name for file in leftovers(folder))}
-        if others and not is_run(folder):
-            raise RunError(f"{str(folder)!r} is not empty. Give the run a folder of its own with -o.")
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    with locked(folder, command):
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        versions = environment()
-        if is_run(folder):
-            run = open_run(folder)
-            _check_same(run, facts)
-            if changed := list(differences(versions, run.manifest.get("environment", {}))):
-                warnings.warn(
-                    f"{str(folder)!r} was begun with other versions ({'; '.join(changed)}): its numbers may differ from "
-                    "those of one run by rounding.",
-                    stacklevel=3,
-                )
-        else:
-            run = Run(folder, {})
-            run.update(format=FORMAT, created=now, command=command, environment=versions, **facts)
-        _repair(run)
-        with suppress(OSError), (folder / _HISTORY).open("a", encoding="utf-8") as history:  # for people alone
-            history.write(json.dumps({"time": now, "command": command, "environment": versions}) + "\n")
-        yield run
-
-
-@contextmanager
-def continue_run(path: str | os.PathLike[str], *, command: str = "") -> Iterator[Run]:
-    """Continue the run in a folder as what it is, without a model or data at hand; otherwise as ``begin_run``."""
-    known = open_run(path).manifest
-    with begin_run(
-        path, model=known["model"], data=known.get("data", {}), settings=known.get("settings", {}), command=command
-    ) as run:
-        yield run
-
-
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether there is a run in the folder."""
-    return (Path(path) / _MANIFEST).is_file()
-
-
-def _check_same(run: Run, facts: dict[str, dict[str, Any]]) -> None:
-    same_model = facts["model"].get("fingerprint") == run.manifest.get("model", {}).get("fingerprint")
-    parts = ("data", "settings") if same_model else ("model", "data", "settings")  # a path may be spelled another way
-    differing = [
-        f"{part} {difference}"
-        for part in parts
-        for difference in differences(json.loads(json.dumps(facts[part], default=str)), run.manifest.get(part, {}))
-    ]
-    if differing:
-        raise RunError(
-            f"{str(run.path)!r} is a run of something else: {'; '.join(differing)}. Choose another folder with -o."
-        )
-
-
-def _repair(run: Run) -> None:
-    """Clear away what an interruption left: half-written files, those that others replace, and damaged ones."""
-    for name in (_MANIFEST, _METRICS):
-        for file in leftovers(run.path, name):
-            file.unlink(missing_ok=True)
-    for file in run.damaged():
-        warnings.warn(f"{str(file)!r} was cut off or altered since it was written; it is made anew.", stacklevel=4)
-        file.unlink(missing_ok=True)
-    for folder in (_SCORES, _SUMMARIES, _OUTCOMES):
-        kept = {shard.path for shard in (run._summaries() if folder == _SUMMARIES else run._shards(folder))}
-        for file in (run.path / folder).glob("*"):
-            if file not in kept:
-                file.unlink(missing_ok=True)
-    for segment in {_span(file)[0] // _SEGMENT for file in run._summaries()}:
-        run._add_up(segment)
-
-
-def _span(file: Shard) -> tuple[int, int]:
-    first, last = file.stem.split("-")
-    return int(first), int(last)
+    return (Path(path) / MANIFEST).is_file()

@@ -1,18 +1,67 @@
-"""Summaries of scores on disk: safetensors files that are read whole."""
+"""Summaries of scores on disk: safetensors files that are read whole.
+
+A file ``FIRST-LAST-HASH.safetensors`` holds the sum over the shards of inputs from FIRST to LAST. Neighbours are added up,
+within segments and always from a segment's first on, so that the sums do not depend on the order in which shards come.
+"""
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
-from headcount.store.files import Shard, damaged, read_shard
+from headcount.store.files import Shard, damaged, read_shard, shards, write_shard
 from headcount.summaries import Counts, Moments, ScoreSummary, Summary
 
+#: Shards that are added up into one file: what a damaged file costs at most.
+_SEGMENT = 64
 
-def encode_summary(summary: Summary) -> bytes:
+
+def add_summary(folder: Path, shard: int, summary: Summary) -> None:
+    """Keep the summary of one shard of inputs, added up with its neighbours'."""
+    write_shard(folder, f"{shard:06d}-{shard:06d}", "safetensors", _encode(summary))
+    _add_up_segment(folder, shard // _SEGMENT)
+
+
+def add_up(folder: Path) -> None:
+    """Finish the sums that an interruption left."""
+    for segment in {span(file)[0] // _SEGMENT for file in summary_files(folder)}:
+        _add_up_segment(folder, segment)
+
+
+def summary_files(folder: Path) -> list[Shard]:
+    """Those that are not part of another one: both are there for a moment when they are added up."""
+    by_start = groupby(sorted(shards(folder), key=span), key=lambda file: span(file)[0])
+    largest = [max(files, key=span) for _, files in by_start]
+    ends = [-1, *(span(file)[1] for file in largest)]
+    return [file for i, file in enumerate(largest) if span(file)[0] > max(ends[: i + 1])]
+
+
+def span(file: Shard) -> tuple[int, int]:
+    """The first and the last shard that a file is the sum of."""
+    first, last = file.stem.split("-")
+    return int(first), int(last)
+
+
+def _add_up_segment(folder: Path, segment: int) -> None:
+    """Add the segment's first summaries into one, as far as they follow each other."""
+    first = segment * _SEGMENT
+    while True:
+        files = {span(file): file for file in summary_files(folder) if span(file)[0] // _SEGMENT == segment}
+        begun = next((known for known in files if known[0] == first), None)
+        if begun is None or (following := (begun[1] + 1, begun[1] + 1)) not in files:
+            return
+        parts = files[begun], files[following]
+        write_shard(folder, f"{first:06d}-{following[1]:06d}", "safetensors", _encode(read_summaries(parts)))
+        for part in parts:
+            part.path.unlink(missing_ok=True)
+
+
+def _encode(summary: Summary) -> bytes:
     tensors = {}
     for name, score in summary.scores.items():
         parts = {

@@ -13,8 +13,8 @@ import pandas as pd
 
 from headcount.errors import InputError, RunError
 from headcount.store import Run, environment, is_run, open_run, write_atomically
-from headcount.store.files import cannot_write, leftovers, make_folder
-from headcount.store.lock import HOLDER, LOCK, holder, locked
+from headcount.store.files import leftovers
+from headcount.store.lock import claimed, holder
 from headcount.study.spec import ModelSpec, Study, Tasks, Texts, slug
 
 _MANIFEST = "study.json"
@@ -79,14 +79,7 @@ def begin_study(folder: Path, study: Study, command: str) -> Iterator[StudyFolde
     Raises:
         RunError: the folder is another study's, holds other things, cannot be written, or another process works on it.
     """
-    try:
-        make_folder(folder)
-        others = {entry.name for entry in folder.iterdir()} - {LOCK, HOLDER, *(file.name for file in leftovers(folder))}
-        if others and not is_study(folder):
-            raise RunError(f"{str(folder)!r} is not empty. Give the study a folder of its own with -o.")
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    with locked(folder, command):
+    with claimed(folder, "study", is_study, command):
         for file in leftovers(folder, _MANIFEST):
             file.unlink(missing_ok=True)
         if is_study(folder):
