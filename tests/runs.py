@@ -15,12 +15,18 @@ doc_to_target: a
 num_fewshot: 0
 metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
 """
-SPELL = (
-    SUMS.replace("sums", "spell")
-    .replace("multiple_choice", "generate_until")
-    .replace('doc_to_choice: ["5", "2", "17"]', 'generation_kwargs: {{until: ["\\n"], max_gen_toks: 2}}')
-    .replace("[{{metric: acc}}, {{metric: acc_norm}}]", "[{{metric: exact_match}}]")
-)
+SPELL = """
+task: spell
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{{{q}}}} ="
+doc_to_target: a
+num_fewshot: 0
+generation_kwargs: {{until: ["\\n"], max_gen_toks: 2}}
+metric_list: [{{metric: exact_match}}]
+"""
 
 
 def write_tasks(folder: Path, questions: int) -> None:

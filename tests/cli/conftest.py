@@ -1,36 +1,12 @@
 """A command line to run, and tiny models and tasks for it to run on."""
 
-import json
 import sys
 import warnings
 
 import pytest
 
 from headcount import cli
-
-SUMS = """
-task: sums
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{{{q}}}} ="
-doc_to_choice: ["5", "2", "17"]
-doc_to_target: a
-num_fewshot: 0
-metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
-"""
-SPELL = """
-task: spell
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: {data}}}}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{{{q}}}} ="
-doc_to_target: a
-generation_kwargs: {{until: ["\\n"], max_gen_toks: 3}}
-metric_list: [{{metric: exact_match}}]
-"""
+from tests.runs import write_tasks
 
 
 @pytest.fixture(autouse=True)
@@ -91,13 +67,22 @@ def checkpoint(tiny, letters, tmp_path):
 def own(tmp_path):
     """The options for a task of our own with six questions; ``own("spell")`` for one that generates."""
     folder = tmp_path / "tasks"
-    folder.mkdir()
-    questions = [json.dumps({"q": f"{i}+{5 - i}" if i % 2 else f"{i}-{i}+2", "a": (i + 1) % 2}) for i in range(6)]
-    (folder / "sums.jsonl").write_text("\n".join(questions))
-    for name, template in (("sums", SUMS), ("spell", SPELL)):
-        (folder / f"{name}.yaml").write_text(template.format(data=folder / "sums.jsonl"))
+    write_tasks(folder, 6)
 
     def own(task="sums"):
         return "--task", task, "--include-path", folder, "--offline"
 
     return own
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text("How many of your model's attention heads actually work?")
+    return file
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Inputs and questions are written two at a time."""
+    monkeypatch.setattr("headcount.store.run.SHARD", 2)
