@@ -82,12 +82,29 @@ def test_a_stopped_evaluation_goes_on_where_it_was(headcount, checkpoint, own, m
 def test_a_run_can_be_measured_first_and_evaluated_then(headcount, checkpoint, own):
     assert headcount("measure", checkpoint(), *own(), "-o", "run")[0] == 0
     assert headcount("evaluate", checkpoint(), *own(), "-p", "ahon_ln:0.2", "-o", "run")[0] == 0
-    assert headcount("evaluate", checkpoint(), *own(), "-p", "awft:0.3", "-o", "run")[0] == 0
+    code, _, steps = headcount("evaluate", checkpoint(), *own(), "-p", "awft:0.3", "-o", "run")
+    assert code == 0
+    assert "Measuring" not in steps  # that was done
+    assert re.search(r"Asking under 2 policies +━+ 12/12", steps)
     run = open_run("run")
     assert run.policies() == ["baseline", "ahon_ln:0.2", "awft:0.3"]
     assert run.thresholds()["share"].values.tolist() == [0.2, 0.3]
     shares = run.outcomes().groupby("policy")["share_zeroed"].mean()
     assert 0.1 < shares["ahon_ln:0.2"] < 0.3 < shares["awft:0.3"] + 0.1
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (("measure",), r"Measuring 16 scores +━+ 12/12"),
+        (("evaluate", "-p", "random:0.3"), r"Asking under 2 policies +━+ 12/12"),
+    ],
+)
+def test_progress_counts_what_was_done_before(headcount, checkpoint, own, command, shown):
+    for _ in range(2):
+        code, _, steps = headcount(command[0], checkpoint(), *own(), *command[1:], "-o", "run")
+        assert code == 0
+        assert re.search(shown, steps)
 
 
 def test_the_seed_is_that_of_random_heads(headcount, checkpoint, own):

@@ -192,15 +192,14 @@ def _measured(
     seed: int,
 ) -> "xr.Dataset | Summary":
     """The scores that give thresholds, of this run or of another one."""
-    from headcount.study.stages import measure_run
+    from headcount.study.stages import inputs_left, measure_run
 
     if thresholds_from is None:
         ids = run.manifest.get("measured", {}).get("scores", wanted)
         _check_has(wanted, ids, run)
-        measure_run(
-            run, engine, num_inputs=num_inputs, scores=ids, seed=seed,
-            progress=progress.start(f"Measuring {len(ids)} score{'s' * (len(ids) > 1)}", num_inputs),
-        )  # fmt: skip
+        if inputs_left(run, num_inputs):
+            told = progress.start(f"Measuring {len(ids)} score{'s' * (len(ids) > 1)}", num_inputs)
+            measure_run(run, engine, num_inputs=num_inputs, scores=ids, seed=seed, progress=told)
         source = run
     else:
         source = open_run(thresholds_from)

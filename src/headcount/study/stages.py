@@ -36,7 +36,7 @@ def measure_run(
         num_inputs: inputs in all.
         scores: ids.
         seed: of the ``random`` score.
-        progress: called with (inputs done, inputs to do).
+        progress: called with (inputs measured, inputs in all), first with what was measured before.
 
     Raises:
         RunError: the run was begun with other scores.
@@ -50,14 +50,12 @@ def measure_run(
     plan = {"scores": list(scores), "num_inputs": num_inputs}
     if run.manifest.get("measured") != plan:
         run.update(measured=plan)
-    done, size = run.measured(), run.shard_size
     units = [
         MeasureShard(
-            shard=first // size, first=first, last=min(first + size, num_inputs), scores=tuple(scores), seed=seed,
+            shard=part.start // run.shard_size, first=part.start, last=part.stop, scores=tuple(scores), seed=seed,
             summarise=run.settings.get("summaries", False),
         )
-        for first in range(0, num_inputs, size)
-        if first // size not in done
+        for part in inputs_left(run, num_inputs)
     ]  # fmt: skip
 
     def keep(unit: MeasureShard, result: xr.Dataset | Summary) -> None:
@@ -66,7 +64,16 @@ def measure_run(
         else:
             run.add_scores(unit.shard, result)
 
-    engine.work(units, keep, progress)
+    before = num_inputs - sum(unit.size for unit in units)
+    progress(before, num_inputs)
+    engine.work(units, keep, lambda done, _: progress(before + done, num_inputs))
+
+
+def inputs_left(run: Run, num_inputs: int) -> list[range]:
+    """The inputs that are not measured yet, shard by shard."""
+    done, size = run.measured(), run.shard_size
+    parts = (range(first, min(first + size, num_inputs)) for first in range(0, num_inputs, size))
+    return [part for part in parts if part.start // size not in done]
 
 
 def ask_run(
@@ -86,7 +93,7 @@ def ask_run(
         engine: where it is done.
         policies: with labels of their own.
         num_questions: of the benchmark.
-        progress: called with (answers given, answers to give).
+        progress: called with (answers given, answers in all), first with those given before.
 
     Raises:
         RunError: the run holds a policy of this name with another threshold, or was asked until it was decided.
@@ -95,16 +102,16 @@ def ask_run(
     note_policies(run, [labels(policy) for policy in (None, *policies)])
     untouched = _shards([None], run, num_questions)
     others = [shard for group in by_score(policies) for shard in _shards(group, run, num_questions)]
-    units = [*untouched, *others]
-    total = sum(unit.size for unit in units)
-    before = 0
+    total = num_questions * (1 + len(policies))
+    before = total - sum(unit.size for unit in (*untouched, *others))
 
     def told(done: int, _: int) -> None:
         progress(before + done, total)
 
+    told(0, 0)
     engine.work(untouched, lambda unit, answers: keep_answers(run, unit, answers, None), told)
     if others:
-        before = sum(unit.size for unit in untouched)
+        before += sum(unit.size for unit in untouched)
         baseline = run.outcomes([BASELINE])
         engine.work(others, lambda unit, answers: keep_answers(run, unit, answers, baseline), told)
 
