@@ -181,6 +181,14 @@ def test_wrong_options_of_evaluate(refused, checkpoint, own, arguments, named):
     assert named in refused("evaluate", checkpoint(), *own(), "-o", "run", *arguments)
 
 
+@pytest.mark.parametrize("command", [("evaluate",), ("measure",), ("select", "--share", "0.1", "-o", "s.json")])
+def test_what_is_asked_is_checked_before_a_model_is_loaded(refused, command):
+    asked = (command[0], "./no-model", *command[1:], "--offline", "--task")
+    assert "Did you mean arc_easy" in refused(*asked, "arc_eazy")
+    assert "greater than 0; got 2.5" in refused(*asked, "arc_easy", "--limit", "2.5")
+    assert "./no-model" in refused(*asked, "arc_easy")
+
+
 def test_an_unknown_task(refused, checkpoint):
     assert "Did you mean arc_easy" in refused("evaluate", checkpoint(), "--task", "arc_eazy", "--offline")
     assert "--task" in refused("evaluate", checkpoint())

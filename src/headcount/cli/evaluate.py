@@ -93,17 +93,18 @@ def evaluate(
         raise InputError("Say under which policies to ask until it is decided: --policy ID:SHARE, or --search ID.")
     with steps() as progress:
         from headcount.cli.pruned import ask_pruned_into, check_pruned
-        from headcount.cli.runs import command_line, default_folder, load_model, read_data, run_settings
+        from headcount.cli.runs import command_line, default_folder, load_model, questions_of, read_data, run_settings
         from headcount.store import begin_run
-        from headcount.study.spec import Tasks
 
+        data = questions_of(
+            task, limit=limit, num_fewshot=num_fewshot, include_path=include_path, offline=offline
+        )  # fmt: skip
         loaded = load_model(
             model, progress, offline=offline, dtype=dtype, device=device, device_map=device_map, revision=revision,
             allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
         )  # fmt: skip
         for checkpoint in pruned or ():
             check_pruned(checkpoint, loaded, trust_remote_code=trust_remote_code)
-        data = Tasks.model_construct(tasks=tuple(task), num_fewshot=num_fewshot, limit=limit)
         subject = read_data(
             loaded, data, progress, chat_template=chat_template, offline=offline,
             include_path=None if include_path is None else str(include_path), batch_tokens=batch_tokens, seed=seed,

@@ -68,10 +68,10 @@ def measure(
     if scores_dtype not in DTYPES:
         raise InputError(f"Unknown --scores-dtype {scores_dtype!r}. Use {' or '.join(DTYPES)}.")
     with steps() as progress:
-        from headcount.cli.runs import command_line, default_folder, load_model, read_data, run_settings
+        from headcount.cli.runs import command_line, default_folder, load_model, questions_of, read_data, run_settings
         from headcount.scores import select_scores
         from headcount.store import begin_run
-        from headcount.study.spec import Tasks, Texts
+        from headcount.study.spec import Texts
         from headcount.study.stages import measure_run
         from headcount.study.subject import read_texts
         from headcount.study.units import LocalEngine
@@ -84,7 +84,9 @@ def measure(
             )  # fmt: skip
             read_texts(data)  # what is wrong with them is said before the model is loaded
         else:
-            data = Tasks.model_construct(tasks=tuple(task or ()), num_fewshot=num_fewshot, limit=limit)
+            data = questions_of(
+                task or (), limit=limit, num_fewshot=num_fewshot, include_path=include_path, offline=offline
+            )  # fmt: skip
         loaded = load_model(
             model, progress, offline=offline, dtype=dtype, device=device, device_map=device_map, revision=revision,
             allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,

@@ -19,10 +19,31 @@ if TYPE_CHECKING:
     from headcount.study.subject import LoadedModel, Subject
 
 
-def load_model(name: str, steps: Steps, *, offline: bool = False, **options: Any) -> "LoadedModel":
-    """Load a model; options are those of ``headcount.load``."""
+def keep_offline(offline: bool) -> None:
     if offline:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: it reads this once
+
+
+def questions_of(
+    tasks: Sequence[str],
+    *,
+    limit: float | None,
+    num_fewshot: int | None,
+    include_path: Path | None = None,
+    offline: bool = False,
+) -> "Tasks":
+    """The questions asked for. What is wrong with their names and number is said before a model is loaded."""
+    keep_offline(offline)
+    from headcount.study.spec import Tasks
+    from headcount.tasks import check_tasks
+
+    check_tasks(tasks, limit=limit, include_path=include_path)
+    return Tasks.model_construct(tasks=tuple(tasks), num_fewshot=num_fewshot, limit=limit)
+
+
+def load_model(name: str, steps: Steps, *, offline: bool = False, **options: Any) -> "LoadedModel":
+    """Load a model; options are those of ``headcount.load``."""
+    keep_offline(offline)
     done = steps.start("Loading the model", 1)
     from headcount.models.loading import load
     from headcount.study.subject import LoadedModel
@@ -42,20 +63,9 @@ def read_data(loaded: "LoadedModel", data: "Tasks | Texts", steps: Steps, **opti
     return subject
 
 
-def prepare_benchmark(
-    loaded: "LoadedModel",
-    tasks: Sequence[str],
-    steps: Steps,
-    *,
-    limit: float | None,
-    num_fewshot: int | None,
-    **options: Any,
-) -> "Benchmark":
-    """The questions of some tasks; options are those of ``study.subject.read_data``."""
-    from headcount.study.spec import Tasks
-
-    data = Tasks.model_construct(tasks=tuple(tasks), num_fewshot=num_fewshot, limit=limit)
-    benchmark = read_data(loaded, data, steps, **options).benchmark
+def prepare_benchmark(loaded: "LoadedModel", questions: "Tasks", steps: Steps, **options: Any) -> "Benchmark":
+    """The questions, for a model; options are those of ``study.subject.read_data``."""
+    benchmark = read_data(loaded, questions, steps, **options).benchmark
     assert benchmark is not None
     return benchmark
 

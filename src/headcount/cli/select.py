@@ -1,7 +1,7 @@
 """``headcount select``: which heads to remove."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -87,29 +87,32 @@ def select(
         raise InputError(f"{str(output_file)!r} exists already. Choose another file with -o, or remove it first.")
     with steps("Nothing was written.") as progress:
         from headcount.cli.calibration import calibration_rows
-        from headcount.cli.runs import load_model, prepare_benchmark
+        from headcount.cli.runs import load_model, prepare_benchmark, questions_of
         from headcount.models.loading import default_name
         from headcount.removal.budget import Budget, select_within_budget
         from headcount.removal.choose import select_heads
 
         wanted = Budget.parse(budget) if budget else None
+        known: dict[str, Any] = {"num_fewshot": num_fewshot, "include_path": include_path, "offline": offline}
+        chosen = questions_of(task, limit=limit, **known) if task else None
+        kept = questions_of(wanted.tasks, limit=None, **known) if wanted else None
         loaded = load_model(
             model, progress, offline=offline, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
         rows: list[list[int]] = []
         used: list[tuple[str, int]] = []
-        asked = {"chat_template": chat_template, "offline": offline, "num_fewshot": num_fewshot, "seed": seed}
+        asked = {"chat_template": chat_template, "offline": offline, "seed": seed}
         asked |= {"include_path": include_path, "batch_tokens": batch_tokens}
         if texts:
             rows = calibration_rows(
                 texts, loaded.tokenizer, column=text_column, num_texts=num_texts, max_length=max_length
             )
-        if task:
-            chosen_on = prepare_benchmark(loaded, task, progress, limit=limit, **asked)
+        if chosen:
+            chosen_on = prepare_benchmark(loaded, chosen, progress, **asked)
             rows += [row for row in chosen_on.inputs() if len(row) > 1]
             used = chosen_on.questions
-        held_out = prepare_benchmark(loaded, wanted.tasks, progress, limit=None, **asked) if wanted else None
+        held_out = prepare_benchmark(loaded, kept, progress, **asked) if kept else None
         selection = select_heads(
             loaded.model, rows, share=share or 0.5, score=score, unit=unit, aggregate=aggregate, quantile=quantile,
             rounds=rounds, how=replace, ridge=ridge, exclude_layers=exclude_layer or (), batch_tokens=batch_tokens,

@@ -16,7 +16,7 @@ from headcount.evaluation.language_model import HeadcountLM, Responses
 from headcount.evaluation.outcomes import add_usage, aggregate, answers, labels, with_divergences
 from headcount.interventions import Policy
 from headcount.models.batching import Progress, data_fingerprint, no_progress
-from headcount.tasks import TaskSet, load_tasks, quiet
+from headcount.tasks import TaskSet, check_limit, load_tasks, quiet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +72,7 @@ class Benchmark:
         include_path: str | Path | None = None,
         decide: str = "prompt",
     ) -> None:
-        if limit is not None and not (0 < limit < 1 or (limit > 0 and float(limit).is_integer())):
-            raise InputError(
-                f"limit is a whole number of questions, or a share of them below 1, greater than 0; got {limit}."
-            )
+        check_limit(limit)
         if chat_template and not getattr(tokenizer, "chat_template", None):
             raise InputError(
                 "The tokenizer has no chat template. Leave it off with --no-chat-template (chat_template=False)."

@@ -3,12 +3,13 @@
 import functools
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from headcount.cache import cache_folder
-from headcount.errors import TaskError, nearest
+from headcount.errors import InputError, TaskError, nearest
 from headcount.tasks.quiet import quiet
 
 
@@ -79,6 +80,27 @@ def _read_index() -> dict[str, tuple[str, str | None, list[str], list[str]]]:
         )
         for name, entry in TaskManager().task_index.items()
     }
+
+
+def check_tasks(names: Sequence[str], *, limit: float | None = None, include_path: str | Path | None = None) -> None:
+    """What can be known of benchmarks without their data: whether they exist and can be done, and a sensible limit.
+
+    Raises:
+        TaskError: a task that does not exist, or asks for more than a text model.
+        InputError: a number of questions that makes no sense.
+    """
+    check_limit(limit)
+    with quiet():
+        index = task_manager(include_path).task_index
+    for name in names:
+        check_name(name, index)
+
+
+def check_limit(limit: float | None) -> None:
+    if limit is not None and not (0 < limit < 1 or (limit > 0 and float(limit).is_integer())):
+        raise InputError(
+            f"limit is a whole number of questions, or a share of them below 1, greater than 0; got {limit:g}."
+        )
 
 
 def check_name(name: str, index: dict[str, Any]) -> None:
