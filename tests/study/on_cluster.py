@@ -1,8 +1,8 @@
 """A study on a Ray cluster of two machines, both of them this one, with a driver and a worker that die in the middle.
 
 Run as ``python -m tests.study.on_cluster FOLDER``, where FOLDER holds ``model``, ``tasks`` and ``text.jsonl``: a process
-of its own, so that what Ray leaves behind ends with it. Prints ``ready`` when the cluster is, and leaves what it found in
-``found.json``.
+of its own, so that what Ray leaves behind ends with it. Prints ``ready`` when Ray has both nodes, which is before
+headcount does anything, and leaves what it found in ``found.json``.
 """
 
 import json
@@ -67,8 +67,9 @@ def main(folder: Path) -> None:
         initialize_head=True, head_node_args=NODE | {"include_dashboard": False, "_system_config": CONFIG}
     )
     cluster.add_node(**NODE)
-    workers = RayWorkers(address=cluster.address)
+    cluster.wait_for_nodes()
     print("ready", flush=True)
+    workers = RayWorkers(address=cluster.address)
     found: dict[str, object] = {
         "refused": [
             refusal(lambda: RayWorkers(address=cluster.address, cpus=8)),

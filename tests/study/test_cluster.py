@@ -54,9 +54,9 @@ def on_cluster(folder):
 def test_a_cluster_gives_the_bytes_of_the_local_engine_though_driver_and_worker_die(subjects, tmp_path):
     for name in ("model", "tasks", "text.jsonl"):
         (tmp_path / name).symlink_to(subjects / name)
-    found = on_cluster(tmp_path)
-    if found is None:
-        pytest.skip(f"Ray did not start a cluster of two nodes within {START} s on this machine")
+    found = on_cluster(tmp_path) or on_cluster(tmp_path)
+    if found is None:  # Ray's own doing: nothing of headcount has run by then
+        pytest.skip(f"Ray did not start two nodes on this machine, twice in {START} s")
     assert found["nodes"] == 2
     assert found["stopped after"] == 4
     assert found["killed"]
