@@ -3,8 +3,6 @@ import pytest
 import xarray as xr
 
 from headcount.errors import InputError
-from headcount.store.files import shards, write_shard
-from headcount.store.summaries import encode_summary, read_summaries
 from headcount.summaries import FINE_BITS, HEAD_BITS, ScoreSummary, Summary
 
 RNG = np.random.default_rng(0)
@@ -115,17 +113,3 @@ def test_a_score_that_was_never_measured():
     assert np.isnan(summary.quantiles([0.1, 0.5])).all()
     assert np.isnan(summary.share_of_inputs(1.0, below=True)).all()
     assert summary.share_below([1.0]).tolist() == [0]
-
-
-def test_a_file_gives_back_what_was_summarised(tmp_path):
-    values = DISTRIBUTIONS["both signs"].astype(np.float32)
-    table = xr.Dataset(
-        {"ahon": (("example", "layer", "head"), values), "awft": (("example", "layer", "head"), -values)},
-        coords={"layer": [0, 1, 2], "head": range(5), "num_tokens": ("example", np.full(400, 7))},
-    )
-    summary = Summary.of(table)
-    write_shard(tmp_path, "000000-000000", "safetensors", encode_summary(summary))
-    again = read_summaries(shards(tmp_path))
-    xr.testing.assert_identical(again.heads, summary.heads)
-    assert again.scores["awft"].quantiles([0.2]) == summary.scores["awft"].quantiles([0.2])
-    assert encode_summary(again) == encode_summary(summary)

@@ -7,7 +7,7 @@ from headcount.errors import InputError
 from headcount.evaluation.benchmark import Benchmark
 from headcount.removal.budget import Budget, _prefixes, select_within_budget
 from headcount.removal.selection import Selection
-from tests.cli.conftest import SUMS
+from tests.runs import SUMS
 
 ROWS = [torch.randint(3, 99, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 20)]
 

@@ -1,11 +1,29 @@
 """Summaries of shards are added up on disk."""
 
+import numpy as np
 import pytest
+import xarray as xr
 
 from headcount.store import begin_run, open_run
+from headcount.store.summaries import add_summary, read_summaries, summary_files
 from headcount.summaries import Summary
 from tests.runs import contents
 from tests.store.parts import FACTS, shard_files, table
+
+
+def test_a_file_gives_back_what_was_summarised(tmp_path):
+    values = np.random.default_rng(0).normal(size=(400, 3, 5)).astype(np.float32)
+    whole = xr.Dataset(
+        {"ahon": (("example", "layer", "head"), values), "awft": (("example", "layer", "head"), -values)},
+        coords={"layer": [0, 1, 2], "head": range(5), "num_tokens": ("example", np.full(400, 7))},
+    )
+    summary = Summary.of(whole)
+    add_summary(tmp_path / "first", 0, summary)
+    again = read_summaries(summary_files(tmp_path / "first"))
+    xr.testing.assert_identical(again.heads, summary.heads)
+    assert again.scores["awft"].quantiles([0.2]) == summary.scores["awft"].quantiles([0.2])
+    add_summary(tmp_path / "again", 0, again)
+    assert contents(tmp_path / "again") == contents(tmp_path / "first")
 
 
 def test_summaries_do_not_depend_on_the_order_of_shards(tmp_path):
