@@ -27,14 +27,24 @@ num_fewshot: 0
 generation_kwargs: {{until: ["\\n"], max_gen_toks: 2}}
 metric_list: [{{metric: exact_match}}]
 """
+PROSE = """
+task: prose
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{{{q}}}} and nothing more"
+metric_list: [{{metric: bits_per_byte}}]
+"""
 
 
 def write_tasks(folder: Path, questions: int) -> None:
-    """The tasks ``sums`` (three choices) and ``spell`` (generation)."""
+    """The tasks ``sums`` (three choices), ``spell`` (generation) and ``prose`` (texts)."""
     folder.mkdir()
     lines = [json.dumps({"q": f"{i}+{5 - i}" if i % 2 else f"{i}-{i}+2", "a": (i + 1) % 2}) for i in range(questions)]
     (folder / "sums.jsonl").write_text("\n".join(lines))
-    for name, template in (("sums", SUMS), ("spell", SPELL)):
+    for name, template in (("sums", SUMS), ("spell", SPELL), ("prose", PROSE)):
         (folder / f"{name}.yaml").write_text(template.format(data=folder / "sums.jsonl"))
 
 

@@ -192,3 +192,16 @@ def test_what_is_asked_is_checked_before_a_model_is_loaded(refused, command):
 def test_an_unknown_task(refused, checkpoint):
     assert "Did you mean arc_easy" in refused("evaluate", checkpoint(), "--task", "arc_eazy", "--offline")
     assert "--task" in refused("evaluate", checkpoint())
+
+
+def test_texts_are_told_by_their_log_likelihood(headcount, checkpoint, own):
+    """Perplexity is one number of all texts together, so there is no accuracy."""
+    code, out, _ = headcount("evaluate", checkpoint(), *own("prose"), "-p", "random:0.5", "-o", "run")
+    assert code == 0
+    assert "Log-likelihood, nat [95%]" in out
+    assert "Accuracy" not in out
+    assert open_run("run").outcomes()["gold_loglikelihood"].between(-10, 0).all()
+    assert headcount("report", "run")[0] == 0
+    code, out, _ = headcount("analyse", "run")
+    assert code == 0
+    assert "how far answers move" in out

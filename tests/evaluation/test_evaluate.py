@@ -4,6 +4,7 @@ import lm_eval
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -171,6 +172,18 @@ def test_perplexity_is_that_of_lm_eval(tiny, letters, own_tasks):
     assert values(ours) == pytest.approx(lm_evals_values(theirs), rel=1e-4)
     assert values(ours, "random:0.5") != pytest.approx(lm_evals_values(theirs), rel=1e-4)
     assert ours.outcomes["share_zeroed"].iloc[3:].gt(0).all()
+
+
+def test_a_texts_log_likelihood_is_that_of_its_tokens(tiny, letters, own_tasks):
+    model = tiny()
+    outcomes = evaluate(model, ["prose"], tokenizer=letters, include_path=own_tasks, offline=True).outcomes
+    texts = pd.read_parquet(own_tasks / "prose.parquet")["question"] + " and nothing more"
+    first = HeadcountLM(model, tokenizer=letters).prefix_token_id
+    for text, found in zip(texts, outcomes["gold_loglikelihood"], strict=True):
+        ids = torch.tensor([[first, *letters(text)["input_ids"]]])
+        with torch.inference_mode():
+            loss = torch.nn.functional.cross_entropy(model(ids[:, :-1]).logits[0].float(), ids[0, 1:])
+        assert found == pytest.approx(-loss.item(), rel=1e-4)
 
 
 def test_tasks_of_different_kinds_go_together(ask):

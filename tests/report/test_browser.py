@@ -240,6 +240,24 @@ def test_the_chart_follows_its_legend_and_its_scale(window):
     assert labels == ["", "5.5%", "11.0%", "22.0%"]  # shares realised: 1.1 times those asked
 
 
+def test_the_chart_of_answers_follows_its_measure(window):
+    page = window.fresh()
+    chart = page.locator("#divergence-chart")
+    chart.scroll_into_view_if_needed()
+    chart.locator(".scatterlayer .trace").first.wait_for()
+    assert page.locator("#divergence-task").is_hidden()  # one benchmark
+    lines = "chart => chart.data.filter(trace => trace.name).map(trace => [trace.name, [trace.x, trace.y]])"
+    drawn = dict(chart.evaluate(lines))
+    assert set(drawn) == {"ahon_ln", "lthon_ln", "awft", "random"}
+    np.testing.assert_allclose(drawn["awft"], [[0, 5.5, 11, 22], [0, 0.11, 0.22, 0.44]], atol=1e-9)
+    page.locator("#divergence-measure").select_option("gold_loglikelihood")
+    (_, changes) = dict(chart.evaluate(lines))["random"]
+    assert changes[0] == 0
+    assert changes[3] < -0.1  # of questions that random heads turn from right to wrong each loses 1.5 nats
+    page.locator("#divergence-legend label", has_text="awft").locator("input").uncheck()
+    assert "awft" not in dict(chart.evaluate(lines))
+
+
 @pytest.mark.parametrize(("width", "colours"), [(360, "light"), (360, "dark"), (1600, "light"), (1600, "dark")])
 def test_nothing_overflows(window, hostile, width, colours):
     for opened in (window, hostile):
@@ -304,7 +322,7 @@ def test_a_page_with_nothing_on_it_works(browser, tmp_path):
     file.write_text(render_page([RunResults(manifest={})]), encoding="utf-8")
     window = Window(browser, file)
     page = window.fresh(360)
-    assert page.locator(".empty").count() == 10
+    assert page.locator(".empty").count() == 11
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
     assert [fault["id"] for fault in Axe().run(page).response["violations"]] == []
     assert window.said == []

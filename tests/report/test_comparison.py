@@ -129,8 +129,8 @@ def test_the_papers_models_are_all_there(runs):
 def test_tables_of_several_runs(runs):
     tables = {table.id: table for table in result_tables(runs)}
     assert list(tables) == [
-        "removable", "accuracy", "inactive-heads", "thresholds", "agreement", "layers", "ranks", "paper", "stability",
-        "stability-heads", "comparison-removable", "distances", "definitions",
+        "removable", "accuracy", "divergence", "inactive-heads", "thresholds", "agreement", "layers", "ranks", "paper",
+        "stability", "stability-heads", "comparison-removable", "distances", "definitions",
     ]  # fmt: skip
     expected = distances(
         {"model, arc_easy": runs[0].scores, "model, piqa": runs[1].scores, "tuned, arc_easy": runs[2].scores}

@@ -5,6 +5,8 @@ import html
 import json
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from headcount.errors import InputError
@@ -96,8 +98,9 @@ def test_the_answer_stands_first_with_its_uncertainty_and_limits(page_html):
 def test_sections_stand_in_order(page_html):
     headings = [html.unescape(found) for found in re.findall(r"<h2[^>]*>([^<]+)</h2>", page_html)]
     assert headings == [
-        "The answer", "Accuracy as heads are zeroed", "Head map", "Distributions and thresholds", "Agreement of scores",
-        "Stability across benchmarks", "Ranks of scores", "Layer by layer", "Runs compared", "Beside the paper's models",
+        "The answer", "Accuracy as heads are zeroed", "How far answers move", "Head map", "Distributions and thresholds",
+        "Agreement of scores", "Stability across benchmarks", "Ranks of scores", "Layer by layer", "Runs compared",
+        "Beside the paper's models",
         "Methods",
     ]  # fmt: skip
     for id in re.findall(r'<a href="#([^"]+)"', page_html):
@@ -132,7 +135,7 @@ def test_near_chance_is_said():
 def test_empty_states_say_what_to_run():
     text = text_of(render_page([RunResults(manifest={})]))
     assert "not known yet" in text
-    assert text.count("Run headcount evaluate MODEL --task TASK") == 4
+    assert text.count("Run headcount evaluate MODEL --task TASK") == 5
     assert "Run headcount measure MODEL --task TASK -o RUN" in text
 
 
@@ -186,3 +189,21 @@ def test_no_run_is_refused():
 def test_every_score_travels_packed(page_html):
     for index in range(len(IDS)):
         assert packed(page_html, f"score-{index}")
+
+
+def test_texts_have_a_table_of_their_log_likelihoods_and_no_accuracy():
+    of_texts = make_outcomes().drop(columns="acc").assign(loglikelihoods=None, kl_from_baseline=np.nan)
+    text = text_of(render_page([make_results(scores=None, outcomes=of_texts)]))
+    assert "These questions have no right and wrong" in text
+    assert "How far answers move under each policy" in text
+    assert re.search(r"random arc_easy 20% 22\.0% – −0\.\d{3} \[−0\.\d{3}, −0\.\d{3}\] 200", text)
+    assert "accuracy under each policy" not in text.lower()
+
+
+def test_answers_and_texts_have_no_common_mean():
+    texts = make_outcomes("prose").drop(columns="acc").assign(loglikelihoods=None, kl_from_baseline=np.nan)
+    divergence = make_results(outcomes=pd.concat([make_outcomes(), texts])).divergence
+    assert divergence["task"].unique().tolist() == ["arc_easy", "prose"]
+    assert divergence.groupby("task")["per_token"].unique().explode().tolist() == [False, True]
+    both = make_results(outcomes=pd.concat([make_outcomes(), make_outcomes("piqa")])).divergence
+    assert both["task"].unique().tolist() == ["all questions", "arc_easy", "piqa"]

@@ -58,7 +58,8 @@ def test_latex_of_hostile_text_is_text():
 def test_tables_of_a_run():
     tables = {made.id: made for made in result_tables([make_results()])}
     assert list(tables) == [
-        "removable", "accuracy", "inactive-heads", "thresholds", "agreement", "layers", "ranks", "paper", "definitions",
+        "removable", "accuracy", "divergence", "inactive-heads", "thresholds", "agreement", "layers", "ranks", "paper",
+        "definitions",
     ]  # fmt: skip
     assert tables["accuracy"].rows()[0][:4] == ("baseline", "–", "0.0%", "53.5%")
     assert tables["removable"].rows()[-1][0] == "random"

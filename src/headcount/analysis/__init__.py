@@ -12,6 +12,7 @@ from headcount.analysis.curves import (
     top_overlap,
 )
 from headcount.analysis.distributions import cumulative, distances, layer_profile
+from headcount.analysis.divergence import divergence_table
 from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
 from headcount.analysis.overview import Saved, all_tables
 from headcount.analysis.removable import last_crossing, removable_table
@@ -35,6 +36,7 @@ __all__ = [
     "curve_table",
     "decided_shares",
     "distances",
+    "divergence_table",
     "find_removable_share",
     "frequency_table",
     "group_frequency",

@@ -66,6 +66,15 @@ def metrics_of(outcomes: pd.DataFrame) -> list[str]:
     return _averageable(outcomes, [str(name) for name in outcomes.columns if name not in _NOT_METRICS])
 
 
+def main_metric(outcomes: pd.DataFrame) -> str | None:
+    """What accuracy is measured by where nothing else is asked for: ``acc``, or the first metric there is.
+
+    None where no metric is a number a question: perplexity is one of all texts together.
+    """
+    known = metrics_of(outcomes)
+    return "acc" if "acc" in known else next(iter(known), None)
+
+
 def _averageable(outcomes: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     present = [c for c in columns if c in outcomes.columns and pd.api.types.is_numeric_dtype(outcomes[c])]
     return [c for c in present if bool(outcomes[c].notna().any())]

@@ -1,11 +1,9 @@
 """Every table at once, from any number of runs."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -20,8 +18,9 @@ from headcount.analysis.curves import (
     top_overlap,
 )
 from headcount.analysis.distributions import cumulative, distances, layer_profile
+from headcount.analysis.divergence import divergence_table
 from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
-from headcount.analysis.outcomes import MEASURES, by_benchmark, metrics_of
+from headcount.analysis.outcomes import by_benchmark, main_metric
 from headcount.analysis.removable import removable_table
 from headcount.analysis.search import decided_shares
 from headcount.analysis.sequential import UntilDecided
@@ -71,7 +70,7 @@ def all_tables(
 
     Args:
         runs: of one or several models, on one or several data each.
-        metric: that accuracy is measured by; ``acc`` if not given, or the first there is.
+        metric: that accuracy is measured by; as from ``main_metric`` if not given.
         margin: the fall that is tolerated.
         confidence: of intervals and verdicts.
         resamples: bootstrap draws.
@@ -82,8 +81,9 @@ def all_tables(
         Data frames by name, each with model and task (a benchmark) or data (of a run) in front. Of answers: ``accuracy``,
         ``removable`` (with the relative margin beside the absolute one, areas and ranks), ``points``, ``by_score``,
         ``ranks`` (correlation and overlap of every two), ``divergence`` (how far answers move: their KL divergence from
-        the untouched model's, and the right answer's log-likelihood); or, where questions were asked until it was decided,
-        ``decided`` (each policy's verdict) and ``searched`` (between which shares removable shares lie). Of scores:
+        the untouched model's, and the log-likelihood of the right answer, or of texts; alone where there is no metric);
+        or, where questions were asked until it was decided, ``decided`` (each policy's verdict) and ``searched`` (between
+        which shares removable shares lie). Of scores:
         ``inactive`` (heads and groups always, sometimes and never inactive), ``heads`` (how often each is),
         ``cumulative``, and not from a summary ``groups``, ``agreement`` and ``layers``. Where a model has several data
         ``thresholds``, ``transfer`` and ``stability``; where data have several models ``distances``. Only those that hold
@@ -106,8 +106,11 @@ def all_tables(
             keep("decided", decided.assign(**of_rule), **labels)
             keep("searched", decided_shares(decided), **labels)
         for task, outcomes in _benchmarks(run):
-            known = metrics_of(outcomes)
-            chosen = metric or ("acc" if "acc" in known or not known else known[0])
+            moved = divergence_table(outcomes, confidence=confidence, resamples=resamples, seed=seed)
+            keep("divergence", moved, model=run.model, task=task)
+            chosen = metric or main_metric(outcomes)
+            if chosen is None:
+                continue
             of_policies = accuracy_table(outcomes, metric=chosen, **options)
             points = curve_points(of_policies, model=run.model, task=task)
             keep("accuracy", of_policies.assign(metric=chosen), model=run.model, task=task)
@@ -115,7 +118,6 @@ def all_tables(
             removable = removable_table(outcomes, metric=chosen, **options)
             relative = removable_table(outcomes, metric=chosen, relative=True, **options)
             keep("removable", _with_relative(removable, relative), model=run.model, task=task)
-            keep("divergence", _divergence(outcomes, options), model=run.model, task=task)
         if run.scores is not None and run.thresholds is not None:
             labels = {"model": run.model, "data": run.data}
             heads = head_frequency(run.scores, run.thresholds)
@@ -179,18 +181,6 @@ def _across_data(runs: Sequence[Saved]) -> Iterator[tuple[str, pd.DataFrame]]:
 def _with_relative(absolute: pd.DataFrame, relative: pd.DataFrame) -> pd.DataFrame:
     columns = ["removable_share", "is_lower_bound", "low", "high", "share_shown"]
     return absolute.join(relative[columns].add_suffix("_relative"))
-
-
-def _divergence(outcomes: pd.DataFrame, options: Mapping[str, Any]) -> pd.DataFrame:
-    """How far each policy moves the answers, with intervals; empty where questions have no choices."""
-    if any(measure not in outcomes or np.isnan(outcomes[measure].to_numpy(dtype=float)).all() for measure in MEASURES):
-        return pd.DataFrame()
-    kl, gold = (accuracy_table(outcomes, metric=measure, **options).iloc[1:] for measure in reversed(MEASURES))
-    spread = ["change", "change_low", "change_high"]
-    named = {name: name.replace("change", "gold_loglikelihood") for name in spread}
-    return kl[["policy", "score", "share_asked", "share_realised", "num_questions"]].join([
-        kl[spread].rename(columns=lambda name: name.replace("change", "kl")), gold[spread].rename(columns=named),
-    ])  # fmt: skip
 
 
 def _long(of_scores: xr.Dataset, value: str) -> pd.DataFrame:

@@ -227,9 +227,10 @@ def _check_has(wanted: list[str], measured: Collection[str], source: Run) -> Non
 def print_results(run: Run, metric: str | None = None) -> None:
     """The tables, and where the run is."""
     from headcount.analysis.accuracy import accuracy_table
-    from headcount.analysis.outcomes import metrics_of
+    from headcount.analysis.divergence import divergence_table
+    from headcount.analysis.outcomes import main_metric
     from headcount.analysis.removable import removable_table
-    from headcount.report import print_decided, print_tables
+    from headcount.report import print_decided, print_divergence, print_tables
     from headcount.study.verdicts import decided_table, rule_of
 
     outcomes = run.outcomes()
@@ -238,9 +239,11 @@ def print_results(run: Run, metric: str | None = None) -> None:
         print_decided(output, decided, margin=rule.margin, confidence=rule.confidence)
         output.print(f"\nRun:  {run.path}", highlight=False, soft_wrap=True, markup=False)
         return
-    known = metrics_of(outcomes)
-    metric = metric or ("acc" if "acc" in known or not known else known[0])
+    metric = metric or main_metric(outcomes)
     try:
+        if metric is None:  # perplexity is one number of all texts together
+            print_divergence(output, divergence_table(outcomes), title="How far answers move with heads zeroed")
+            return
         print_tables(output, accuracy_table(outcomes, metric=metric), removable_table(outcomes, metric=metric))
     finally:  # an unknown metric must not hide where hours of work are
         output.print(f"\nRun:  {run.path}", highlight=False, soft_wrap=True, markup=False)

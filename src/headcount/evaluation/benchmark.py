@@ -200,6 +200,9 @@ class Benchmark:
             )
         return [self.questions[index] for index in questions]
 
+    def _num_tokens(self, text: str) -> int:
+        return len(self.lm.tok_encode(text))
+
     def _of_kinds(self, questions: Iterable[tuple[str, int]]) -> dict[str, list[Any]]:
         """The questions' requests by lm-eval's kind of request, each as often as its task repeats it."""
         kinds: dict[str, list[Any]] = defaultdict(list)
@@ -223,7 +226,7 @@ class Benchmark:
         for name, requests in of_tasks.items():
             for request in requests:
                 request.resps = responses[id(request)]
-            for row in answers(name, self.task_set.tasks[name], requests):
+            for row in answers(name, self.task_set.tasks[name], requests, self._num_tokens):
                 question = name, row["doc_id"]
                 add_usage(row, usage[question])
                 rows.append(label | row | {"zeroed_heads": zeroed_heads.get(question)})

@@ -9,7 +9,7 @@ import pandas as pd
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.analysis import UntilDecided, accuracy_table, asking_order
-from headcount.analysis.outcomes import metrics_of
+from headcount.analysis.outcomes import main_metric
 from headcount.evaluation.benchmark import Answers, Benchmark
 from headcount.interventions import Policy
 from headcount.models.batching import Progress, no_progress
@@ -26,10 +26,10 @@ class Evaluation:
     Attributes:
         outcomes: one row a policy and question: ``policy``, ``score``, ``share_asked``, ``threshold``, ``task``,
             ``doc_id``, ``doc_hash``, one column a metric of lm-eval's (``acc``, …), ``loglikelihoods`` of the choices in
-            nats, ``target``, ``gold_loglikelihood`` (of the likeliest right choice, nats), ``kl_from_baseline`` (of the
-            softmax over choices, nats), ``response`` (generation), ``share_zeroed`` (mean over the question's inputs),
-            ``zeroed_heads`` (generation: the [layer, head] pairs that stayed off), ``num_inputs``, ``num_tokens``,
-            ``items`` (JSON: what else lm-eval gathers a question).
+            nats, ``target``, ``gold_loglikelihood`` (of the likeliest right choice, nats; of a text, nats a token),
+            ``kl_from_baseline`` (of the softmax over choices, nats), ``response`` (generation), ``share_zeroed`` (mean
+            over the question's inputs), ``zeroed_heads`` (generation: the [layer, head] pairs that stayed off),
+            ``num_inputs``, ``num_tokens``, ``items`` (JSON: what else lm-eval gathers a question).
         metrics: one row a policy, task or group, and metric, aggregated as lm-eval does.
         sources: where each task's data came from.
         num_truncated: inputs whose start was cut to fit the model's positions.
@@ -52,10 +52,9 @@ class Evaluation:
     def _repr_html_(self) -> str:
         """What it says, and below it accuracy and change of each policy by the first metric, acc if there is one."""
         said = f"<p>{escape(repr(self)[1:-1])}</p>"
-        known = metrics_of(self.outcomes)
-        if not known:
+        metric = main_metric(self.outcomes)
+        if metric is None:
             return said
-        metric = "acc" if "acc" in known else known[0]
         table = accuracy_table(self.outcomes, metric=metric)
         shown = ["policy", "share_asked", "share_realised", "accuracy", "change", "change_low", "change_high"]
         named = table.loc[:, shown].rename(columns={"accuracy": metric})

@@ -3,7 +3,7 @@
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,12 +29,15 @@ def labels(policy: Policy | None) -> dict[str, Any]:
     return {"policy": policy.label, "score": "", "share_asked": nan, "threshold": nan}
 
 
-def answers(name: str, task: Any, requests: Iterable[Any]) -> list[dict[str, Any]]:
+def answers(name: str, task: Any, requests: Iterable[Any], num_tokens: Callable[[str], int]) -> list[dict[str, Any]]:
     """One row a question of ``task``, from the responses that its ``requests`` (lm-eval Instances) hold.
 
     Filters and ``process_results`` are the task's own, as in lm-eval's ``evaluate``. A metric that is one number a
     question becomes a column (``exact_match,strict-match`` where a filter other than ``none`` gave it); what else a
     task gathers for its aggregation goes as JSON into ``items``.
+
+    ``gold_loglikelihood``, nats, is that of the likeliest right choice, of the continuation, or, where a question is a
+    text (``loglikelihood_rolling``), of the text divided by its ``num_tokens``.
     """
     requests = list(requests)
     for request in requests:
@@ -49,6 +52,9 @@ def answers(name: str, task: Any, requests: Iterable[Any]) -> list[dict[str, Any
         asked.sort(key=lambda request: request.idx)
         doc = asked[0].doc
         row, items = _question(name, doc_id, task, doc, asked), {}
+        if task.OUTPUT_TYPE == "loglikelihood_rolling":
+            tokens = sum(num_tokens(request.args[0]) for request in asked)
+            row["gold_loglikelihood"] = sum(float(request.resps[0]) for request in asked) / max(tokens, 1)
         for filter_name in asked[0].filtered_resps:
             responses = [request.filtered_resps[filter_name] for request in asked]
             for metric, value in task.process_results(doc, responses).items():

@@ -44,6 +44,36 @@ def accuracy_data(run: RunResults) -> dict[str, Any] | None:
     }
 
 
+def divergence_data(run: RunResults) -> list[dict[str, Any]]:
+    """For each benchmark, how far answers move, in nats: by measure the lines, scores in order and random last."""
+    panels = []
+    if run.divergence.empty:
+        return panels
+    order = {score: number for number, score in enumerate(run.removable["score"] if run.evaluated else ())}
+    for task, of_task in run.divergence.groupby("task", sort=False):
+        of_task = of_task[of_task["score"] != ""]
+        measures = {}
+        for measure in ("kl", "gold_loglikelihood"):
+            known = of_task[of_task[measure].notna()]
+            scores = sorted(dict.fromkeys(known["score"]), key=lambda score: (score == "random", order.get(score, 0)))
+            lines = []
+            for score in scores:
+                points = sorted(wording.rows(known.loc[known["score"] == score]), key=lambda row: row.share_realised)
+                ends = {"y": measure, "low": f"{measure}_low", "high": f"{measure}_high"}
+                lines.append({
+                    **_line(score),
+                    "label": ["untouched", *(shown(row.policy) for row in points)],
+                    "x": _percentages([0.0, *(row.share_realised for row in points)]),
+                    **{end: _floats([0.0, *(getattr(row, name) for row in points)], 5) for end, name in ends.items()},
+                })  # fmt: skip
+            if lines:
+                measures[measure] = lines
+        if measures:
+            per_token = bool(of_task["per_token"].any())
+            panels.append({"task": shown(task, 60), "per_token": per_token, "measures": measures})
+    return panels
+
+
 def agreement_data(run: RunResults) -> dict[str, Any] | None:
     """Matrices of every kind and share, [kind][share][score][other]."""
     if not run.has_cuts or run.summarised is not None:

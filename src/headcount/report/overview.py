@@ -9,7 +9,13 @@ from rich.text import Text
 
 from headcount.published import published_table
 from headcount.report.head_tables import nearest_share
-from headcount.report.terminal import print_decided, print_removable_by_score, terminal_table
+from headcount.report.terminal import (
+    DIVERGENCE_NOTE,
+    print_decided,
+    print_divergence,
+    print_removable_by_score,
+    terminal_table,
+)
 from headcount.report.wording import NOT_MEASURED, percent, removable_with_interval, rows, shown
 
 #: Columns of Table 2 of the paper.
@@ -102,26 +108,11 @@ def _decided(console: Console, decided: pd.DataFrame) -> None:
 def _divergence(console: Console, divergence: pd.DataFrame, share: float) -> None:
     for number, (key, of_task) in enumerate(divergence.groupby(["model", "task"], sort=False)):
         model, task = cast(tuple[str, str], key)
-        table = terminal_table(
-            f"{shown(model, 40)}, {shown(task, 24)}: how far answers move at {percent(share, 0)}",
-            "Score", "Realised", "KL, mnat [95%]", "Right answer, nat [95%]",
-        )  # fmt: skip
-        for row in rows(of_task.sort_values("kl", kind="stable")):
-            table.add_row(
-                Text(shown(row.score, 40)),
-                percent(row.share_realised),
-                f"{1000 * row.kl:.0f} [{1000 * row.kl_low:.0f}, {1000 * row.kl_high:.0f}]",
-                f"{row.gold_loglikelihood:+.2f} [{row.gold_loglikelihood_low:+.2f}, "
-                f"{row.gold_loglikelihood_high:+.2f}]".replace("-", "−"),
-            )
         if number:
             console.print()
-        console.print(table)
-    _note(
-        console,
-        "KL: divergence of the answers' probabilities from the untouched model's. Right answer: change of its\n"
-        "log-likelihood. Both see more than right and wrong with few questions, and near chance.",
-    )
+        title = f"{shown(model, 40)}, {shown(task, 24)}: how far answers move at {percent(share, 0)}"
+        print_divergence(console, of_task.sort_values("kl", kind="stable"), title=title)
+    _note(console, DIVERGENCE_NOTE)
 
 
 def _heading(console: Console, text: str) -> None:

@@ -18,6 +18,7 @@ from headcount.report.chart_data import (
     accuracy_data,
     agreement_data,
     comparison_data,
+    divergence_data,
     layers_data,
     paper_data,
     ranks_data,
@@ -29,12 +30,13 @@ from headcount.report.result_tables import result_tables
 from headcount.report.results import CONFIDENCE, MARGIN, RunResults, at
 
 _SCRIPTS = (
-    "core", "colours", "profiles", "details", "map", "charts", "grid", "accuracy", "distributions", "agreement", "stability",
-    "ranks", "layers", "comparison", "paper", "main",
+    "core", "colours", "profiles", "details", "map", "charts", "grid", "accuracy", "divergence", "distributions", "agreement",
+    "stability", "ranks", "layers", "comparison", "paper", "main",
 )  # fmt: skip
 _CONTENTS = {
     "answer": "The answer",
     "accuracy": "Accuracy as heads are zeroed",
+    "divergence": "How far answers move",
     "heads": "Head map",
     "distributions": "Distributions and thresholds",
     "agreement": "Agreement of scores",
@@ -69,6 +71,7 @@ def render_page(runs: Sequence[RunResults]) -> str:
         maps["inputs"] = run.num_inputs
     data = {
         "curves": accuracy_data(run),
+        "divergence": divergence_data(run),
         "map": maps,
         "agreement": agreement_data(run),
         "stability": stability_data(runs),
@@ -100,6 +103,8 @@ def render_page(runs: Sequence[RunResults]) -> str:
         **_answer(run),
         data=data,
         curves=data["curves"],
+        moved=data["divergence"],
+        pruned=run.outcomes is not None and bool((run.outcomes["score"] == "pruned").any()),
         map=maps,
         alike=most_alike(run) if data["agreement"] else "",
         grouped=maps is not None and max(maps["groups"]) > 1,

@@ -16,6 +16,8 @@ def result_tables(runs: Sequence[RunResults]) -> list[Table]:
     """The tables of what was measured and evaluated in the first run, and of the others beside it."""
     run = runs[0]
     tables = [*_evaluated(run)] if run.evaluated else []
+    if not run.divergence.empty:
+        tables.append(_divergence(run))
     if run.decided is not None and len(run.decided):
         tables.append(_decided(run))
     if run.measured:
@@ -60,6 +62,32 @@ def _evaluated(run: RunResults) -> list[Table]:
         ],
     )
     return [removable, accuracy]
+
+
+def _divergence(run: RunResults) -> Table:
+    return table(
+        "divergence",
+        "How far answers move under each policy",
+        "KL: divergence of the answers' probabilities from the untouched model's, nats. Log-likelihood: change of the right "
+        "answer's, nats, or where a benchmark is of texts, of theirs a token (the loss with its sign turned). Means over "
+        "questions, paired with the untouched model's, with 95% bootstrap intervals.",
+        run.divergence,
+        [
+            ("Policy", wording.policy_name, False),
+            ("Benchmark", lambda row: wording.shown(row.task, 60), False),
+            ("Share asked", lambda row: wording.percent(row.share_asked, 0), True),
+            ("Realised", lambda row: wording.percent(row.share_realised), True),
+            ("KL [95%]", lambda row: wording.nats(row.kl, row.kl_low, row.kl_high), True),
+            (
+                "Log-likelihood [95%]",
+                lambda row: wording.nats(
+                    row.gold_loglikelihood, row.gold_loglikelihood_low, row.gold_loglikelihood_high, signed=True
+                ),
+                True,
+            ),
+            ("Questions", lambda row: f"{row.num_questions:,}", True),
+        ],
+    )
 
 
 def _decided(run: RunResults) -> Table:

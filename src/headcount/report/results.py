@@ -13,6 +13,7 @@ from headcount.analysis import (
     accuracy_table,
     curve_points,
     curve_table,
+    divergence_table,
     frequency_table,
     group_frequency,
     head_frequency,
@@ -20,7 +21,8 @@ from headcount.analysis import (
     removable_table,
     score_agreement,
 )
-from headcount.analysis.outcomes import BASELINE, metrics_of
+from headcount.analysis.divergence import per_token
+from headcount.analysis.outcomes import BASELINE, MEASURES, main_metric, metrics_of
 from headcount.errors import InputError, RunError, nearest
 from headcount.heads import HeadGeometry, LayerHeads
 from headcount.report.wording import shown
@@ -33,6 +35,8 @@ from headcount.thresholding import thresholds
 MARGIN = 0.01  # the paper's "within 1 point"
 CONFIDENCE = 0.95
 TOGETHER = "all questions"  # in the place of a task's name
+_MOST_TASKS = 12  # that are shown one by one beside all questions together
+_DRAWS = 2_000  # of a bootstrap of means that are not of 0 and 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +82,20 @@ class RunResults:
         """What accuracy is measured by. Raises InputError for one that the outcomes do not have."""
         assert self.outcomes is not None
         known = metrics_of(self.outcomes)
-        metric = str(at(self.manifest, "settings", "metric") or ("acc" if "acc" in known or not known else known[0]))
+        metric = str(at(self.manifest, "settings", "metric") or main_metric(self.outcomes))
         if metric not in known:
             raise InputError(f"Unknown metric {metric!r}. {nearest(metric, known) if known else 'There is none here.'}")
         return metric
 
     @property
-    def evaluated(self) -> bool:
+    def asked(self) -> bool:
+        """Whether a benchmark's questions were asked."""
         return self.outcomes is not None and not self.outcomes.empty
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether there is a metric to measure accuracy by; perplexity alone gives none."""
+        return self.outcomes is not None and self.asked and main_metric(self.outcomes) is not None
 
     @property
     def measured(self) -> bool:
@@ -179,6 +189,28 @@ class RunResults:
                 accuracy = accuracy_table(of_task, metric=self.metric, margin=MARGIN, confidence=CONFIDENCE)
                 points.append(curve_points(accuracy, model=self.model, task=task))
         return curve_table(pd.concat(points, ignore_index=True), margin=MARGIN)
+
+    @cached_property
+    def divergence(self) -> pd.DataFrame:
+        """As from ``divergence_table``, with ``task`` and ``per_token``: all questions together, then task by task.
+
+        All together only where they are of one kind: log-likelihoods of answers and of texts have no common mean.
+        """
+        if not self.asked:
+            return pd.DataFrame()
+        assert self.outcomes is not None
+        known = self.outcomes.loc[self.outcomes.reindex(columns=list(MEASURES)).notna().any(axis="columns")]
+        parts = {str(name): of_task for name, of_task in known.groupby("task", sort=False)}
+        kinds = {per_token(of_task) for of_task in parts.values()}
+        shown = {TOGETHER: known} if len(parts) > 1 and len(kinds) == 1 else {}
+        shown |= parts if len(parts) <= _MOST_TASKS else {}
+        tables = [
+            divergence_table(of_task, confidence=CONFIDENCE, resamples=_DRAWS).assign(
+                task=name, per_token=per_token(of_task)
+            )
+            for name, of_task in shown.items()
+        ]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
     @cached_property
     def ranks(self) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from headcount.report.wording import (
     NOT_MEASURED,
     change_with_interval,
     fall_name,
+    nats,
     percent,
     policy_name,
     removable_with_interval,
@@ -42,6 +43,35 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
     if not removable.empty:
         console.print()
         print_removable(console, removable)
+
+
+#: What the numbers of ``print_divergence`` are.
+DIVERGENCE_NOTE = (
+    "KL: divergence of the answers' probabilities from the untouched model's. Log-likelihood: change of the\n"
+    "right answer's, or of a text's a token. Both see more than right and wrong with few questions, and near chance."
+)
+
+
+def print_divergence(console: Console, divergence: pd.DataFrame, *, title: str) -> None:
+    """Print how far each policy moves the answers.
+
+    Args:
+        console: where to.
+        divergence: as from ``headcount.analysis.divergence_table``; nothing is printed for an empty one.
+        title: above it.
+    """
+    if divergence.empty:
+        return
+    several = divergence["share_asked"].nunique() > 1
+    choices = bool(divergence["kl"].notna().any())
+    headings = ["Share asked"] * several + ["Realised"] + ["KL, nat [95%]"] * choices + ["Log-likelihood, nat [95%]"]
+    made = terminal_table(title, "Score", *headings)
+    for row in rows(divergence):
+        cells = [percent(row.share_asked, 0)] * several + [percent(row.share_realised)]
+        cells += [nats(row.kl, row.kl_low, row.kl_high)] * choices
+        gold = row.gold_loglikelihood, row.gold_loglikelihood_low, row.gold_loglikelihood_high
+        made.add_row(Text(shown(policy_name(row), 60)), *cells, nats(*gold, signed=True))
+    console.print(made)
 
 
 def print_decided(console: Console, decided: pd.DataFrame, *, margin: float, confidence: float) -> None:

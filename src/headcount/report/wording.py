@@ -84,6 +84,18 @@ def number(value: float) -> str:
     return f"{value:.{0 if size == 0 else max(0, 2 - math.floor(math.log10(size)))}f}".replace("-", "−")
 
 
+def nats(value: float, low: float, high: float, *, signed: bool = False) -> str:
+    """A mean in nats with its interval; a dash for NaN.
+
+    >>> nats(-0.0312, -0.05, 0.004, signed=True), nats(0.1, 0.05, 0.2)
+    ('−0.031 [−0.050, +0.004]', '0.100 [0.050, 0.200]')
+    """
+    if math.isnan(value):
+        return NOT_MEASURED
+    said = [f"{number:{'+' if signed else ''}.3f}".replace("-", "−") for number in (value, low, high)]
+    return f"{said[0]} [{said[1]}, {said[2]}]"
+
+
 def p_value(p: float) -> str:
     """A p-value; a dash for NaN.
 

@@ -3,7 +3,7 @@ setUpTheme();
 setUpDownloads();
 const chooseScore = data.map ? headMap() : null;
 for (const [part, draw] of [
-  [data.curves, accuracyChart], [data.map, distributionChart], [data.agreement, agreementMatrix], [data.stability, stabilityChart],
+  [data.curves, accuracyChart], [data.divergence.length, divergenceChart], [data.map, distributionChart], [data.agreement, agreementMatrix], [data.stability, stabilityChart],
   [data.ranks, ranksChart], [data.layers, layersChart], [data.comparison, comparisonCharts], [data.paper, paperChart],
 ]) if (part) draw();
 document.addEventListener("DOMContentLoaded", async () => {
