@@ -27,6 +27,7 @@ from headcount.heads import HeadSet
 from headcount.measure import token_ids
 from headcount.models.batching import input_device, pad, run_in_batches
 from headcount.models.instrument import instrument
+from headcount.removal.distill import Distillation, distill
 from headcount.removal.replace import replace_heads
 from headcount.texts import load_texts
 
@@ -104,6 +105,7 @@ def main() -> None:
     parser.add_argument("--shares", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.4])
     parser.add_argument("--replace", default="refit")
     parser.add_argument("--ridge", type=float, default=0.01)
+    parser.add_argument("--distill", type=int, default=0, help="passes of training after that")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, required=True)
@@ -162,6 +164,8 @@ def main() -> None:
         waiting = [name for name in domains if (way, share, name) not in done]
         if waiting and len(heads) >= int(share * total + 1e-9):
             replacement = replace_heads(model, heads, options.replace, rows=calibration, ridge=options.ridge)
+            if options.distill:
+                replacement = distill(model, replacement, calibration, Distillation(epochs=options.distill))
             with replacement.applied(model):
                 for name in waiting:
                     keep(way, share, name, text_losses(model, domains[name])[0], len(heads) / total)

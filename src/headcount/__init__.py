@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from headcount.models.instrument import Probe, head_geometry, instrument
     from headcount.models.loading import load
     from headcount.removal.choose import select_heads
+    from headcount.removal.distill import Distillation
     from headcount.removal.prune import prune_heads
     from headcount.removal.selection import Selection
     from headcount.report import plot
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Benchmark": "evaluation.benchmark",
+    "Distillation": "removal.distill",
     "Evaluation": "evaluation.evaluate",
     "Fixed": "interventions",
     "HeadGeometry": "heads",
@@ -63,6 +65,7 @@ _NAMESPACES = {"plot": "report.plot"}  # modules whose functions are used as ``h
 
 __all__ = [
     "Benchmark",
+    "Distillation",
     "Evaluation",
     "Fixed",
     "HeadGeometry",

@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from headcount.evaluation.evaluate import evaluate
 from headcount.models.loading import load
@@ -64,6 +65,34 @@ def test_plan_prune_and_compare_the_result(headcount, checkpoint, letters, own, 
     code, out, error = headcount(*compared)  # nothing is asked twice
     assert code == 0, error
     assert len(open_run("run").outcomes()) == len(outcomes)
+
+
+def test_what_replaces_heads_can_be_trained(headcount, refused, checkpoint, tmp_path):
+    folder = checkpoint()
+    write_selection(folder, "heads.json", [(0, 0), (0, 3), (1, 1)])
+    (tmp_path / "texts.jsonl").write_text('"The cat sat."\n"On the mat, all day long."\n')
+    given = ("prune", folder, "--heads", "heads.json", "--texts", "texts.jsonl", "--replace", "zero")
+    code, out, error = headcount(*given, "-o", "zeroed", "--device", "cpu")
+    assert code == 0, error
+    trained = (*given, "--distill", 2, "--learning-rate", "0.01", "--dtype", "float32", "--device", "cpu")
+    code, out, error = headcount(*trained, "-o", "trained")
+    assert code == 0, error
+    assert "same most likely token at 100.0%" in out
+    card = (tmp_path / "trained" / "README.md").read_text()
+    assert "2 passes, learning rate 0.01, 1024 tokens a step, seed 0." in card
+    assert "Calibrated on 2 texts" in card
+    plain, learnt = (load(name, trust_remote_code=True)[0].state_dict() for name in ("zeroed", "trained"))
+    changed = {name for name in plain if not torch.equal(plain[name].float(), learnt[name].float())}
+    assert changed == {f"model.layers.{layer}.self_attn.o_proj.weight" for layer in (0, 1)}
+    assert set(learnt) - set(plain) == {f"model.layers.{layer}.self_attn.o_proj.bias" for layer in (0, 1)}
+    assert headcount(*trained, "-o", "again")[0] == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("trained", "again")]
+    assert weights[0] == weights[1]
+
+    heads = ("prune", folder, "--heads", "heads.json")
+    assert "needs texts to learn from" in refused(*heads, "--replace", "zero", "--distill", 1, "-o", "new")
+    assert "say how long with --distill" in refused(*heads, "--learning-rate", "0.01", "-o", "new")
+    assert not (tmp_path / "new").exists()
 
 
 def test_mistakes(headcount, refused, checkpoint, own, tmp_path):

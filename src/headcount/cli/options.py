@@ -137,6 +137,19 @@ Replace = Annotated[
         rich_help_panel="Replacement",
     ),
 ]
+Distill = Annotated[
+    int,
+    typer.Option(
+        help="Then train what replaces the heads, in so many passes over the texts, towards the original model's "
+        "predictions; needs gradients. 0 for none.",
+        min=0,
+        rich_help_panel="Replacement",
+    ),
+]
+LearningRate = Annotated[
+    float | None,
+    typer.Option(help="For --distill: of AdamW, at its highest. [default: 3e-4]", rich_help_panel="Replacement"),
+]
 Ridge = Annotated[
     float, typer.Option(help="Of the refit, in units of the mean variance.", rich_help_panel="Replacement")
 ]

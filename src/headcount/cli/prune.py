@@ -29,6 +29,8 @@ def prune(
     num_texts: options.NumTexts = 128,
     max_length: options.CalibrationLength = 512,
     ridge: options.Ridge = 0.01,
+    distill: options.Distill = 0,
+    learning_rate: options.LearningRate = None,
     format: Annotated[
         Literal["transformers", "gguf", "zeros"],
         typer.Option(
@@ -58,6 +60,7 @@ def prune(
     allow_pickle: options.AllowPickle = False,
     trust_remote_code: options.TrustRemoteCode = False,
     batch_tokens: options.CalibrationBatch = 4096,
+    seed: Annotated[int, typer.Option(help="For --distill: of the order of texts.")] = 0,
 ) -> None:
     """Cut heads out of a model for good: show the plan, replace what they did, write a checkpoint, load it and compare."""
     with steps("Nothing was written.") as progress:
@@ -65,17 +68,27 @@ def prune(
         from headcount.cli.runs import command_line, load_model
         from headcount.models.instrument import head_geometry
         from headcount.models.loading import default_name, gguf_file
+        from headcount.removal.distill import Distillation
         from headcount.removal.plan import plan_removal
         from headcount.removal.prune import prune_heads, refuse_taken, savings
         from headcount.removal.selection import Selection
 
         selection = Selection.load(heads)
+        distillation = None
+        if distill:
+            rate = Distillation.learning_rate if learning_rate is None else learning_rate
+            step = min(batch_tokens, Distillation.batch_tokens)
+            distillation = Distillation(epochs=distill, learning_rate=rate, batch_tokens=step, seed=seed)
+        elif learning_rate is not None:
+            raise InputError("--learning-rate is for training: say how long with --distill 3.")
         if output_folder is not None:
             refuse_taken(output_folder)
             if replace != "zero" and not texts:
                 raise InputError(
                     f"Replacing heads by {replace} needs calibration texts: give --texts FILE, or --replace zero."
                 )
+            if distill and not texts:
+                raise InputError("--distill needs texts to learn from: give --texts FILE.")
         loaded = load_model(
             model, progress, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
@@ -85,20 +98,20 @@ def prune(
         uneven = uneven or ("repeat" if format == "gguf" else "index")
         plan = plan_removal(head_geometry(loaded.model), selection.heads, uneven=uneven)
         cut = format != "zeros"
-        print_plan(plan, savings(loaded.model, plan, biases=replace != "zero") if cut else None)
+        print_plan(plan, savings(loaded.model, plan, biases=replace != "zero" or distill > 0) if cut else None)
         if output_folder is None:
             return
         rows = []
-        if replace != "zero" and texts:
+        if texts and (replace != "zero" or distill):
             rows = calibration_rows(
                 texts, loaded.tokenizer, column=text_column, num_texts=num_texts, max_length=max_length
             )
-        what = {"zero": "Writing the checkpoint", "mean": "Means of head outputs", "refit": "Refitting projections"}
         result = prune_heads(
             loaded.model, selection, output_folder, tokenizer=loaded.tokenizer, name=name, how=replace, rows=rows,
-            ridge=ridge, format=format, uneven=uneven, tokenizer_from=gguf_tokenizer or gguf_file(model),
-            precision=gguf_type, batch_tokens=batch_tokens or 4096, command=command_line(),
-            progress=progress.start(what[replace]),
+            ridge=ridge, distillation=distillation, format=format, uneven=uneven,
+            tokenizer_from=gguf_tokenizer or gguf_file(model), precision=gguf_type, batch_tokens=batch_tokens,
+            command=command_line(),
+            progress=lambda step: progress.start(step, len(rows)),
         )  # fmt: skip
     if result.loaded == "llama.cpp":
         compared, how = "The cut weights, compared", f"llama-cli -m {result.folder / 'model.gguf'}"

@@ -11,6 +11,7 @@ from headcount.removal.selection import Selection
 from headcount.removal.verify import Verification
 
 if TYPE_CHECKING:
+    from headcount.removal.distill import Distillation
     from headcount.removal.prune import Savings
 
 _REPLACED = {
@@ -29,6 +30,7 @@ def model_card(
     name: str,
     num_texts: int,
     ridge: float,
+    distillation: "Distillation | None",
     loaded: str,
     format: str,
     savings: "Savings | None",
@@ -54,7 +56,13 @@ def model_card(
             f"| key-value cache, bytes a token | {cache:,} | {cache_left:,} |"
         )
     replaced = f"In their place: {_REPLACED[replacement.how]}."
-    if replacement.how != "zero":
+    if distillation is not None:
+        replaced += (
+            f" Their weights and biases were then trained towards the original model's predictions: {distillation.epochs} "
+            f"passes, learning rate {distillation.learning_rate:g}, {distillation.batch_tokens} tokens a step, seed "
+            f"{distillation.seed}."
+        )
+    if replacement.how != "zero" or distillation is not None:
         replaced += f" Calibrated on {num_texts} texts, the first token of each left out."
     if replacement.how == "refit":
         replaced += f" Ridge {ridge:g} of the mean variance."

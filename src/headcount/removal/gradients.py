@@ -126,10 +126,8 @@ def taylor_scores(
         loss.backward()
 
     with ExitStack() as stack:
-        stack.enter_context(_layers_recomputed(model))
-        for parameter in [parameter for parameter in model.parameters() if parameter.requires_grad]:
-            stack.callback(parameter.requires_grad_, True)
-            parameter.requires_grad_(False)
+        stack.enter_context(layers_recomputed(model))
+        stack.enter_context(parameters_frozen(model))
         stack.enter_context(torch.enable_grad())
         for place, layer in enumerate(geometry.layers):
             handle = output_projection(modules[layer.index]).register_forward_pre_hook(watch(place))
@@ -196,7 +194,20 @@ def refuse_without_gradients(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _layers_recomputed(model: PreTrainedModel) -> Iterator[None]:
+def parameters_frozen(model: PreTrainedModel) -> Iterator[None]:
+    """Inside, no parameter that the model has gathers gradients."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learning:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learning:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def layers_recomputed(model: PreTrainedModel) -> Iterator[None]:
     """Inside, decoder layers keep their input alone and are run again for the backward pass, one at a time.
 
     transformers' own switch for this works in training mode only, where some layers drop out.

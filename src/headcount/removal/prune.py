@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,6 +23,8 @@ from headcount.removal.checkpoint import (
     save_zero_filled,
 )
 from headcount.removal.cut import attention_layouts, cut_heads
+from headcount.removal.distill import Distillation, distill
+from headcount.removal.gradients import refuse_without_gradients
 from headcount.removal.layout import sizes
 from headcount.removal.llama_cpp import GGUF_FILE, Precision, refuse_unfit, write_gguf
 from headcount.removal.plan import Plan, Uneven, plan_removal
@@ -31,6 +33,7 @@ from headcount.removal.selection import Selection
 from headcount.removal.verify import Verification, refuse_unequal, verify
 
 Format = Literal["transformers", "gguf", "zeros"]
+_STEPS = {"zero": "Zeroing heads", "mean": "Means of head outputs", "refit": "Refitting projections"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,13 +76,14 @@ def prune_heads(
     how: How = "zero",
     rows: Sequence[Sequence[int]] = (),
     ridge: float = 0.01,
+    distillation: Distillation | None = None,
     format: Format = "transformers",
     uneven: Uneven = "index",
     tokenizer_from: str | os.PathLike[str] | None = None,
     precision: Precision = "bf16",
     batch_tokens: int = 4096,
     command: str = "",
-    progress: Progress = no_progress,
+    progress: Callable[[str], Progress] = lambda _: no_progress,
 ) -> Pruned:
     """Write a checkpoint without the selected heads; it is loaded again and held to the masked model before it is kept.
 
@@ -92,6 +96,8 @@ def prune_heads(
         how: what replaces the heads: ``zero``, ``mean`` or ``refit`` (see ``replace_heads``).
         rows: token ids of calibration texts.
         ridge: of the refit.
+        distillation: how to train what replaces the heads, from there on, towards the original model's predictions on
+            ``rows`` (see ``distill``); None for no training.
         format: ``transformers`` cuts the weights; ``gguf`` does so for llama.cpp; ``zeros`` keeps their shapes, loads
             anywhere and saves nothing.
         uneven: how groups of unequal size are solved (see ``plan_removal``).
@@ -99,7 +105,7 @@ def prune_heads(
         precision: for ``gguf``, of its matrices.
         batch_tokens: tokens in a batch, padding included.
         command: for the model card.
-        progress: of calibration.
+        progress: called with the name of each step, gives what to call with (done, total).
 
     Raises:
         InputError: a folder that is taken, or an unusable option.
@@ -122,9 +128,13 @@ def prune_heads(
         attention_layouts(model)  # a refusal comes before the calibration, not after
     if format == "gguf":
         refuse_unfit(model, plan)
+    if distillation is not None:
+        refuse_without_gradients(model)
     replacement = replace_heads(
-        model, plan.removed, how, rows=rows, ridge=ridge, batch_tokens=batch_tokens, progress=progress
+        model, plan.removed, how, rows=rows, ridge=ridge, batch_tokens=batch_tokens, progress=progress(_STEPS[how])
     )
+    if distillation is not None:
+        replacement = distill(model, replacement, rows, distillation, progress=progress("Distilling"))
     probes = probe_rows(model, rows)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
@@ -149,11 +159,13 @@ def prune_heads(
             replacement=replacement,
             loaded=loaded,
             verification=verification,
-            savings=savings(model, plan, biases=how != "zero") if format != "zeros" else None,
+            savings=savings(model, plan, biases=how != "zero" or distillation is not None)
+            if format != "zeros"
+            else None,
         )
         card = model_card(
             selection, plan, replacement, verification, name=name or selection.model.name, num_texts=len(rows), ridge=ridge,
-            loaded=loaded, format=format, savings=result.savings, command=command,
+            distillation=distillation, loaded=loaded, format=format, savings=result.savings, command=command,
         )  # fmt: skip
         (temporary / "README.md").write_text(card, encoding="utf-8")
         selection.save(temporary / "selection.json")

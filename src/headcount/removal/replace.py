@@ -97,7 +97,7 @@ def replace_heads(
     geometry = head_geometry(model)
     removed.check(geometry)
     modules = attention_modules(model)
-    masks = _masks(model, removed)
+    masks = removed_inputs(model, removed)
     projections: dict[int, Projection] = {}
     if how == "mean":
         means = head_output_statistics(
@@ -121,7 +121,7 @@ def replace_heads(
     return Replacement(removed=removed, how=how, projections=projections)
 
 
-def _masks(model: PreTrainedModel, removed: HeadSet) -> dict[int, Tensor]:
+def removed_inputs(model: PreTrainedModel, removed: HeadSet) -> dict[int, Tensor]:
     """For each layer that loses heads, in order: bool ``[head · head_dim]``, True for inputs of removed heads."""
     masks = {}
     for layer in head_geometry(model).layers:

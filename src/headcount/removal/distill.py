@@ -1,0 +1,172 @@
+"""Train the output projections of the heads that stay, so that the model predicts what it did with all its heads."""
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from headcount.errors import InputError, ModelError
+from headcount.models.batching import Progress, batches_by_tokens, input_device, no_progress, pad
+from headcount.models.instrument import attention_modules
+from headcount.models.projection import output_projection
+from headcount.removal.activations import parameters_restored
+from headcount.removal.gradients import layers_recomputed, parameters_frozen, refuse_without_gradients
+from headcount.removal.replace import Projection, Replacement, put_projection, removed_inputs
+
+_WARM_UP = 10  # steps until the learning rate is reached; from there it falls to a twentieth by half a cosine
+_LARGEST_GRADIENT = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation:
+    """How to train.
+
+    Attributes:
+        epochs: passes over the texts.
+        learning_rate: of AdamW, at its highest.
+        batch_tokens: tokens in a step, padding included.
+        seed: of the order of texts.
+    """
+
+    epochs: int = 3
+    learning_rate: float = 3e-4
+    batch_tokens: int = 1024
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise InputError(f"Distilling takes 1 pass over the texts or more, not {self.epochs}.")
+        if not 0 < self.learning_rate < 1:
+            raise InputError(f"The learning rate lies between 0 and 1, not {self.learning_rate}; 3e-4 is the default.")
+
+
+def distill(
+    model: PreTrainedModel,
+    replacement: Replacement,
+    rows: Sequence[Sequence[int]],
+    how: Distillation,
+    *,
+    progress: Progress = no_progress,
+) -> Replacement:
+    """The replacement's projections, trained on from where they are.
+
+    Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531, at temperature 1): AdamW minimises KL(original ‖ model
+    without the heads) of the next token, the mean over all tokens but the first of each text. Weights of the heads that
+    stay and the biases learn, in the layers that lose heads; all else is fixed. Decoder layers are recomputed one at a
+    time for the backward pass, so memory is that of one layer and of a step's logits.
+
+    Args:
+        model: the original, in float32 or bfloat16; is left as it was.
+        replacement: where to begin.
+        rows: token ids of the texts.
+        how: passes, learning rate, step and seed.
+        progress: called with (texts read, in all), each once a pass.
+
+    Raises:
+        InputError: no text of two tokens or more.
+        ModelError: a model whose gradients cannot be had, or a loss that is not finite.
+    """
+    refuse_without_gradients(model)
+    rows = [row for row in rows if len(row) > 1]
+    if not rows:
+        raise InputError("Distilling needs texts of two tokens or more. Give some.")
+    modules, gone = attention_modules(model), removed_inputs(model, replacement.removed)
+    projections = {layer: output_projection(modules[layer]) for layer in replacement.projections}
+    students = {
+        layer: _Student(projections[layer], replacement.projections[layer], gone[layer]) for layer in projections
+    }
+    learning = [tensor for student in students.values() for tensor in student.learning]
+    optimizer = torch.optim.AdamW(learning, lr=how.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    generator = torch.Generator().manual_seed(how.seed)
+    steps = [batch for _ in range(how.epochs) for batch in _batches(rows, how.batch_tokens, generator)]
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(steps)))
+    done = 0
+    with ExitStack() as stack:
+        stack.enter_context(parameters_restored(list(projections.values())))
+        stack.enter_context(parameters_frozen(model))
+        for batch in steps:
+            tokens, mask = pad([rows[i] for i in batch], input_device(model))
+            counted = mask.bool()
+            counted[:, 0] = False
+            for student in students.values():
+                student.leave()
+            with torch.no_grad():
+                target = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[counted].float()
+                target = target.log_softmax(-1)
+            for student in students.values():
+                student.enter()
+            with torch.enable_grad(), layers_recomputed(model):
+                embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
+                logits = model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits[counted].float()
+                loss = nn.functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
+                loss.backward()
+            if not math.isfinite(loss.item()):
+                raise ModelError(
+                    f"The loss became {loss.item()} while distilling. Use a smaller --learning-rate, or --dtype float32."
+                )
+            for student in students.values():
+                student.take_gradients()
+            nn.utils.clip_grad_norm_(learning, _LARGEST_GRADIENT)
+            optimizer.step()
+            schedule.step()
+            done += len(batch)
+            progress(done, how.epochs * len(rows))
+    return replace(replacement, projections={layer: student.projection() for layer, student in students.items()})
+
+
+class _Student:
+    """One output projection while it learns: float32 here, in the model its own dtype."""
+
+    def __init__(self, module: nn.Module, begin: Projection, gone: Tensor) -> None:
+        assert isinstance(module.weight, Tensor)
+        device = module.weight.device
+        self._module = module
+        self._original: tuple[Any, Any] = module.weight, getattr(module, "bias", None)
+        self._kept = (~gone).to(device)
+        self._weight = begin.weight.to(device).clone().requires_grad_()
+        bias = torch.zeros(len(begin.weight)) if begin.bias is None else begin.bias
+        self._bias = bias.to(device).clone().requires_grad_()
+
+    @property
+    def learning(self) -> list[Tensor]:
+        return [self._weight, self._bias]
+
+    def leave(self) -> None:
+        """Give the model its original projection."""
+        self._module.weight, self._module.bias = self._original
+
+    def enter(self) -> None:
+        """Give the model what was learnt so far, and let it gather gradients."""
+        put_projection(self._module, Projection(weight=self._weight.detach(), bias=self._bias.detach()))
+        for parameter in (self._module.weight, self._module.bias):
+            assert isinstance(parameter, Tensor)
+            parameter.requires_grad_()
+
+    def take_gradients(self) -> None:
+        weight, bias = self._module.weight, self._module.bias
+        assert isinstance(weight, Tensor) and isinstance(bias, Tensor)
+        assert weight.grad is not None and bias.grad is not None
+        gradient = weight.grad.T if isinstance(self._module, Conv1D) else weight.grad
+        self._weight.grad = gradient.float() * self._kept  # the columns of removed heads stay 0
+        self._bias.grad = bias.grad.float()
+
+    def projection(self) -> Projection:
+        return Projection(weight=self._weight.detach().cpu(), bias=self._bias.detach().cpu())
+
+
+def _batches(rows: Sequence[Sequence[int]], batch_tokens: int, generator: torch.Generator) -> list[list[int]]:
+    """One pass: texts of like length together, texts of one length and the batches in random order."""
+    order = torch.randperm(len(rows), generator=generator).tolist()
+    batches = [[order[i] for i in batch] for batch in batches_by_tokens([len(rows[i]) for i in order], batch_tokens)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _rate(step: int, steps: int) -> float:
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+    return min(1.0, (step + 1) / _WARM_UP) * max(0.05, cosine)
