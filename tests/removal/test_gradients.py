@@ -1,5 +1,8 @@
 """Taylor scores against the loss's own change: one token's head output moved a little, by hand."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -35,6 +38,23 @@ def change_of_loss(model, row, layer, token, move):
         return value
 
     return (moved(1e-3) - moved(-1e-3)) / 2e-3
+
+
+def test_nothing_of_a_batch_is_kept(tiny):
+    """Memory is that of one layer and one batch, however many texts there are: no activation outlives its backward pass."""
+    model = tiny()
+    entered, alive = [], []
+    for module in attention_modules(model).values():
+        projection = output_projection(module)
+        projection.register_forward_pre_hook(lambda _, args: entered.append(weakref.ref(args[0])))
+    gc.disable()
+    try:
+        taylor_scores(model, ROWS, how="zero", batch_tokens=14)
+        alive = [tensor for tensor in (reference() for reference in entered) if tensor is not None]
+    finally:
+        gc.enable()
+    assert len(entered) >= 12
+    assert alive == []
 
 
 @pytest.mark.parametrize("how", ["zero", "mean", "refit"])

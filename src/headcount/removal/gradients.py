@@ -96,9 +96,10 @@ def taylor_scores(
             if not outputs.requires_grad:
                 return  # the pass that checkpointing makes without gradients
             batch, counted = current[0]
+            values = outputs.detach()  # a hook that held `outputs` would keep itself and the layer's activations alive
 
             def backward(gradient: Tensor) -> None:
-                lost = outputs.detach().float()
+                lost = values.float()
                 if layer.index in means:
                     lost = lost - means[layer.index].to(lost.device)
                 if layer.index in residuals:
