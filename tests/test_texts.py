@@ -99,7 +99,7 @@ def test_a_truncated_parquet_file_is_refused(write, tmp_path):
 
 @pytest.mark.parametrize(("name", "content"), [("a.txt", b""), ("a.txt", b" \n"), ("a.jsonl", b""), ("a.jsonl", b"\n")])
 def test_a_file_without_text_is_refused(write, name, content):
-    with pytest.raises(InputError, match=r"hold no text.*at least one"):
+    with pytest.raises(InputError, match=r"There is no text in.*at least one"):
         load_texts([write(name, content)])
 
 

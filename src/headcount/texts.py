@@ -24,7 +24,9 @@ def load_texts(sources: Sequence[str], *, column: str = "text", limit: int | Non
         raise InputError(f"limit is a number of texts, at least 1; got {limit}.")
     texts = list(islice((text for source in sources for text in _read(source, column, limit)), limit))
     if not texts:
-        raise InputError(f"{', '.join(sources)} hold no text. Give files with at least one text that is not empty.")
+        raise InputError(
+            f"There is no text in {', '.join(sources)}. Give files with at least one text that is not empty."
+        )
     return texts
 
 

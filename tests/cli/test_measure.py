@@ -89,7 +89,7 @@ def test_texts_that_cannot_be_measured(headcount, refused, checkpoint, tmp_path)
     empty, long = tmp_path / "empty.txt", tmp_path / "long.txt"
     empty.write_text("")
     long.write_text("a" * 513)
-    assert "hold no text" in refused("measure", checkpoint(), "--texts", empty)
+    assert "There is no text in" in refused("measure", checkpoint(), "--texts", empty)
     assert "longer than the model's 512 positions" in refused("measure", checkpoint(), "--texts", long, "-o", "run")
     # The refusal names an option; the same command with it works.
     code, _, error = headcount("measure", checkpoint(), "--texts", long, "--too-long", "cut", "-o", "run")

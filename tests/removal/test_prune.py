@@ -13,6 +13,7 @@ from headcount.models.instrument import head_geometry
 from headcount.removal.checkpoint import load_saved
 from headcount.removal.prune import prune_heads
 from headcount.removal.selection import Selection
+from headcount.removal.verify import _LIMITS
 from tests.removal.test_cut import TOKENS, some_heads
 
 ROWS = [row.tolist() for row in TOKENS]
@@ -173,6 +174,29 @@ def test_a_checkpoint_that_is_not_the_masked_model_is_not_kept(tiny, tmp_path, m
     with pytest.raises(ModelError, match="does not compute what the masked model does"):
         prune_heads(model, select(model), tmp_path / "m")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_half_precision_cannot_tell_is_compared_in_float32(tiny, tmp_path, monkeypatch):
+    """Rounding of the demo model on random tokens moves a logit by more than any limit that would still see mistakes."""
+    model = tiny(num_hidden_layers=2).bfloat16()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    monkeypatch.setitem(_LIMITS, torch.bfloat16, -1.0)
+    result = prune_heads(model, select(model), tmp_path / "m", how="mean", rows=ROWS)
+    assert result.verification.dtype == "float32"
+    assert result.verification.equal
+    assert model.dtype == torch.bfloat16
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    saved = load_saved(tmp_path / "m", result.loaded, model)
+    assert saved.dtype == torch.bfloat16
+
+    def spoiled(folder, loaded, like):
+        found = load_saved(folder, loaded, like)
+        found.model.layers[1].self_attn.v_proj.weight[0] += 0.25
+        return found
+
+    monkeypatch.setattr("headcount.removal.prune.load_saved", spoiled)
+    with pytest.raises(ModelError, match="does not compute what the masked model does.*float32"):
+        prune_heads(model, select(model), tmp_path / "spoiled", how="mean", rows=ROWS)
 
 
 def test_folders_that_cannot_be_used(tiny, tmp_path):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 import typer
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="Hub id, local folder, .gguf file, or [bold]demo[/].", show_default=False)
+    str, typer.Argument(metavar="MODEL", help="Hub id, local folder, .gguf file, or **demo**.", show_default=False)
 ]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.", show_default=False)]
 

@@ -98,7 +98,8 @@ def prune(
         uneven = uneven or ("repeat" if format == "gguf" else "index")
         plan = plan_removal(head_geometry(loaded.model), selection.heads, uneven=uneven)
         cut = format != "zeros"
-        print_plan(plan, savings(loaded.model, plan, biases=replace != "zero" or distill > 0) if cut else None)
+        saved = savings(loaded.model, plan, biases=replace != "zero" or distill > 0) if cut else None
+        print_plan(plan, saved, choices="keep" if format == "gguf" else "keep or index")
         if output_folder is None:
             return
         rows = []
@@ -123,8 +124,11 @@ def prune(
     output.print(f"Checkpoint: {result.folder}\nLoad it: {how}", highlight=False, soft_wrap=True, markup=False)
 
 
-def print_plan(plan: "Plan", savings: "Savings | None") -> None:
-    """What goes, what stays and what that saves; None for weights that keep their shapes."""
+def print_plan(plan: "Plan", savings: "Savings | None", *, choices: str) -> None:
+    """What goes, what stays and what that saves; None for weights that keep their shapes.
+
+    ``choices`` are the ways for uneven groups that need no more cache.
+    """
     total = sum(layer.before.num_attention_heads for layer in plan.layers)
     before, after = plan.key_value_heads
     table = Table(box=None, header_style="bold", title="Plan", title_justify="left")
@@ -157,7 +161,7 @@ def print_plan(plan: "Plan", savings: "Savings | None") -> None:
         )
     if after > before:
         output.print(
-            "[yellow]Repeating key-value heads costs more cache than the removal saves.[/] Choose --uneven keep or index, or "
+            f"[yellow]Repeating key-value heads costs more cache than the removal saves.[/] Choose --uneven {choices}, or "
             "select whole groups with `headcount select --unit group`.",
             highlight=False,
         )

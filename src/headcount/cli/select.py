@@ -90,8 +90,10 @@ def select(
         from headcount.cli.runs import load_model, prepare_benchmark, questions_of
         from headcount.models.loading import default_name
         from headcount.removal.budget import Budget, select_within_budget
-        from headcount.removal.choose import select_heads
+        from headcount.removal.choose import check_share, select_heads
 
+        if share is not None:
+            check_share(share)
         wanted = Budget.parse(budget) if budget else None
         known: dict[str, Any] = {"num_fewshot": num_fewshot, "include_path": include_path, "offline": offline}
         chosen = questions_of(task, limit=limit, **known) if task else None

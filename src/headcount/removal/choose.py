@@ -69,8 +69,7 @@ def select_heads(
         InputError: unusable options, or a share below one unit.
         ModelError: a model that cannot be measured, or whose gradients cannot be had.
     """
-    if not 0 < share < 1:
-        raise InputError(f"The share of heads to remove lies between 0 and 1, not {share}; write 20% as 0.20.")
+    check_share(share)
     if rounds < 1:
         raise InputError(f"rounds is at least 1, not {rounds}.")
     if not 0 <= quantile <= 1:
@@ -132,6 +131,12 @@ def select_heads(
         "seed": seed,
     }
     return Selection.of(model, gone, name=name, unit=unit, chosen=chosen)
+
+
+def check_share(share: float) -> None:
+    """Raise InputError for a share of heads that cannot be removed."""
+    if not 0 < share < 1:
+        raise InputError(f"The share of heads to remove lies between 0 and 1, not {share}; write 20% as 0.20.")
 
 
 def order_by_need(
