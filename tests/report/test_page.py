@@ -207,3 +207,18 @@ def test_answers_and_texts_have_no_common_mean():
     assert divergence.groupby("task")["per_token"].unique().explode().tolist() == [False, True]
     both = make_results(outcomes=pd.concat([make_outcomes(), make_outcomes("piqa")])).divergence
     assert both["task"].unique().tolist() == ["all questions", "arc_easy", "piqa"]
+
+
+def test_a_pruned_checkpoint_is_no_score():
+    outcomes = make_outcomes(loss={"ahon_ln": 0.9, "random": 9.0})
+    gone = outcomes[outcomes["policy"] == "ahon_ln:0.20"].assign(
+        policy="pruned:smaller", score="pruned", share_asked=0.3, share_zeroed=0.3,
+        acc=outcomes.loc[outcomes["policy"] == "baseline", "acc"].to_numpy(),
+    )  # fmt: skip
+    text = text_of(render_page([make_results(scores=None, outcomes=pd.concat([outcomes, gone]))]))
+    assert re.search(r"of heads can be zeroed within 1 point of arc_easy accuracy by ahon_ln", text)
+    assert "best of" not in text
+    assert "pruned is no score: its points are checkpoints from which heads were removed for good" in text
+    alone = pd.concat([outcomes[outcomes["policy"] == "baseline"], gone])
+    text = text_of(render_page([make_results(scores=None, outcomes=alone)]))
+    assert "No score has been tried against it yet." in text

@@ -130,7 +130,7 @@ def _answer(run: RunResults) -> dict[str, Any]:
     asked = int(run.accuracy["num_questions"].iloc[0])
     answer = (
         ""
-        if removable.empty
+        if removable.empty or bool((removable["score"] == "pruned").all())
         else wording.answer(removable, metric=run.metric, tasks=named, num_questions=asked, **said)
     )
     measured = max((row.largest_share_measured for row in wording.rows(removable)), default=0.1)

@@ -9,6 +9,8 @@ from typing import Any
 import pandas as pd
 
 NOT_MEASURED = "–"
+#: What stands in the place of a score and is none: heads at random, and checkpoints whose heads are gone for good.
+NOT_SCORES = ("random", "pruned")
 _MARKS = {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": "", "Cs": "\N{REPLACEMENT CHARACTER}"}  # by Unicode category
 
 
@@ -121,8 +123,8 @@ def rows(table: pd.DataFrame) -> list[Any]:
 
 
 def best_row(removable: pd.DataFrame) -> Any | None:
-    """The row of the score with the largest removable share, the random baseline aside; None without one."""
-    scored = [row for row in rows(removable) if row.score != "random"]
+    """The row of the score with the largest removable share; None without one."""
+    scored = [row for row in rows(removable) if row.score not in NOT_SCORES]
     return max(scored, key=lambda row: row.removable_share, default=None)
 
 
@@ -218,7 +220,7 @@ def caveats(
     chosen = max((row.removable_share for row in rows(removable) if row.score == "random"), default=0.0)
     if best is not None and chosen >= best.removable_share:
         said.append(f"No better than chance: with random heads the share is {_whole(chosen)}, as large or larger.")
-    tried = sum(row.score != "random" for row in rows(removable))
+    tried = sum(row.score not in NOT_SCORES for row in rows(removable))
     if tried > 1 and best is not None:
         said.append(
             f"{shown(best.score, 40)} is the best of {tried} scores on these very questions, which flatters it; "
