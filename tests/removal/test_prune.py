@@ -11,6 +11,7 @@ import torch
 from headcount.errors import InputError, ModelError, RunError
 from headcount.models.instrument import head_geometry
 from headcount.removal.checkpoint import load_saved
+from headcount.removal.choose import select_heads
 from headcount.removal.prune import prune_heads
 from headcount.removal.selection import Selection
 from headcount.removal.verify import _LIMITS
@@ -94,6 +95,8 @@ def test_a_pruned_checkpoint_can_be_pruned_again(tiny, tmp_path):
     uneven = load_saved(tmp_path / "uneven", "modelling file", model)
     with pytest.raises(ModelError, match="groups of unequal size from an earlier pruning"):
         prune_heads(uneven, select(uneven, [(0, 0)]), tmp_path / "more")
+    with pytest.raises(InputError, match="groups have several sizes"):
+        select_heads(uneven, ROWS, share=0.3, unit="group", score="ahon_ln")
 
 
 def test_without_trust_a_pruned_checkpoint_is_refused_not_misread(tiny, tmp_path):
