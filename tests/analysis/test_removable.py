@@ -143,3 +143,20 @@ def test_one_question_could_mean_anything():
 def test_margin_is_not_negative():
     with pytest.raises(InputError, match="margin"):
         removable_table(outcomes_of(("baseline", "", 0.0, right(1))), margin=-1)
+
+
+def test_ten_questions_without_a_change_are_no_certainty():
+    """No draw of the bootstrap can show a fall that did not happen once; that says little with ten questions."""
+    same = pd.concat([
+        pd.DataFrame({
+            "policy": policy, "score": score, "share_asked": share, "threshold": np.nan, "task": "t",
+            "doc_id": np.arange(questions), "doc_hash": "x", "acc": 1.0, "share_zeroed": share or 0.0, "num_inputs": 1,
+            "num_tokens": 4, "questions": questions,
+        })
+        for questions in (10, 2_000)
+        for policy, score, share in (("baseline", "", 0.0), ("ahon_ln:0.1", "ahon_ln", 0.1))
+    ])  # fmt: skip
+    few, many = (removable_table(of).iloc[0] for _, of in same.groupby("questions"))
+    found = ["removable_share", "is_lower_bound", "low", "high", "share_shown"]
+    assert few[found].tolist() == pytest.approx([0.1, True, 0.0, 0.1, 0.0])
+    assert many[found].tolist() == pytest.approx([0.1, True, 0.1, 0.1, 0.1])

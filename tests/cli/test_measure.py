@@ -15,7 +15,7 @@ def test_texts_are_measured_and_reported(headcount, checkpoint, text, tmp_path):
     lines = tmp_path / "more.jsonl"
     lines.write_text('{"body": "one"}\n{"body": "two and three"}\n')
     code, out, _ = headcount("measure", checkpoint(), "--texts", text, "-o", "run", "--seed", "3")
-    assert (code, out) == (0, f"Measured {len(all_scores())} scores of 24 heads on 1 inputs.\nRun: run\n")
+    assert (code, out) == (0, f"Measured {len(all_scores())} scores of 24 heads on 1 input.\nRun: run\n")
     run = open_run("run")
     scores = run.scores()
     assert list(scores.data_vars) == [score.id for score in all_scores()]

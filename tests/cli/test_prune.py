@@ -111,6 +111,10 @@ def test_mistakes(headcount, refused, checkpoint, own, tmp_path):
     assert "--trust-remote-code" in line
     line = refused("evaluate", other, *own(), "-o", "run", "--pruned", "p", "--trust-remote-code")
     assert "the weights are not" in line
+    assert "is a file; expected the folder" in refused("evaluate", other, *own(), "-o", "run", "--pruned", "heads.json")
+    assert "no place for an index" in refused(
+        "prune", folder, "--heads", "heads.json", "--format", "gguf", "--uneven", "index"
+    )
     assert "no checkpoint" in refused("evaluate", other, *own(), "-o", "run", "--pruned", "none")
     assert "--trust-remote-code" in refused("evaluate", folder, *own(), "-o", "run", "--pruned", "p")
     assert not (tmp_path / "run").exists()  # all of it is known before a question is asked

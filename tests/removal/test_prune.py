@@ -108,6 +108,16 @@ def test_without_trust_a_pruned_checkpoint_is_refused_not_misread(tiny, tmp_path
         AutoModelForCausalLM.from_pretrained(tmp_path / "m", trust_remote_code=False)
 
 
+def test_files_can_be_read_by_whom_the_umask_lets(tiny, tmp_path):
+    model = tiny(num_hidden_layers=1)
+    before = os.umask(0o027)
+    try:
+        prune_heads(model, select(model), tmp_path / "m")
+    finally:
+        os.umask(before)
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "m").iterdir()} == {0o640}
+
+
 def test_zero_filled(tiny, tmp_path):
     model = tiny("olmo2")  # its heads cannot be cut
     with pytest.raises(ModelError, match=r"Olmo2Attention.q_norm normalises all heads.*--format zeros"):

@@ -49,7 +49,8 @@ def removable_table(
     A score's curve starts at share 0 with no change, and has one point for each of its policies: the realised share
     and the change of accuracy on the questions that the policy and the baseline both have. The interval is a
     percentile bootstrap over questions, within tasks: every point of every curve and the baseline are resampled
-    together. It accounts for which questions were asked, not for the choice of the best score among several.
+    together. It accounts for which questions were asked, not for the choice of the best score among several. Where no draw
+    falls below the margin it begins at ``share_shown``.
 
     ``share_shown`` is the careful answer: the largest measured share up to which accuracy is *shown* to stay within the
     margin, as in ``accuracy_table``, at this share and at all smaller measured ones. Taking the shares in order and
@@ -100,6 +101,8 @@ def removable_table(
         if np.isnan(samples[0, 0]):  # one question: it could be anywhere
             low, high = 0.0, largest
         shown = _share_shown(judged.iloc[points])
+        if low >= largest:  # no draw falls below: where hardly a question changed, resampling takes luck for certainty
+            low = shown
         rows.append((score, float(removable[0]), bool(is_lower_bound[0]), low, high, shown, largest))
     return pd.DataFrame(
         rows,

@@ -73,6 +73,8 @@ def prune(
         from headcount.removal.prune import prune_heads, refuse_taken, savings
         from headcount.removal.selection import Selection
 
+        if format == "gguf" and uneven == "index":
+            raise InputError("A GGUF file has no place for an index. Choose --uneven repeat or keep.")
         selection = Selection.load(heads)
         distillation = None
         if distill:

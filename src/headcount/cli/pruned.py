@@ -21,6 +21,8 @@ def check_pruned(folder: Path, original: "LoadedModel", *, trust_remote_code: bo
     from headcount.models.loading import default_name
     from headcount.removal.selection import Selection
 
+    if folder.is_file():
+        raise InputError(f"{str(folder)!r} is a file; expected the folder that `headcount prune … -o FOLDER` made.")
     config = folder / "config.json"
     if not config.is_file():
         raise InputError(

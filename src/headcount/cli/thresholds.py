@@ -32,7 +32,7 @@ def thresholds(
     table.add_column("score")
     table.add_column("inactive")
     for value in cuts["share"].values:
-        table.add_column(f"{100 * value:g}%", justify="right")
+        table.add_column(f"{100 * value:g}%", justify="right", overflow="fold")
     for name, values in cuts.items():
         sign = "<" if get_score(str(name)).inactive_when == "low" else ">"
         table.add_row(str(name), sign, *(f"{value:.4g}" for value in values.values))

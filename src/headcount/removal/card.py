@@ -92,8 +92,9 @@ def _how_to_load(loaded: str, format: str) -> str:
         )
     trust = "" if loaded == "stock" else ", trust_remote_code=True"
     code = (
-        "```python\nfrom transformers import AutoModelForCausalLM\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("this folder"{trust})\n```\n'
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("this folder"{trust})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("this folder"{trust})\n```\n'
     )
     if format == "zeros":
         return code + (

@@ -33,7 +33,7 @@ from headcount.removal.selection import Selection
 from headcount.removal.verify import Verification, refuse_unequal, verify
 
 Format = Literal["transformers", "gguf", "zeros"]
-_STEPS = {"zero": "Zeroing heads", "mean": "Means of head outputs", "refit": "Refitting projections"}
+_STEPS = {"mean": "Means of head outputs", "refit": "Refitting projections"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,13 @@ def prune_heads(
     if distillation is not None:
         refuse_without_gradients(model)
     replacement = replace_heads(
-        model, plan.removed, how, rows=rows, ridge=ridge, batch_tokens=batch_tokens, progress=progress(_STEPS[how])
+        model,
+        plan.removed,
+        how,
+        rows=rows,
+        ridge=ridge,
+        batch_tokens=batch_tokens,
+        progress=progress(_STEPS[how]) if how != "zero" else no_progress,
     )
     if distillation is not None:
         replacement = distill(model, replacement, rows, distillation, progress=progress("Distilling"))
@@ -169,6 +175,8 @@ def prune_heads(
         )  # fmt: skip
         (temporary / "README.md").write_text(card, encoding="utf-8")
         selection.save(temporary / "selection.json")
+        for file in temporary.iterdir():  # safetensors makes files that nobody else may read
+            file.chmod(0o666 & ~_umask())
         refuse_taken(target)
         temporary.rename(target)
     except OSError as error:
@@ -204,6 +212,13 @@ def _save_verified(
     verification = verify(model, replacement, load_saved(folder, "modelling file", model), probes)
     refuse_unequal(verification, "The pruned checkpoint")
     return "modelling file", verification
+
+
+def _umask() -> int:
+    """The bits that new files of this process lack; to read it is to set it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def refuse_taken(folder: Path) -> None:

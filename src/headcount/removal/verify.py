@@ -97,7 +97,7 @@ def _compare(model: PreTrainedModel, saved: PreTrainedModel, rows: Sequence[Sequ
         num_tokens=count,
         max_difference=largest,
         standard_deviation=sum(values) / len(values),
-        kl=(totals[0] / count).item(),
+        kl=max(0.0, (totals[0] / count).item()),  # below 0 by rounding alone
         same_top=(totals[1] / count).item(),
         dtype=str(model.dtype).removeprefix("torch."),
     )
