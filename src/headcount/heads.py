@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from operator import index
+from typing import Any
 
 import numpy as np
 
@@ -14,18 +15,37 @@ class LayerHeads:
     """The heads of one attention layer.
 
     ``index`` is the layer's position in the model (``layer_idx``); ``head_dim`` is the size of a head's
-    output, which is the size of its values and may differ from that of queries and keys.
+    output, which is the size of its values and may differ from that of queries and keys. ``key_value_index`` names for
+    each query head its key-value head, where groups have several sizes; None where they have one.
     """
 
     index: int
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    key_value_index: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.key_value_index is not None:  # a list, where it comes from JSON
+            object.__setattr__(self, "key_value_index", tuple(self.key_value_index))
 
     @property
     def group_size(self) -> int:
-        """Query heads that share one key-value head."""
+        """Query heads that share one key-value head, where all groups have one size."""
+        assert self.key_value_index is None
         return self.num_attention_heads // self.num_key_value_heads
+
+    @property
+    def key_value_heads(self) -> tuple[int, ...]:
+        """For each query head the key-value head that it uses."""
+        if self.key_value_index is not None:
+            return self.key_value_index
+        return tuple(head // self.group_size for head in range(self.num_attention_heads))
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON; read back by ``LayerHeads(**facts)``."""
+        known = {name: value for name, value in vars(self).items() if value is not None}
+        return known | ({"key_value_index": list(self.key_value_index)} if self.key_value_index is not None else {})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,6 +56,16 @@ def test_groups_are_inactive_when_all_their_heads_are(scores):
     np.testing.assert_array_equal(found["awft"].sel(share=0.5), [[0, 0.5], [0.5, NAN]])
 
 
+def test_groups_of_several_sizes(scores):
+    shared = LayerHeads(index=0, num_attention_heads=4, num_key_value_heads=2, head_dim=8, key_value_index=(0, 1, 1, 1))
+    layers = (shared, geometry((4, 2), (2, 1)).layers[1])
+    found = group_frequency(scores, cuts([0.5], ahon=[4], awft=[0.5]), HeadGeometry(layers=layers))
+    # Layer 0: head 0 alone is below 4 on both inputs, heads 1 to 3 together on none.
+    np.testing.assert_array_equal(found["ahon"].sel(share=0.5), [[1, 0], [0.5, NAN]])
+    # awft above 0.5: head 0 on the first input; heads 1 to 3 never all.
+    np.testing.assert_array_equal(found["awft"].sel(share=0.5), [[0.5, 0], [0.5, NAN]])
+
+
 def test_one_head_a_group_is_head_frequency(scores):
     thresholds = cuts([0.5], ahon=[4])
     found = group_frequency(scores, thresholds, geometry((4, 4), (2, 2)))

@@ -95,6 +95,11 @@ def test_a_pruned_checkpoint_can_be_pruned_again(tiny, tmp_path):
     uneven = load_saved(tmp_path / "uneven", "modelling file", model)
     with pytest.raises(ModelError, match="groups of unequal size from an earlier pruning"):
         prune_heads(uneven, select(uneven, [(0, 0)]), tmp_path / "more")
+    # It still knows whose keys a head uses, though it hands them to the attention function once for each query head.
+    first_layer, *_, last_layer = head_geometry(uneven).layers
+    assert (first_layer.num_key_value_heads, first_layer.key_value_heads) == (2, (0, 0, 0, 1, 1, 1))
+    assert (last_layer.num_key_value_heads, last_layer.key_value_heads) == (2, (0, 0, 0, 1, 1, 1, 1))
+    assert select(uneven, [(0, 0)]).model.geometry == head_geometry(uneven)
     with pytest.raises(InputError, match="groups have several sizes"):
         select_heads(uneven, ROWS, share=0.3, unit="group", score="ahon_ln")
 

@@ -98,6 +98,28 @@ def test_the_slider_counts_what_the_data_says(window, results, score):
             assert f" {percent}% of the scores of all heads on all {INPUTS} inputs" in said
 
 
+def test_groups_of_several_sizes_are_counted(browser, tmp_path):
+    """As in a checkpoint whose groups lost different numbers of heads: one group of seven, one of two."""
+    facts = manifest()
+    shared = [0] * 7 + [1] * 2
+    for layer in facts["model"]["layers"]:
+        layer |= {"num_key_value_heads": 2, "key_value_index": shared}
+    results = make_results(manifest=facts)
+    (tmp_path / "page.html").write_text(render_page([results]), encoding="utf-8")
+    window = Window(browser, tmp_path / "page.html")
+    choose(window.page, "ahon_ln")
+    set_share(window.page, 35)
+    inactive = part_inactive(results, "ahon_ln", 0.35)
+    counted = (inactive >= 0.5) | np.isnan(inactive)
+    whole = sum(bool(counted[layer, heads].all()) for layer in range(LAYERS) for heads in (slice(0, 7), slice(7, 9)))
+    assert whole > 0
+    assert f" {whole} of {2 * LAYERS} key-value groups" in window.page.locator("#map-readout").inner_text()
+    saved = pd.read_csv(io.StringIO(save(window.page, "head-map")))
+    assert saved["key_value_head"].tolist()[:9] == shared
+    assert window.said == []
+    window.page.context.close()
+
+
 def cell_box(page, layer, head):
     """Where a head is on the canvas, found by keyboard: Home goes to the first layer, arrows from there."""
     canvas = page.locator("#map-canvas")

@@ -96,3 +96,12 @@ def test_a_score_that_was_measured_nowhere_is_left_out():
 def test_an_unknown_score_has_no_side():
     facts, _ = head_maps(make_scores(["mine"]), None)
     assert facts["scores"][0]["inactive_when"] == ""
+
+
+def test_groups_of_several_sizes_name_each_heads():
+    layers = [
+        {"index": 5, "num_attention_heads": 3, "num_key_value_heads": 2, "key_value_index": [0, 1, 1]},
+        {"index": 7, "num_attention_heads": 4, "num_key_value_heads": 2},
+    ]
+    facts, _ = head_maps(one("ahon", np.ones((2, 2, 4)), layer=(5, 7)), layers)
+    assert facts["groups"] == [[0, 1, 1, 1], 2]  # the last stands for no head

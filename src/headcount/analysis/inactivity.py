@@ -139,8 +139,9 @@ def _most_active(values: NDArray[np.floating], geometry: HeadGeometry, score: st
     farthest = np.max if get_score(score).inactive_when == "low" else np.min
     found = np.full((len(values), len(geometry.layers), _most_groups(geometry)), np.nan, values.dtype)
     for row, layer in enumerate(geometry.layers):
-        groups = values[:, row, : layer.num_attention_heads].reshape(len(values), -1, layer.group_size)
-        found[:, row, : layer.num_key_value_heads] = farthest(groups, axis=2)
+        shared = np.array(layer.key_value_heads)
+        for group in range(layer.num_key_value_heads):
+            found[:, row, group] = farthest(values[:, row, : layer.num_attention_heads][:, shared == group], axis=1)
     return found
 
 

@@ -134,11 +134,14 @@ def _observe(model: PreTrainedModel) -> list[tuple[nn.Module, LayerHeads]]:
     found: list[tuple[nn.Module, LayerHeads]] = []
 
     def record(module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
+        # A checkpoint pruned unevenly hands over keys and values once for each query head.
+        shared = getattr(module, "key_value_index", None)
         heads = LayerHeads(
             index=layer,
             num_attention_heads=inputs.query.shape[1],
-            num_key_value_heads=inputs.key.shape[1],
+            num_key_value_heads=inputs.key.shape[1] if shared is None else len(set(shared)),
             head_dim=inputs.value.shape[-1],
+            key_value_index=shared,
         )
         found.append((module, heads))
         return attend(inputs, context.positions)[0]

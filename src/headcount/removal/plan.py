@@ -115,16 +115,16 @@ def plan_removal(geometry: HeadGeometry, heads: Sequence[tuple[int, int]] | Head
 
 
 def _plan_layer(before: LayerHeads, going: Sequence[int], uneven: Uneven) -> LayerPlan:
-    size = before.group_size
+    shared = before.key_value_heads
     groups = [
-        [head for head in range(group * size, (group + 1) * size) if head not in going]
-        for group in range(before.num_key_value_heads)
+        [head for head, group in enumerate(shared) if group == number and head not in going]
+        for number in range(before.num_key_value_heads)
     ]
     if uneven == "keep":
         largest = max(map(len, groups))
         for group, staying in enumerate(groups):
             if 0 < len(staying) < largest:
-                back = [head for head in reversed(going) if head // size == group]
+                back = [head for head in reversed(going) if shared[head] == group]
                 staying += back[: largest - len(staying)]
                 staying.sort()
     kept = [group for group, staying in enumerate(groups) if staying]

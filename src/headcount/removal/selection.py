@@ -32,6 +32,7 @@ class SelectedLayer(_Strict):
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
+    key_value_index: tuple[int, ...] | None = None
 
 
 class SelectedModel(_Strict):
@@ -44,7 +45,7 @@ class SelectedModel(_Strict):
 
     @classmethod
     def of(cls, model: PreTrainedModel, name: str) -> Self:
-        layers = tuple(SelectedLayer(**vars(layer)) for layer in head_geometry(model).layers)
+        layers = tuple(SelectedLayer(**layer.facts()) for layer in head_geometry(model).layers)
         return cls(name=name, fingerprint=fingerprint(model, dtype=torch.bfloat16), layers=layers)
 
     @property

@@ -108,8 +108,8 @@ def head_maps(scores: xr.Dataset, layers: Iterable[Mapping[str, Any]] | None) ->
 
     Args:
         scores: one variable a score, dims (example, layer, head).
-        layers: the manifest's: ``index``, ``num_attention_heads`` and ``num_key_value_heads`` of each layer. Without
-            them no head belongs to a group.
+        layers: the manifest's: ``index``, ``num_attention_heads``, ``num_key_value_heads`` and, where groups have several
+            sizes, ``key_value_index`` of each layer. Without them no head belongs to a group.
     """
     facts, packed = [], {}
     for name in map(str, scores.data_vars):
@@ -127,16 +127,19 @@ def head_maps(scores: xr.Dataset, layers: Iterable[Mapping[str, Any]] | None) ->
         "scores": facts,
         "layers": labels,
         "heads": int(scores.sizes["head"]),
-        "groups": [_group_size(known.get(label)) for label in labels],
+        "groups": [_groups(known.get(label), int(scores.sizes["head"])) for label in labels],
         "always": ALWAYS,
         "half": HALF,
     }, packed
 
 
-def _group_size(layer: Mapping[str, Any] | None) -> int:
-    """Query heads that share one key-value head; 1 where that is not known."""
+def _groups(layer: Mapping[str, Any] | None, heads: int) -> int | list[int]:
+    """Query heads that share one key-value head; or for each its key-value head, where groups have several sizes."""
     if layer is None or not layer.get("num_key_value_heads"):
         return 1
+    if shared := layer.get("key_value_index"):
+        known = [int(head) for head in shared][:heads]
+        return known + [known[-1]] * (heads - len(known))
     return max(1, int(layer["num_attention_heads"]) // int(layer["num_key_value_heads"]))
 
 

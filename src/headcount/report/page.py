@@ -107,7 +107,7 @@ def render_page(runs: Sequence[RunResults]) -> str:
         pruned=run.outcomes is not None and bool((run.outcomes["score"] == "pruned").any()),
         map=maps,
         alike=most_alike(run) if data["agreement"] else "",
-        grouped=maps is not None and max(maps["groups"]) > 1,
+        grouped=maps is not None and any(size != 1 for size in maps["groups"]),
         command=_command(run),
         facts=list(run.facts()),
         style=_asset("page.css"),

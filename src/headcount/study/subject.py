@@ -29,7 +29,7 @@ class LoadedModel:
             "fingerprint": fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "num_heads": geometry.num_heads,
-            "layers": [vars(layer) for layer in geometry.layers],
+            "layers": [layer.facts() for layer in geometry.layers],
         }
 
 

@@ -83,9 +83,14 @@ def head_map(
 def _rows(table: xr.Dataset, geometry: HeadGeometry | None) -> np.ndarray:
     """Where the top of each head is, [layer, head], with a gap of a quarter before every key-value group but the first."""
     heads = np.arange(table.sizes["head"])
-    sizes = {layer.index: layer.group_size for layer in geometry.layers} if geometry is not None else {}
-    groups = np.array([sizes.get(int(layer), 1) for layer in table["layer"].values])[:, None]
-    return heads + np.where(groups > 1, 0.25 * (heads // groups), 0.0)
+    known = {layer.index: layer for layer in geometry.layers} if geometry is not None else {}
+    gaps = np.zeros((table.sizes["layer"], len(heads)))
+    for row, index in zip(gaps, table["layer"].values, strict=True):
+        layer = known.get(int(index))
+        if layer is not None and layer.num_key_value_heads < layer.num_attention_heads:
+            row[: layer.num_attention_heads] = 0.25 * np.array(layer.key_value_heads)
+            row[layer.num_attention_heads :] = row[layer.num_attention_heads - 1]
+    return heads + gaps
 
 
 def _ticks(ax: Axes, layers: np.ndarray, rows: np.ndarray) -> None:

@@ -20,6 +20,9 @@ const systemDark = matchMedia("(prefers-color-scheme: dark)");
 const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : systemDark.matches);
 const narrow = () => root.clientWidth < 560;
 
+// The key-value head of a query head: groups of one size, or each head's own.
+const groupOf = (groups, head) => (typeof groups === "number" ? Math.floor(head / groups) : groups[head]);
+
 // Drawings that depend on the theme or the width register here.
 const redraws = [];
 const redrawAll = () => redraws.forEach((redraw) => redraw());

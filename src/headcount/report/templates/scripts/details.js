@@ -98,7 +98,7 @@ function headDetails() {
       unpin.hidden = !state.pinned;
       if (cell < 0) about.textContent = "Point at a head, or focus the map and use the arrow keys. A click or Enter pins it.";
       else {
-        const group = groups[layer] > 1 ? `Key-value head ${Math.floor(head / groups[layer])}. ` : "";
+        const group = groups[layer] !== 1 ? `Key-value head ${groupOf(groups[layer], head)}. ` : "";
         const often = state.current.inactive_when ? `Inactive on ${percent(state.current.part(cell, state.step))} of inputs by ${state.current.score}.` : "";
         about.textContent = group + often;
       }

@@ -4,8 +4,8 @@ function headMap() {
   const canvas = byId("map-canvas"), spoken = byId("map-spoken"), readout = byId("map-readout");
   const score = byId("map-score"), show = byId("map-show"), rule = byId("map-rule"), slider = byId("map-slider");
   const cells = layers.length * heads;
-  const grouped = groups.some((size) => size > 1);
-  const sameGroups = groups.every((size) => size === groups[0]);
+  const grouped = groups.some((size) => size !== 1);
+  const sameGroups = typeof groups[0] === "number" && groups.every((size) => size === groups[0]);
   const place = { left: 0, top: 0, cell: 0, gap: 0, split: 0, upright: false };
   let current = null; // the profile shown
   let off = new Uint8Array(cells); // 1 where a head counts as inactive
@@ -14,7 +14,7 @@ function headMap() {
 
   const layerOf = (cell) => Math.floor(cell / heads), headOf = (cell) => cell % heads;
   const layerAt = (layer) => layer * (place.cell + place.gap);
-  const headAt = (cell) => headOf(cell) * (place.cell + place.gap) + Math.floor(headOf(cell) / groups[layerOf(cell)]) * place.split;
+  const headAt = (cell) => headOf(cell) * (place.cell + place.gap) + groupOf(groups[layerOf(cell)], headOf(cell)) * place.split;
   const x = (cell) => place.left + (place.upright ? headAt(cell) : layerAt(layerOf(cell)));
   const y = (cell) => place.top + (place.upright ? layerAt(layerOf(cell)) : headAt(cell));
   const step = () => Number(slider.value);
@@ -24,7 +24,7 @@ function headMap() {
   // On a narrow screen layers run from top to bottom, where that gives heads more room.
   function measure() {
     const width = canvas.parentElement.clientWidth;
-    const sets = Math.max(...groups.map((size) => Math.ceil(heads / size)));
+    const sets = Math.max(...groups.map((of) => groupOf(of, heads - 1) + 1));
     const brackets = grouped && sameGroups ? 14 : 0;
     place.upright = narrow() && heads < layers.length;
     place.left = place.upright ? 36 : 30 + brackets;
@@ -146,11 +146,11 @@ function headMap() {
     }
     let inactive = 0, existing = 0, wholly = 0, sets = 0;
     for (let layer = 0; layer < layers.length; layer++) {
-      for (let from = 0; from < heads; from += groups[layer]) {
+      for (let from = 0, to; from < heads; from = to) {
         let members = 0, offs = 0;
-        for (let head = from; head < Math.min(heads, from + groups[layer]); head++) {
-          members += Number(current.exists(layer * heads + head));
-          offs += off[layer * heads + head];
+        for (to = from; to < heads && groupOf(groups[layer], to) === groupOf(groups[layer], from); to++) {
+          members += Number(current.exists(layer * heads + to));
+          offs += off[layer * heads + to];
         }
         existing += members;
         inactive += offs;
@@ -273,7 +273,7 @@ function headMap() {
     for (let cell = 0; cell < cells; cell++) {
       if (!current.exists(cell)) continue;
       const numbers = [current.mean, current.low, current.median, current.high].map((values) => Number(values[cell].toPrecision(7)));
-      lines.push([layers[layerOf(cell)], headOf(cell), Math.floor(headOf(cell) / groups[layerOf(cell)]), current.score, ...numbers,
+      lines.push([layers[layerOf(cell)], headOf(cell), groupOf(groups[layerOf(cell)], headOf(cell)), current.score, ...numbers,
         current.thresholds[step()], current.inactive_when ? current.part(cell, step()).toFixed(3) : ""]);
     }
     return csv(lines);
