@@ -106,18 +106,16 @@ def all_tables(
             keep("decided", decided.assign(**of_rule), **labels)
             keep("searched", decided_shares(decided), **labels)
         for task, outcomes in _benchmarks(run):
+            chosen = metric or main_metric(outcomes)
+            if chosen is not None:
+                of_policies = accuracy_table(outcomes, metric=chosen, **options)
+                keep("accuracy", of_policies.assign(metric=chosen), model=run.model, task=task)
+                keep("points", curve_points(of_policies, model=run.model, task=task))
+                removable = removable_table(outcomes, metric=chosen, **options)
+                relative = removable_table(outcomes, metric=chosen, relative=True, **options)
+                keep("removable", _with_relative(removable, relative), model=run.model, task=task)
             moved = divergence_table(outcomes, confidence=confidence, resamples=resamples, seed=seed)
             keep("divergence", moved, model=run.model, task=task)
-            chosen = metric or main_metric(outcomes)
-            if chosen is None:
-                continue
-            of_policies = accuracy_table(outcomes, metric=chosen, **options)
-            points = curve_points(of_policies, model=run.model, task=task)
-            keep("accuracy", of_policies.assign(metric=chosen), model=run.model, task=task)
-            keep("points", points)
-            removable = removable_table(outcomes, metric=chosen, **options)
-            relative = removable_table(outcomes, metric=chosen, relative=True, **options)
-            keep("removable", _with_relative(removable, relative), model=run.model, task=task)
         if run.scores is not None and run.thresholds is not None:
             labels = {"model": run.model, "data": run.data}
             heads = head_frequency(run.scores, run.thresholds)
