@@ -79,12 +79,22 @@ def test_a_damaged_file_of_a_run_is_named(headcount, refused, checkpoint, text):
     content[-1] ^= 1
     file.write_bytes(content)
     assert file.name in refused("report", "run")
-    assert f"Damaged: {file}" in headcount("status", "run", "--check")[1]
+    code, said, _ = headcount("status", "run", "--check")
+    assert code == 1
+    assert f"Damaged: {file}" in said
+    # Thresholds cannot measure it anew, so they leave it to be found.
+    assert str(file) in refused("thresholds", "run")
+    assert file.exists()
     code, _, error = headcount("measure", checkpoint(), "--texts", text, "-o", "run")
     assert code == 0
     assert f"Note: '{file}' was cut off or altered" in error
     assert contents("run") == whole
     assert "Every file is whole." in headcount("status", "run", "--check")[1]
+
+
+def test_a_name_that_is_too_long(refused, checkpoint, text):
+    line = refused("measure", checkpoint(), "--texts", text, "-o", "x" * 300)
+    assert "cannot be used: File name too long" in line
 
 
 def test_runs_are_exported(headcount, refused, checkpoint, own, text):

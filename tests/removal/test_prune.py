@@ -100,8 +100,8 @@ def test_a_pruned_checkpoint_can_be_pruned_again(tiny, tmp_path):
     assert (first_layer.num_key_value_heads, first_layer.key_value_heads) == (2, (0, 0, 0, 1, 1, 1))
     assert (last_layer.num_key_value_heads, last_layer.key_value_heads) == (2, (0, 0, 0, 1, 1, 1, 1))
     assert select(uneven, [(0, 0)]).model.geometry == head_geometry(uneven)
-    with pytest.raises(InputError, match="groups have several sizes"):
-        select_heads(uneven, ROWS, share=0.3, unit="group", score="ahon_ln")
+    with pytest.raises(InputError, match="cannot be cut again. Select heads of the original"):
+        select_heads(uneven, ROWS, share=0.3, score="ahon_ln")
 
 
 def test_without_trust_a_pruned_checkpoint_is_refused_not_misread(tiny, tmp_path):

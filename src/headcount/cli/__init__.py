@@ -1,5 +1,6 @@
 """The command line: one file a command, each of which parses, calls the library and prints."""
 
+import errno
 import sys
 import warnings
 
@@ -57,11 +58,26 @@ def main() -> None:
     try:
         app()
     except HeadcountError as error:
-        errors.print(f"[bold red]Error:[/] {_escaped(error)}", highlight=False, soft_wrap=True)
-        sys.exit(2)
+        _stop(str(error))
+    except OSError as error:
+        if error.errno not in _USERS or error.filename is None:
+            raise
+        _stop(f"{str(error.filename)!r} cannot be used: {error.strerror}. Choose another file or folder.")
+    except KeyboardInterrupt:
+        errors.print("Stopped.")
+        sys.exit(130)
 
 
-def _escaped(error: Exception) -> str:
+#: Failures of files that a user can do something about.
+_USERS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EISDIR)
+
+
+def _stop(why: str) -> None:
+    errors.print(f"[bold red]Error:[/] {_escaped(why)}", highlight=False, soft_wrap=True)
+    sys.exit(2)
+
+
+def _escaped(text: str) -> str:
     from rich.markup import escape
 
-    return escape(" ".join(str(error).split()))
+    return escape(" ".join(text.split()))

@@ -58,6 +58,8 @@ def status(
         output.print(
             "The command that made the run makes these anew." if damaged else "Every file is whole.", highlight=False
         )
+        if damaged:
+            raise typer.Exit(1)
 
 
 def _tables(study: "StudyFolder") -> str:

@@ -25,7 +25,7 @@ def thresholds(
     from headcount.study.progress import run_progress
     from headcount.thresholding import SHARES
 
-    with continue_run(run, command=command_line()) as opened:
+    with continue_run(run, command=command_line(), repair=False) as opened:
         cuts = find_thresholds(opened, share or SHARES)
         progress = run_progress(opened)
     table = Table(box=None, header_style="bold")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from headcount.errors import InputError
 from headcount.heads import HeadSet
 from headcount.models.batching import Progress, data_fingerprint, input_device, no_progress, pad, run_in_batches
-from headcount.models.instrument import attention_modules, head_geometry, instrument
+from headcount.models.instrument import head_geometry, instrument
 from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection, Unit
@@ -83,10 +83,10 @@ def select_heads(
     geometry = head_geometry(model)
     if missing := set(exclude_layers) - set(geometry.layer_indices):
         raise InputError(f"Layer {min(missing)} is no attention layer; they are {geometry.layer_indices}.")
-    if unit == "group" and any(getattr(m, "key_value_index", None) for m in attention_modules(model).values()):
+    if any(layer.key_value_index is not None for layer in geometry.layers):
         raise InputError(
-            "This checkpoint was pruned before, and its groups have several sizes, so they cannot be chosen as units. Use "
-            "--unit query or layer, or choose groups of the original model."
+            "This checkpoint was pruned before, and its groups have several sizes, so it cannot be cut again. Select heads of "
+            "the original model, and prune that."
         )
     target = int(share * geometry.num_heads + 1e-9)
     gone: list[tuple[int, int]] = []

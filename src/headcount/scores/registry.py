@@ -99,7 +99,10 @@ def get_score(name: str) -> Score:
         return _SCORES[_NAMES[name.lower()]]
     except KeyError:
         known = [*_SCORES, *(alias for s in _SCORES.values() for alias in s.aliases)]
-        raise InputError(f"Unknown score {name!r}. {nearest(name, known)} `headcount scores` lists them all.") from None
+        meant = nearest(name, known)
+        if meant.startswith("Known"):
+            meant = f"Known: {', '.join(_SCORES)}; one of your own comes with --scores-from FILE."
+        raise InputError(f"Unknown score {name!r}. {meant} `headcount scores` lists them all.") from None
 
 
 def is_registered(name: str) -> bool:

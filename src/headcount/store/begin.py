@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from headcount.errors import RunError
-from headcount.store.files import leftovers, shards
+from headcount.store.files import damaged, leftovers, shards
 from headcount.store.identity import differences, environment
 from headcount.store.lock import claimed
 from headcount.store.run import FORMAT, MANIFEST, METRICS, OUTCOMES, SCORES, SUMMARIES, Run, is_run, open_run
@@ -66,9 +66,15 @@ def begin_run(
 
 
 @contextmanager
-def continue_run(path: str | os.PathLike[str], *, command: str = "") -> Iterator[Run]:
-    """Continue the run in a folder as what it is, without a model or data at hand; otherwise as ``begin_run``."""
-    known = open_run(path).manifest
+def continue_run(path: str | os.PathLike[str], *, command: str = "", repair: bool = True) -> Iterator[Run]:
+    """Continue the run in a folder as what it is, without a model or data at hand; otherwise as ``begin_run``.
+
+    Without ``repair``, for who cannot make damaged shards anew, a run that has any is refused and left as it is.
+    """
+    run = open_run(path)
+    if not repair and (broken := run.damaged()):
+        raise damaged(broken[0], "it was cut off or altered since it was written")
+    known = run.manifest
     with begin_run(
         path, model=known["model"], data=known.get("data", {}), settings=known.get("settings", {}), command=command
     ) as run:

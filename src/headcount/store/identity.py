@@ -55,4 +55,9 @@ def differences(expected: dict[str, Any], found: dict[str, Any]) -> Iterator[str
     """The facts in which what is found differs from what is wanted, as readable phrases."""
     for name, wanted in expected.items():
         if (have := found.get(name)) != wanted:
-            yield f"{name} is {have!r} there and {wanted!r} here"
+            yield f"{name} is {_short(have)} there and {_short(wanted)} here"
+
+
+def _short(value: Any, limit: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit // 2]}…{text[-limit // 2 + 1 :]}"
