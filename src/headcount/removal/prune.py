@@ -130,21 +130,16 @@ def prune_heads(
         refuse_unfit(model, plan)
     if distillation is not None:
         refuse_without_gradients(model)
-    replacement = replace_heads(
-        model,
-        plan.removed,
-        how,
-        rows=rows,
-        ridge=ridge,
-        batch_tokens=batch_tokens,
-        progress=progress(_STEPS[how]) if how != "zero" else no_progress,
-    )
-    if distillation is not None:
-        replacement = distill(model, replacement, rows, distillation, progress=progress("Distilling"))
     probes = probe_rows(model, rows)
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        temporary.mkdir(parents=True)
+        temporary.mkdir(parents=True)  # a folder that cannot be written is known before the calibration
+        told = progress(_STEPS[how]) if how != "zero" else no_progress
+        replacement = replace_heads(
+            model, plan.removed, how, rows=rows, ridge=ridge, batch_tokens=batch_tokens, progress=told
+        )
+        if distillation is not None:
+            replacement = distill(model, replacement, rows, distillation, progress=progress("Distilling"))
         with quiet_transformers():
             if format == "gguf":
                 assert tokenizer_from is not None
