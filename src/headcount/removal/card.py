@@ -57,10 +57,10 @@ def model_card(
         )
     replaced = f"In their place: {_REPLACED[replacement.how]}."
     if distillation is not None:
+        passes = f"{distillation.epochs} pass{'es' * (distillation.epochs != 1)}"
         replaced += (
-            f" Their weights and biases were then trained towards the original model's predictions: {distillation.epochs} "
-            f"passes, learning rate {distillation.learning_rate:g}, {distillation.batch_tokens} tokens a step, seed "
-            f"{distillation.seed}."
+            f" Their weights and biases were then trained towards the original model's predictions: {passes}, learning rate "
+            f"{distillation.learning_rate:g}, {distillation.batch_tokens} tokens a step, seed {distillation.seed}."
         )
     if replacement.how != "zero" or distillation is not None:
         replaced += f" Calibrated on {num_texts} texts, the first token of each left out."
