@@ -200,6 +200,16 @@ def test_texts_have_a_table_of_their_log_likelihoods_and_no_accuracy():
     assert "accuracy under each policy" not in text.lower()
 
 
+def test_what_is_not_there_is_not_promised():
+    in_words = make_outcomes().drop(columns="acc").assign(
+        loglikelihoods=None, kl_from_baseline=np.nan, gold_loglikelihood=np.nan
+    )  # fmt: skip
+    text = text_of(render_page([make_results(scores=None, outcomes=in_words)]))
+    assert "These questions have no right and wrong." in text
+    assert "These questions are answered in words" in text
+    assert "shown below" not in text
+
+
 def test_answers_and_texts_have_no_common_mean():
     texts = make_outcomes("prose").drop(columns="acc").assign(loglikelihoods=None, kl_from_baseline=np.nan)
     divergence = make_results(outcomes=pd.concat([make_outcomes(), texts])).divergence

@@ -29,16 +29,17 @@ def divergence_table(
     Raises:
         InputError: no baseline, or a confidence outside 0…1.
     """
+    measures = {"gold_loglikelihood": "gold_loglikelihood", "kl": "kl_from_baseline"}
     tables = {
         name: accuracy_table(outcomes, metric=measure, confidence=confidence, resamples=resamples, seed=seed).iloc[1:]
-        for name, measure in (("gold_loglikelihood", "gold_loglikelihood"), ("kl", "kl_from_baseline"))
+        for name, measure in measures.items()
         if measure in outcomes and outcomes.loc[outcomes["policy"] != BASELINE, measure].notna().any()
     }
     if not tables:
         return pd.DataFrame()
     shared = ["policy", "score", "share_asked", "share_realised", "num_questions"]
     result = next(iter(tables.values()))[shared].reset_index(drop=True)
-    for name in ("kl", "gold_loglikelihood"):
+    for name in measures:
         for end in _SPREAD:
             found = tables[name].set_index("policy")[f"change{end}"] if name in tables else {}
             result[f"{name}{end}"] = np.array([found.get(policy, np.nan) for policy in result["policy"]], dtype=float)

@@ -104,10 +104,8 @@ def measure(
                 run, LocalEngine(subject), num_inputs=facts.num_inputs, scores=ids, seed=seed,
                 progress=progress.start(f"Measuring {len(ids)} score{'s' * (len(ids) > 1)}", facts.num_inputs),
             )  # fmt: skip
-    scores, inputs = (
-        f"{len(ids)} score{'s' * (len(ids) != 1)}",
-        f"{facts.num_inputs} input{'s' * (facts.num_inputs != 1)}",
-    )
+    scores = f"{len(ids)} score{'s' * (len(ids) != 1)}"
+    inputs = f"{facts.num_inputs} input{'s' * (facts.num_inputs != 1)}"
     output.print(f"Measured {scores} of {facts.model['num_heads']} heads on {inputs}.", highlight=False)
     output.print(f"Run: {run.path}", highlight=False, soft_wrap=True, markup=False)
 
