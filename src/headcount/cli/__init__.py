@@ -1,12 +1,14 @@
 """The command line: one file a command, each of which parses, calls the library and prints."""
 
 import errno
+import logging
 import sys
 import warnings
 
 import typer
+from rich.text import Text
 
-from headcount.cli.console import errors, show_warning
+from headcount.cli.console import PlainRecord, errors, show_warning
 from headcount.errors import HeadcountError
 
 app = typer.Typer(
@@ -55,6 +57,7 @@ def main() -> None:
     )
 
     warnings.showwarning = show_warning
+    logging.setLogRecordFactory(PlainRecord)
     try:
         app()
     except HeadcountError as error:
@@ -73,11 +76,5 @@ _USERS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOS
 
 
 def _stop(why: str) -> None:
-    errors.print(f"[bold red]Error:[/] {_escaped(why)}", highlight=False, soft_wrap=True)
+    errors.say(" ".join(why.split()), heading=Text("Error: ", style="bold red"))
     sys.exit(2)
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(" ".join(text.split()))

@@ -48,4 +48,5 @@ def analyse(
     print_overview(output, tables, share=share, published=published)
     if output_folder is not None:
         write_tables(output_folder, tables)
-        output.print(f"\nTables: {output_folder} ({', '.join(tables)})", highlight=False, soft_wrap=True, markup=False)
+        output.print()
+        output.say(f"Tables: {output_folder} ({', '.join(tables)})")

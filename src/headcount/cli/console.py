@@ -1,18 +1,66 @@
 """What commands print with: standard output for results, standard error for progress, notes and errors."""
 
-from collections.abc import Iterator
+import logging
+import unicodedata
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 import typer
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segment
+from rich.text import Text
 
 from headcount.models.batching import Progress as ProgressCallback
 
-output = Console()
-errors = Console(stderr=True)
+_STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # by Unicode category: control, format, surrogate, line and paragraph ends
+_JOINERS = "\u200c\u200d"  # belong to the spelling of Persian, of Indic scripts and of emoji
+
+
+def visible(text: str, keep: str = "") -> str:
+    r"""Text whose characters that steer a terminal, break a line or turn the direction of writing are shown as escapes.
+
+    >>> visible("\x1b[31mred\u202e, שלום\nError: forged")
+    '\\x1b[31mred\\u202e, שלום\\nError: forged'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    kept = keep + _JOINERS
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in _STEERING and c not in kept else c
+        for c in text
+    )
+
+
+class PlainConsole(Console):
+    """A console on which text is text. Names come from strangers: nothing in them is markup or steers the terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+    def say(self, text: str, heading: Text | None = None) -> None:
+        """Print one line, however long, that stays one whatever is in it."""
+        self.print(Text.assemble(heading or "", visible(text)), soft_wrap=True)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(visible(text, keep="\n\t"), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        cell = visible(renderable) if isinstance(renderable, str) else renderable
+        for segment in super().render(cell, options):
+            yield segment if segment.control else segment._replace(text=visible(segment.text, keep="\n\t"))
+
+
+class PlainRecord(logging.LogRecord):
+    """What libraries log, as one line of plain text: they quote the files that they read."""
+
+    def getMessage(self) -> str:
+        return visible(super().getMessage())
+
+
+output = PlainConsole()
+errors = PlainConsole(stderr=True)
 
 
 def show_warning(
@@ -25,7 +73,7 @@ def show_warning(
 ) -> None:
     """Python warnings as one readable line; other libraries' housekeeping is not the user's business."""
     if issubclass(category, UserWarning):
-        errors.print(f"[yellow]Note:[/] {escape(str(message))}", highlight=False, soft_wrap=True)
+        errors.say(" ".join(str(message).split()), heading=Text("Note: ", style="yellow"))
 
 
 class Steps:
@@ -36,7 +84,7 @@ class Steps:
 
     def start(self, what: str, total: int | None = None) -> ProgressCallback:
         """A new line; call what it returns with (done, total)."""
-        task = self._progress.add_task(escape(what), total=total)
+        task = self._progress.add_task(visible(what), total=total)
 
         def update(done: int, total: int) -> None:
             self._progress.update(task, completed=done, total=total)
@@ -50,7 +98,7 @@ def steps(
 ) -> Iterator[Steps]:
     """Progress bars on standard error; Ctrl-C inside is one sentence, which ends with ``stopped``, and exit code 130."""
     columns = (
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<34}", markup=False),
         BarColumn(bar_width=18),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -61,5 +109,5 @@ def steps(
         with Progress(*columns, console=errors) as progress:
             yield Steps(progress)
     except KeyboardInterrupt:
-        errors.print(f"Stopped. {stopped}", soft_wrap=True)
+        errors.say(f"Stopped. {stopped}")
         raise typer.Exit(130) from None

@@ -55,8 +55,7 @@ def demo(
     output.print(
         f"\n{model['name']}: {model['num_heads']} heads in {len(model['layers'])} layers, {model['dtype']}. "
         f"{facts.num_questions} questions of {TASK} ({', '.join(set(facts.data['sources'].values()))}), without the "
-        f"chat template, {time.monotonic() - start:.0f} s.\n",
-        highlight=False,
+        f"chat template, {time.monotonic() - start:.0f} s.\n"
     )
     print_results(run)
-    output.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
+    output.say(f"Page: {page}")

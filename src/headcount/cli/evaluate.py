@@ -235,7 +235,8 @@ def print_results(run: Run, metric: str | None = None) -> None:
     assert outcomes is not None
     if (rule := rule_of(run.manifest)) is not None and (decided := decided_table(run)) is not None:
         print_decided(output, decided, margin=rule.margin, confidence=rule.confidence)
-        output.print(f"\nRun:  {run.path}", highlight=False, soft_wrap=True, markup=False)
+        output.print()
+        output.say(f"Run:  {run.path}")
         return
     metric = metric or main_metric(outcomes)
     try:
@@ -244,4 +245,5 @@ def print_results(run: Run, metric: str | None = None) -> None:
             return
         print_tables(output, accuracy_table(outcomes, metric=metric), removable_table(outcomes, metric=metric))
     finally:  # an unknown metric must not hide where hours of work are
-        output.print(f"\nRun:  {run.path}", highlight=False, soft_wrap=True, markup=False)
+        output.print()
+        output.say(f"Run:  {run.path}")

@@ -23,4 +23,4 @@ def export(
 
     opened = open_run(run)
     for file in export_run(opened, folder or opened.path / "export", form):
-        output.print(str(file), highlight=False, soft_wrap=True, markup=False)
+        output.say(str(file))

@@ -25,4 +25,4 @@ def figures(
 
     folder = output_folder or runs[0] / "figures"
     files = write_figures([read_results(open_run(run)) for run in runs], folder, template=template)
-    output.print(f"{len(files)} files in {folder}", highlight=False, soft_wrap=True, markup=False)
+    output.say(f"{len(files)} files in {folder}")

@@ -106,8 +106,8 @@ def measure(
             )  # fmt: skip
     scores = f"{len(ids)} score{'s' * (len(ids) != 1)}"
     inputs = f"{facts.num_inputs} input{'s' * (facts.num_inputs != 1)}"
-    output.print(f"Measured {scores} of {facts.model['num_heads']} heads on {inputs}.", highlight=False)
-    output.print(f"Run: {run.path}", highlight=False, soft_wrap=True, markup=False)
+    output.print(f"Measured {scores} of {facts.model['num_heads']} heads on {inputs}.")
+    output.say(f"Run: {run.path}")
 
 
 def _whole(limit: float | None) -> int | None:

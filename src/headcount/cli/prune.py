@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from headcount.cli import app, options
 from headcount.cli.console import output, steps
@@ -122,8 +123,9 @@ def prune(
         trust = "" if result.loaded == "stock" else ", trust_remote_code=True"
         compared = "Loaded again and compared"
         how = f'AutoModelForCausalLM.from_pretrained("{result.folder}"{trust})'
-    output.print(f"{compared} with the masked model: {result.verification}.", highlight=False)
-    output.print(f"Checkpoint: {result.folder}\nLoad it: {how}", highlight=False, soft_wrap=True, markup=False)
+    output.print(f"{compared} with the masked model: {result.verification}.")
+    output.say(f"Checkpoint: {result.folder}")
+    output.say(f"Load it: {how}")
 
 
 def print_plan(plan: "Plan", savings: "Savings | None", *, choices: str) -> None:
@@ -147,23 +149,22 @@ def print_plan(plan: "Plan", savings: "Savings | None", *, choices: str) -> None
         row("key-value cache, bytes a token", *savings.key_value_bytes)
     output.print(table)
     if savings is None:
-        output.print("Zero-filled: every shape stays, and nothing gets faster or smaller.", highlight=False)
+        output.print("Zero-filled: every shape stays, and nothing gets faster or smaller.")
         return
     if plan.emptied:
-        output.print(f"Layers that lose all heads: {', '.join(map(str, plan.emptied))}.", highlight=False)
+        output.print(f"Layers that lose all heads: {', '.join(map(str, plan.emptied))}.")
     if stay := plan.kept_after_all:
         output.print(
-            f"{len(stay)} of {len(plan.asked)} selected heads stay: their groups keep others, and groups must have one size.",
-            highlight=False,
+            f"{len(stay)} of {len(plan.asked)} selected heads stay: their groups keep others, and groups must have one size."
         )
     if indexed := sum(layer.index is not None for layer in plan.layers):
         output.print(
-            f"{indexed} layers have groups of different sizes: an index in the checkpoint says which head uses which keys.",
-            highlight=False,
+            f"{indexed} layers have groups of different sizes: an index in the checkpoint says which head uses which keys."
         )
     if after > before:
         output.print(
-            f"[yellow]Repeating key-value heads costs more cache than the removal saves.[/] Choose --uneven {choices}, or "
-            "select whole groups with `headcount select --unit group`.",
-            highlight=False,
+            Text.assemble(
+                ("Repeating key-value heads costs more cache than the removal saves.", "yellow"),
+                f" Choose --uneven {choices}, or select whole groups with `headcount select --unit group`.",
+            )
         )

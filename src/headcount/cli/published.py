@@ -29,7 +29,7 @@ def published(
     from headcount.published import published_curves, published_model, published_points, published_table
     from headcount.report.terminal import print_curves, print_points, print_removable_by_score
     from headcount.scores import get_score
-    from headcount.store import write_atomically
+    from headcount.store import table_csv, write_atomically
 
     chosen_model = published_model(model) if model else None
     chosen_score = get_score(score).id if score else None
@@ -51,5 +51,6 @@ def published(
         else:
             print_curves(output, table)
     if output_file:
-        write_atomically(output_file, table.to_csv(index=False).encode())
-        output.print(f"\nTable: {output_file}", highlight=False, soft_wrap=True, markup=False)
+        write_atomically(output_file, table_csv(table, digits=None).encode())
+        output.print()
+        output.say(f"Table: {output_file}")

@@ -25,7 +25,7 @@ def report(
     if output_file is None and is_study(runs[0]):
         output_file = runs[0] / "report.html"
     page = write_report(open_runs(runs), output_file)
-    output.print(f"Page: {page}", highlight=False, soft_wrap=True, markup=False)
+    output.say(f"Page: {page}")
 
 
 def write_report(runs: list[Run], file: Path | None = None) -> Path:

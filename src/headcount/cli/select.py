@@ -131,10 +131,9 @@ def select(
     if trials is not None:
         print_trials(trials, confidence)
     total = sum(layer.num_attention_heads for layer in selection.model.layers)
-    output.print(
+    output.say(
         f"Selected {len(selection.heads)} of {total} query heads ({100 * len(selection.heads) / total:.1f}%), chosen on "
         f"{len(rows)} texts. See what that saves: headcount prune {model} --heads {output_file}",
-        highlight=False, markup=False, soft_wrap=True,
     )  # fmt: skip
 
 

@@ -45,19 +45,17 @@ def status(
         for policy, count in (known.stopped if known else {}).items():
             if known is not None and count < known.num_questions:
                 said = f"{policy} stopped after {count:,} of {known.num_questions:,} questions"
-                output.print(f"Decided: {said}, {' on '.join(labels)}", markup=False, highlight=False, soft_wrap=True)
+                output.say(f"Decided: {said}, {' on '.join(labels)}")
         for policy, why in (known.failures if known else {}).items():
-            output.print(f"Given up: {policy} of {' on '.join(labels)}: {why}", markup=False, highlight=False)
+            output.say(f"Given up: {policy} of {' on '.join(labels)}: {why}")
     if study is not None:
-        output.print(_tables(study), highlight=False, soft_wrap=True, markup=False)
-    output.print(_holder(holder), highlight=False, soft_wrap=True, markup=False)
+        output.say(_tables(study))
+    output.say(_holder(holder))
     if check:
         damaged = [file for run in runs.values() for file in run.damaged()]
         for file in damaged:
-            output.print(f"Damaged: {file}", highlight=False, soft_wrap=True, markup=False)
-        output.print(
-            "The command that made the run makes these anew." if damaged else "Every file is whole.", highlight=False
-        )
+            output.say(f"Damaged: {file}")
+        output.print("The command that made the run makes these anew." if damaged else "Every file is whole.")
         if damaged:
             raise typer.Exit(1)
 

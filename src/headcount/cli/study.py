@@ -93,8 +93,9 @@ def study(
 
     tables = done.tables()
     print_overview(output, tables, share=_SHARE, published="by_score" in tables)
-    output.print(f"\nStudy:  {done.path}", highlight=False, soft_wrap=True, markup=False)
-    output.print(f"Tables: {done.path / 'tables'} ({', '.join(tables)})", highlight=False, soft_wrap=True, markup=False)
+    output.print()
+    output.say(f"Study:  {done.path}")
+    output.say(f"Tables: {done.path / 'tables'} ({', '.join(tables)})")
 
 
 def _count(asked: "Study", progress: Steps) -> None:
@@ -122,8 +123,7 @@ def _print_costs(costs: "dict[tuple[str, str], Cost]", rate: float) -> None:
     output.print(
         f"\nTokens are those of one pass over the inputs. In all {sum(cost.forwards for cost in costs.values()):,} forward "
         f"passes, {sum(cost.operations for cost in costs.values()):.2g} operations, and at most about {total:.2g} hours on this "
-        f"machine ({rate / 1e9:,.0f} GFLOP/s, from a matrix product just now; expect a factor of 2).",
-        highlight=False,
+        f"machine ({rate / 1e9:,.0f} GFLOP/s, from a matrix product just now; expect a factor of 2)."
     )
 
 

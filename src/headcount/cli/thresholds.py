@@ -38,4 +38,4 @@ def thresholds(
         table.add_row(str(name), sign, *(f"{value:.4g}" for value in values.values))
     output.print(table)
     if progress.inputs_left:
-        output.print(f"Of {progress.num_inputs} inputs {progress.inputs_left} are not measured yet.", highlight=False)
+        output.print(f"Of {progress.num_inputs} inputs {progress.inputs_left} are not measured yet.")

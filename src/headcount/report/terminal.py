@@ -90,7 +90,7 @@ def print_decided(console: Console, decided: pd.DataFrame, *, margin: float, con
     )  # fmt: skip
     for row in rows(decided.sort_values(["score", "share_asked"], kind="stable")):
         verdicts.add_row(
-            Text(policy_name(row)), percent(row.share_asked), percent(row.share_realised), points_text(row.change),
+            Text(shown(policy_name(row), 60)), percent(row.share_asked), percent(row.share_realised), points_text(row.change),
             row.verdict or "not known yet", f"{row.num_questions:,} of {row.total:,}",
         )  # fmt: skip
     console.print(verdicts)
@@ -100,7 +100,7 @@ def print_decided(console: Console, decided: pd.DataFrame, *, margin: float, con
     shares = terminal_table(f"Heads that can be zeroed within {fall}", "Score", "Share asked", "Realised", "Questions")
     for row in rows(between):
         shares.add_row(
-            Text(row.score), _between(row.within, row.beyond), _between(row.within_realised, row.beyond_realised),
+            Text(shown(row.score, 60)), _between(row.within, row.beyond), _between(row.within_realised, row.beyond_realised),
             f"{row.num_questions:,} at {row.looks} share{'s' * (row.looks > 1)}",
         )  # fmt: skip
     console.print()
@@ -146,7 +146,11 @@ def print_removable_by_score(
             cell = f"{100 * getattr(row, column):.1f}".replace("nan", NOT_MEASURED)
             cells.append(f"{'≥ ' if (best or column) in bounds else ''}{cell} {best}".rstrip())
         name = f"{row.model}, {row.task}" if several else row.model
-        made.add_row(Text(shown(name, 60)), *map(Text, cells), style="bold" if row.model == "mean" else None)
+        made.add_row(
+            Text(shown(name, 60)),
+            *(Text(shown(cell, 60)) for cell in cells),
+            style="bold" if row.model == "mean" else None,
+        )
     console.print(made)
 
 
@@ -194,9 +198,14 @@ def terminal_table(title: str, first: str, *others: str) -> Table:
     """An empty table: the first column folds, the others are numbers."""
     # What strangers named is text, not markup; neither is `[95%]`.
     table = Table(
-        title=Text(title), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False
+        title=Text(shown(title)),
+        title_justify="left",
+        title_style="bold",
+        box=None,
+        padding=(0, 2, 0, 0),
+        pad_edge=False,
     )
-    table.add_column(Text(first), overflow="fold")
+    table.add_column(Text(shown(first, 60)), overflow="fold")
     for name in others:
-        table.add_column(Text(name), justify="right", no_wrap=len(name) > 12)
+        table.add_column(Text(shown(name, 60)), justify="right", no_wrap=len(name) > 12)
     return table

@@ -1,7 +1,7 @@
 """A run's tables in formats that other tools read."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,24 @@ from headcount.store.run import Run
 FORMATS = ("parquet", "csv", "netcdf")
 
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # a spreadsheet would calculate text that starts with these
+#: A spreadsheet would calculate text that starts with these; it reads the wide forms as the narrow ones.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
-def table_csv(frame: pd.DataFrame) -> str:
-    """RFC 4180 with a header; text that a spreadsheet would run as a formula gets an apostrophe before it."""
-    safe = {
-        _inert(name): column.map(_inert) if column.dtype == object or pd.api.types.is_string_dtype(column) else column
-        for name, column in frame.items()
-    }
-    return pd.DataFrame(safe).to_csv(index=False, lineterminator="\r\n", float_format="%.9g")
+def table_csv(frame: pd.DataFrame, *, header: bool = True, digits: int | None = 9) -> str:
+    """RFC 4180; text that a spreadsheet would run as a formula gets an apostrophe before it.
+
+    Args:
+        frame: one row a line; its index is left out.
+        header: write the names of the columns first.
+        digits: of a number, at most; None for all that tell it from others.
+    """
+    safe = frame.set_axis([_inert(name) for name in frame.columns], axis="columns")
+    for place, (_, column) in enumerate(frame.items()):
+        if not pd.api.types.is_numeric_dtype(column):
+            safe.isetitem(place, column.astype(object).map(_inert))
+    written = None if digits is None else f"%.{digits}g"
+    return safe.to_csv(index=False, header=header, lineterminator="\r\n", float_format=written)
 
 
 def _inert(value: Any) -> Any:
@@ -71,7 +79,10 @@ def _tables(run: Run, folder: Path, form: str) -> Iterator[Path]:
     for name, table in tables.items():
         if table is not None:
             file = folder / f"{name}.{form}"
-            table.to_parquet(file, index=False) if form == "parquet" else table.to_csv(file, index=False)
+            if form == "parquet":
+                table.to_parquet(file, index=False)
+            else:
+                _write_csv(file, [table])
             yield file
 
 
@@ -79,14 +90,19 @@ def _write_scores(run: Run, file: Path, form: str) -> Path:
     """A row an input, layer and head, written shard by shard."""
     parts = map(_score_rows, run.score_parts())
     if form == "csv":
-        for number, rows in enumerate(parts):
-            rows.to_csv(file, index=False, mode="a" if number else "w", header=not number)
-        return file
+        return _write_csv(file, parts)
     tables = (pa.Table.from_pandas(rows, preserve_index=False) for rows in parts)
     first = next(tables)
     with pq.ParquetWriter(file, first.schema) as writer:
         for table in itertools.chain([first], tables):
             writer.write_table(table)
+    return file
+
+
+def _write_csv(file: Path, parts: Iterable[pd.DataFrame]) -> Path:
+    with file.open("w", encoding="utf-8", newline="") as stream:
+        for number, rows in enumerate(parts):
+            stream.write(table_csv(rows, header=not number, digits=None))
     return file
 
 

@@ -83,7 +83,7 @@ function download(name, text) {
 function csv(lines) {
   const field = (value) => {
     if (typeof value === "number") return String(value);
-    const inert = /^[=+\-@\t\r\n]/.test(value) ? `'${value}` : value;
+    const inert = /^[=+\-@\t\r\n＝＋－＠]/.test(value) ? `'${value}` : value;
     return /[",\r\n]/.test(inert) ? `"${inert.replace(/"/g, '""')}"` : inert;
   };
   return lines.map((line) => `${line.map(field).join(",")}\r\n`).join("");
