@@ -11,22 +11,6 @@ from headcount.models.loading import fingerprint, is_instruct, load, max_positio
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
 
-@pytest.fixture
-def checkpoint(tiny, letters, tmp_path):
-    """Writes a small checkpoint: ``checkpoint()`` a sound one; ``edit`` changes the model before it is saved."""
-
-    def write(name: str = "small", edit=lambda model: None, **changes: object) -> Path:
-        folder = tmp_path / name
-        model = tiny(num_hidden_layers=2, **changes)
-        with torch.no_grad():
-            edit(model)
-        model.save_pretrained(folder)
-        letters.save_pretrained(folder)
-        return folder
-
-    return write
-
-
 def as_pickle(folder: Path) -> Path:
     from safetensors.torch import load_file
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.cache import cache_folder
 from headcount.errors import InputError, ModelError
+from headcount.models.weights import check_config, check_values, gguf_part, load_filled, weight_files
 
 DEMO = "demo"
 DEMO_NAME = "SmolLM2-135M-Instruct (Q4_1)"
@@ -52,7 +53,8 @@ def load(
         trust_remote_code: run model code that comes with the checkpoint.
 
     Raises:
-        ModelError: not found, only pickle, truncated, not a causal language model, or NaN in its weights.
+        ModelError: not found, only pickle, truncated, not a causal language model, or weights that are missing, of other
+            shapes than its configuration says, or no numbers.
         InputError: unknown dtype or device.
     """
     name = os.fspath(model)
@@ -65,7 +67,11 @@ def load(
     placement = {"device_map": device_map} if device_map is not None else {}
     weights = {"use_safetensors": None if allow_pickle else True} if not is_gguf else {}
     with quiet_transformers(), _explained(name):
-        loaded = AutoModelForCausalLM.from_pretrained(source, dtype=wanted, **options, **placement, **weights)
+        config = AutoConfig.from_pretrained(source, **options)
+        check_config(config, name, _files_here(source, options), trust_remote_code=trust_remote_code)
+        loaded = load_filled(
+            AutoModelForCausalLM, source, name=name, config=config, dtype=wanted, **options, **placement, **weights
+        )
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
     if is_gguf:
         _forget_quantization(loaded)
@@ -76,7 +82,7 @@ def load(
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise ModelError(f"{name} does not fit on {torch_device} ({error}). Try --device-map auto.") from error
     loaded = loaded.eval().requires_grad_(False)
-    _check_finite(loaded, name)
+    check_values(loaded, name, [] if is_gguf else _files_here(source, options))
     return loaded, tokenizer
 
 
@@ -95,6 +101,7 @@ def outline(
     source, options = find_source(name, revision, allow_pickle, trust_remote_code)
     with quiet_transformers(), _explained(name), torch.device("meta"):
         config = AutoConfig.from_pretrained(source, **options)
+        check_config(config, name, (), trust_remote_code=trust_remote_code)
         built = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     with quiet_transformers(), _explained(name):
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -201,6 +208,16 @@ def max_positions(model: PreTrainedModel) -> int | None:
     return None
 
 
+def _files_here(source: str, options: dict[str, Any]) -> list[Path]:
+    """The weights that a source names, as far as they are on this machine."""
+    if "gguf_file" in options:
+        return [Path(source) / options["gguf_file"]]
+    if Path(source).is_dir():
+        return weight_files(Path(source))
+    cached = try_to_load_from_cache(source, "config.json", revision=options["revision"])
+    return weight_files(Path(cached).parent) if isinstance(cached, str) else []
+
+
 def _gguf_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
 
@@ -244,7 +261,7 @@ def _demo_folder() -> Path:
     try:
         with quiet_transformers(), _explained(DEMO):
             options = {"gguf_file": gguf.name}
-            model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **options)
+            model = load_filled(AutoModelForCausalLM, str(gguf.parent), name=DEMO, dtype=torch.float32, **options)
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
             _forget_quantization(model)
             model.save_pretrained(temporary)
@@ -275,11 +292,14 @@ def _check_source(name: str, revision: str | None, allow_pickle: bool) -> bool:
     folder = Path(name)
     if folder.is_dir():
         files = {file.name for file in folder.iterdir()}
+        _refuse_adapter(name, files)
         if "config.json" not in files:
             ggufs = sorted(file for file in files if file.endswith(".gguf"))
             hint = f" It holds {ggufs[0]}: give that file." if ggufs else " Give a folder saved with save_pretrained."
             raise ModelError(f"The folder {name!r} has no config.json.{hint}")
         _check_files(name, files, allow_pickle)
+        if "model.safetensors" not in files and (index := folder / "model.safetensors.index.json").exists():
+            _check_index(index, files)
         return False
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or folder.exists():
         raise ModelError(f"There is no model folder {name!r}. Check the path.")
@@ -294,11 +314,27 @@ def _check_source(name: str, revision: str | None, allow_pickle: bool) -> bool:
         ) from error
     except Exception:  # no network, a wrong proxy, offline mode, …: what is in the hub's local cache may still serve
         return False
-    _check_files(name, {file.rfilename for file in repository.siblings or ()}, allow_pickle)
+    files = {file.rfilename for file in repository.siblings or ()}
+    _refuse_adapter(name, files)
+    _check_files(name, files, allow_pickle)
     return True
 
 
+def _refuse_adapter(name: str, files: set[str]) -> None:
+    if "adapter_config.json" in files:
+        raise ModelError(
+            f"{name} is a PEFT adapter (adapter_config.json), not a whole model. Merge it into its base model "
+            "(model.merge_and_unload()), and give a folder that holds only what save_pretrained writes then."
+        )
+
+
 def _check_files(name: str, files: set[str], allow_pickle: bool) -> None:
+    shards = sorted(file for file in files if re.fullmatch(r"model-\d{5}-of-\d{5}\.safetensors", file))
+    if shards and {"model.safetensors", "model.safetensors.index.json"} <= files:
+        raise ModelError(
+            f"{name} holds its weights twice, in model.safetensors and in parts ({shards[0]}, …), so that it cannot be known "
+            "which are meant. Remove those that an earlier save left."
+        )
     if any(file.endswith(".safetensors") for file in files):
         return
     pickles = sorted(file for file in files if file.endswith((".bin", ".pt", ".pth", ".ckpt")))
@@ -311,6 +347,20 @@ def _check_files(name: str, files: set[str], allow_pickle: bool) -> None:
         )
 
 
+def _check_index(index: Path, files: set[str]) -> None:
+    try:
+        parts = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(f"{str(index)!r} cannot be read as an index of weights. Download it again.") from error
+    if not parts:
+        raise ModelError(f"{str(index)!r} names no weights. Download it again.")
+    if lacking := sorted(parts - files):
+        raise ModelError(
+            f"{str(index.parent)!r} lacks {len(lacking)} of the {len(parts)} files that its index names, first {lacking[0]!r}. "
+            "Download them."
+        )
+
+
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
     """Turn what transformers raises while loading into one sentence with the next step."""
@@ -320,7 +370,9 @@ def _explained(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         text = " ".join(str(error).split())
-        first = text.split(". ")[0][:300]
+        first = text.split(". ")[0][:300].rstrip(".")
+        if isinstance(error, ZeroDivisionError):
+            first = "a size in its configuration is 0"
         if "trust_remote_code" in text:
             raise ModelError(
                 f"{name} needs code that comes with it. Give --trust-remote-code if you trust its author."
@@ -329,6 +381,8 @@ def _explained(name: str) -> Iterator[None]:
             raise ModelError(
                 f"{name} has no safetensors weights. If it has pickle weights that you trust, give --allow-pickle."
             ) from error
+        if part := gguf_part(name):
+            raise ModelError(f"{name} could not be read: {first}. {part}") from error
         if name == DEMO or name.endswith(".gguf"):
             raise ModelError(
                 f"{name} could not be read: {first}. The file may be truncated or of an unknown kind; download it again."
@@ -339,18 +393,6 @@ def _explained(name: str) -> Iterator[None]:
                 "network and your hub login, or use `demo`."
             ) from error
         raise ModelError(f"{name} could not be loaded: {first}.") from error
-
-
-def _check_finite(model: PreTrainedModel, name: str) -> None:
-    for parameter_name, parameter in model.named_parameters():
-        if (
-            parameter.is_floating_point()
-            and parameter.device.type != "meta"
-            and not bool(torch.isfinite(parameter).all())
-        ):
-            raise ModelError(
-                f"{name} has NaN or infinite weights, first in {parameter_name}. Download or convert it again."
-            )
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from headcount.errors import InputError
 from headcount.models.instrument import attention_modules
 from headcount.models.projection import output_projection
+from headcount.models.weights import load_filled
 from headcount.removal import resize
 from headcount.removal.activations import parameters_restored
 from headcount.removal.plan import Plan
@@ -115,7 +116,7 @@ def load_saved(folder: Path, loaded: Loaded, like: PreTrainedModel) -> PreTraine
     """The checkpoint as others would load it, in the dtype and on the device of ``like``."""
     options: dict[str, Any] = {"dtype": like.dtype, "use_safetensors": True, "local_files_only": True}
     if loaded == "stock":
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+        model: Any = load_filled(AutoModelForCausalLM, folder, name=str(folder), **options)
     else:
         # Not through AutoModel: that would leave a copy of the file in the hub's cache.
         spec = importlib.util.spec_from_file_location(f"headcount_pruned_{id(folder)}", folder / _FILE)
@@ -123,7 +124,7 @@ def load_saved(folder: Path, loaded: Loaded, like: PreTrainedModel) -> PreTraine
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.PrunedConfig.from_pretrained(folder)
-        model = module.PrunedForCausalLM.from_pretrained(folder, config=config, **options)
+        model = load_filled(module.PrunedForCausalLM, folder, name=str(folder), config=config, **options)
     model.set_attn_implementation(like.config._attn_implementation)
     return model.to(like.device).eval().requires_grad_(False)
 
