@@ -104,6 +104,10 @@ def test_token_ids_come_in_many_forms(letters):
         (7, "not a int"),
         ([5, 6, 7], "Input 0 is neither a text nor a list of token ids, but 5"),
         ([[5, 6], ["a"]], r"Input 1 is neither .* but \['a'\]"),
+        ([[5, 6.5]], r"Input 0 is neither .* but \[5, 6\.5\]"),
+        ([[5], [6, 256]], r"Input 1 has the token id 256, and the model knows 0…255\. Use the tokenizer that belongs"),
+        ([[5, -1]], "Input 0 has the token id -1, and"),
+        (["one", "t\ud83dwo"], r"Input 1 holds half of a surrogate pair \('\\ud83d' at character 1\)"),
     ],
 )
 def test_inputs_that_cannot_be_used_are_refused(model, letters, inputs, message):

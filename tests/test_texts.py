@@ -105,7 +105,83 @@ def test_a_file_without_text_is_refused(write, name, content):
 
 def test_text_that_is_not_utf8_is_refused(write):
     with pytest.raises(InputError, match=r"a\.txt.* cannot be read as UTF-8"):
-        load_texts([write("a.txt", b"\xff\xfe")])
+        load_texts([write("a.txt", b"\xff\xff")])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])  # Python writes a mark with each
+def test_a_byte_order_mark_names_the_encoding_and_is_no_text(write, encoding):
+    assert load_texts([write("a.txt", "Äpfel\r\nund Birnen".encode(encoding))]) == ["Äpfel\nund Birnen"]
+    assert load_texts([write("a.md", "# Äpfel".encode(encoding))]) == ["# Äpfel"]
+    lines = '{"text": "Äpfel"}\r\n\r\n"Birnen"\r\n'
+    assert load_texts([write("a.jsonl", lines.encode(encoding))]) == ["Äpfel", "Birnen"]
+
+
+def test_byte_order_marks_of_big_endian_files(write):
+    assert load_texts([write("a.txt", b"\xfe\xff" + "Äpfel".encode("utf-16-be"))]) == ["Äpfel"]
+    assert load_texts([write("a.txt", b"\0\0\xfe\xff" + "Äpfel".encode("utf-32-be"))]) == ["Äpfel"]
+
+
+def test_marks_of_joined_files_and_of_texts_are_no_text(write):
+    lines = '\ufeff{"text": "one"}\n\ufeff{"text": "two"}\n"\\ufeffthree"\n"\ufeff"\n\ufeff\n"fo\ufeffur"'
+    assert load_texts([write("a.jsonl", lines)]) == ["one", "two", "three", "fo\ufeffur"]
+    assert load_texts([write("a.parquet", pd.DataFrame({"text": ["\ufeffone", "\ufeff"]}))]) == ["one"]
+
+
+def test_line_ends_inside_texts_end_no_line(write):
+    # Line and paragraph separators are characters of JSON strings.
+    assert load_texts([write("a.jsonl", '"one\u2028two\x85three"\n"four"')]) == ["one\u2028two\x85three", "four"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.jsonl"])
+def test_another_encoding_is_named_by_file_line_and_byte(write, name):
+    content = '"one"\n\n"Äpfel"\n'.encode("latin-1")
+    with pytest.raises(InputError, match=rf"Line 3 of '.*{name}' cannot be read as UTF-8 \(byte 0xc4\).*iconv"):
+        load_texts([write(name, content)])
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+def test_utf_16_without_a_mark_is_refused(write, name):
+    with pytest.raises(InputError, match=rf"Line 1 of '.*{name}' holds a NUL character.*UTF-16"):
+        load_texts([write(name, '"apples"'.encode("utf-16-le"))])
+
+
+def test_utf_16_that_is_cut_is_refused(write):
+    with pytest.raises(InputError, match=r"a\.txt' cannot be read as text"):
+        load_texts([write("a.txt", "apples".encode("utf-16")[:-1])])
+
+
+def test_a_nul_character_is_named_by_where_it_is(write):
+    with pytest.raises(InputError, match=r"Line 2 of '.*a\.jsonl' holds a NUL"):
+        load_texts([write("a.jsonl", '"one"\n"t\\u0000wo"')])
+    with pytest.raises(InputError, match=r"Line 3 of '.*a\.txt' holds a NUL"):
+        load_texts([write("a.txt", "one\n\nt\0wo")])
+    with pytest.raises(InputError, match=r"Row 3 of '.*a\.parquet' holds a NUL"):
+        load_texts([write("a.parquet", pd.DataFrame({"text": ["one", None, "t\0wo"]}))])
+
+
+def test_halves_of_surrogate_pairs_are_replaced_and_counted(write):
+    lines = ['"whole \\ud83d\\ude00"', '"abc \\ud83d def"', '{"text": "\\ude00\\ud83d"}']
+    with pytest.warns(UserWarning, match=r"2 texts held halves of surrogate pairs.*First: Line 2 of '.*a\.jsonl'"):
+        texts = load_texts([write("a.jsonl", "\n".join(lines))])
+    assert texts == ["whole \U0001f600", "abc \ufffd def", "\ufffd\ufffd"]
+
+
+def test_json_that_is_nested_without_end_is_refused(write):
+    with pytest.raises(InputError, match=r"Line 1 of '.*a\.jsonl' is not JSON"):
+        load_texts([write("a.jsonl", "[" * 200_000)])
+
+
+def test_parquet_columns_of_bytes_hold_no_texts(write):
+    with pytest.raises(InputError, match=r"Column 'text' of .* holds no texts"):
+        load_texts([write("a.parquet", pd.DataFrame({"text": [b"one"]}))])
+
+
+def test_hub_rows_are_read_as_files_are(monkeypatch):
+    rows = [{"text": "\ufeffone"}, {"text": None}, {"text": "t\0wo"}]
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: rows)
+    assert load_texts(["owner/name"], limit=1) == ["one"]
+    with pytest.raises(InputError, match="Row 3 of 'owner/name' holds a NUL"):
+        load_texts(["owner/name"], limit=2)
 
 
 @pytest.mark.parametrize("name", ["missing.txt", "no/such/file.jsonl", "plain", "folder/missing.parquet"])

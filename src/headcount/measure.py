@@ -1,5 +1,6 @@
 """Measure every head of a model on a list of inputs."""
 
+import operator
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from headcount.evaluation.plan import ScoringPlan
 from headcount.models.batching import Progress, check_lengths, data_fingerprint, no_progress
 from headcount.models.loading import fingerprint
 from headcount.scores import select_scores
+from headcount.texts import HALF_PAIR
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -84,10 +86,15 @@ def token_ids(
         if isinstance(given, str):
             if tokenizer is None:
                 raise InputError(f"Input {i} is a text: pass the model's tokenizer, or lists of token ids.")
+            if half := HALF_PAIR.search(given):
+                raise InputError(
+                    f"Input {i} holds half of a surrogate pair ({half[0]!r} at character {half.start()}), which is no text. Take "
+                    r"it out, or put U+FFFD there: re.sub('[\ud800-\udfff]', '\ufffd', text)."
+                )
             row = tokenizer(given, verbose=False)["input_ids"]
         else:
             try:
-                row = [int(token) for token in given]
+                row = [operator.index(token) for token in given]
             except (TypeError, ValueError):
                 raise InputError(
                     f"Input {i} is neither a text nor a list of token ids, but {given!r:.50}. Give one list of ids per input."

@@ -159,6 +159,20 @@ def test_an_empty_continuation_is_refused(both):
         both[0].loglikelihood(instances("loglikelihood", [("ab", "")]))
 
 
+@pytest.mark.parametrize("kind", ["loglikelihood", "loglikelihood_rolling", "generate_until"])
+def test_a_tokenizer_of_another_model_is_refused_where_its_ids_are_used(tiny, letters, kind):
+    small = HeadcountLM(tiny(vocab_size=80), tokenizer=letters)  # "A" is 38, "z" is 95
+    arguments = {"loglikelihood": ("A", "{}"), "loglikelihood_rolling": ("{}",), "generate_until": ("{}", {})}[kind]
+    for text, within in (("ABC", True), ("ABz", False)):
+        given = tuple(a.format(text) if isinstance(a, str) else {"max_gen_toks": 1, "until": ["Q"]} for a in arguments)
+        request = Instance(kind, {}, given, 0)
+        if within:
+            getattr(small, kind)([request])
+        else:
+            with pytest.raises(InputError, match=r"has the token id 95, and the model knows 0…79"):
+                getattr(small, kind)([request])
+
+
 def test_it_is_registered_with_lm_eval():
     assert lm_eval.api.registry.get_model("headcount") is HeadcountLM
 

@@ -10,6 +10,7 @@ from headcount.errors import InputError, ModelError
 from headcount.models.batching import (
     batches_by_tokens,
     check_lengths,
+    check_tokens,
     data_fingerprint,
     input_device,
     pad,
@@ -111,6 +112,14 @@ def test_other_errors_pass():
 def test_inputs_that_fit_are_kept(tiny):
     model = tiny(num_hidden_layers=1, max_position_embeddings=4)
     assert check_lengths([[1, 2, 3, 4], (5,)], model) == ([[1, 2, 3, 4], [5]], 0)
+
+
+@pytest.mark.parametrize("token", [256, 10**30, -1])
+def test_token_ids_that_the_model_does_not_know_are_refused(tiny, token):
+    model = tiny(num_hidden_layers=1)
+    check_tokens([[0, 255], []], model)
+    with pytest.raises(InputError, match=rf"Input 1 has the token id {token}, and the model knows 0…255"):
+        check_tokens([[0, 255], [3, token]], model)
 
 
 def test_too_long_inputs_are_refused_with_what_to_do(tiny):

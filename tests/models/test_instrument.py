@@ -335,6 +335,20 @@ def test_unknown_scores_are_refused_before_anything_is_changed(tiny):
 # Recording
 
 
+@pytest.mark.parametrize("token", [256, -1])
+def test_token_ids_that_the_model_does_not_know_are_refused_and_the_model_is_restored(tiny, token):
+    model = tiny()
+    before, expected = traces(model), logits(model)
+    wrong = torch.tensor([[3, token]])
+    with (
+        pytest.raises(InputError, match=rf"An input has the token id {token}, and the model knows 0…255"),
+        instrument(model, scores=["ahon"]),
+    ):
+        logits(model, wrong)
+    assert traces(model) == before
+    assert torch.equal(logits(model), expected)
+
+
 def test_geometry_is_the_models(tiny):
     assert head_geometry(tiny()).layers == tuple(
         LayerHeads(index=i, num_attention_heads=8, num_key_value_heads=2, head_dim=8) for i in range(3)

@@ -29,7 +29,7 @@ from headcount.evaluation.ledger import Ledger, Scored
 from headcount.evaluation.plan import ScoringPlan
 from headcount.evaluation.reading import Reading
 from headcount.interventions import Fixed, Policy
-from headcount.models.batching import Progress, batch_tokens_for, batches, no_progress
+from headcount.models.batching import Progress, batch_tokens_for, batches, check_tokens, no_progress
 from headcount.models.capabilities import can_pack, can_restart, can_share_prefixes
 from headcount.models.instrument import check_policy
 from headcount.models.measuring import needs_of
@@ -73,8 +73,10 @@ def run_plan(
         progress: called with (inputs answered, inputs in all), each input once a policy.
 
     Raises:
-        InputError: a policy names heads or layers that the model lacks, or the untouched model's logits are NaN.
+        InputError: a policy names heads or layers that the model lacks, token ids are none of the model's, or the untouched
+            model's logits are NaN.
     """
+    check_tokens([*plan.inputs, *plan.continuations], model)
     run = _Run(model, plan, policies, select_scores(scores) if scores else [], batch_tokens, seed, progress)
     with run.reader.reading():
         run.read()

@@ -19,7 +19,7 @@ from headcount.errors import InputError, nearest
 from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
 from headcount.interventions import Policy
-from headcount.models.batching import Progress, no_progress
+from headcount.models.batching import Progress, check_tokens, no_progress
 from headcount.models.instrument import DECIDE, Probe, instrument
 from headcount.models.loading import load
 from headcount.policies import resolve_policy
@@ -235,6 +235,8 @@ class HeadcountLM(_HFLM):
     def _generate(
         self, requests: Sequence[Instance], policies: Sequence[Policy | None], progress: Progress
     ) -> Responses:
+        encoded = [tuple(self.tok_encode(request.args[0])) for request in requests]
+        check_tokens(encoded, self.model)
         answers, of_prompts = [], []
         prompts: dict[tuple[int, ...], int] = {}
         for number, policy in enumerate(policies):
@@ -246,7 +248,6 @@ class HeadcountLM(_HFLM):
             of_prompts.append(self._generated)
             prompts |= dict.fromkeys(self._generated, 0)
         prompts = {prompt: i for i, prompt in enumerate(prompts)}
-        encoded = [tuple(self.tok_encode(request.args[0])) for request in requests]
         return Responses(
             inputs=[list(prompt) for prompt in prompts],
             # lm-eval may have cut a prompt's start to leave room for the answer; then the prompt ends with what was read.

@@ -2,7 +2,7 @@
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -154,8 +154,9 @@ def check_lengths(
         too_long: ``refuse``, or ``cut`` to keep the first tokens of rows that are longer.
 
     Raises:
-        InputError: a row is longer than the model's positions and ``too_long`` is ``refuse``.
+        InputError: a row is longer than the model's positions and ``too_long`` is ``refuse``, or an id is none of the model's.
     """
+    check_tokens(rows, model)
     if too_long not in ("refuse", "cut"):
         raise InputError(f"too_long is 'refuse' or 'cut', not {too_long!r}.")
     bound = max_positions(model)
@@ -171,6 +172,35 @@ def check_lengths(
             stacklevel=2,
         )
     return [list(row[:bound]) for row in rows], len(longer)
+
+
+def check_tokens(rows: Iterable[Sequence[int]], model: PreTrainedModel) -> None:
+    """Refuse token ids that the model has no embedding for.
+
+    Embeddings that are larger than the tokenizer's vocabulary are usual, and so are tokenizers with a few tokens more that no
+    text holds: what counts is the ids that are there.
+
+    Raises:
+        InputError: an id that is negative or beyond the embedding.
+    """
+    size = num_embeddings(model)
+    for i, row in enumerate(rows):
+        if row and (min(row) < 0 or max(row) >= size):
+            raise beyond_embedding(f"Input {i}", min(row) if min(row) < 0 else max(row), size)
+
+
+def num_embeddings(model: PreTrainedModel) -> int:
+    """How many token ids the model knows, padding of its embedding included."""
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding.weight, Tensor)
+    return int(getattr(embedding, "num_embeddings", len(embedding.weight)))
+
+
+def beyond_embedding(what: str, token: int, size: int) -> InputError:
+    """That ``what`` has a token id that is none of the model's."""
+    return InputError(
+        f"{what} has the token id {token}, and the model knows 0…{size - 1}. Use the tokenizer that belongs to this model."
+    )
 
 
 def data_fingerprint(rows: Sequence[Sequence[int]]) -> str:

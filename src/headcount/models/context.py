@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from headcount.attention.inputs import Positions
 from headcount.errors import InputError, ModelError
+from headcount.models.batching import beyond_embedding, num_embeddings
 
 
 class ForwardContext:
@@ -24,6 +26,7 @@ class ForwardContext:
         if given is None:
             raise InputError("The model was called without input_ids. Pass input_ids (or inputs_embeds).")
         batch, length = given.shape[:2]
+        _check_tokens(module, tokens)
         mask = call.get("attention_mask")
         cache = call.get("past_key_values")
         self.num_past = 0 if cache is None else int(cache.get_seq_length())
@@ -60,6 +63,16 @@ class ForwardContext:
             ]
             self._uniform[seed] = torch.from_numpy(np.stack(draws))
         return self._uniform[seed]
+
+
+def _check_tokens(module: nn.Module, tokens: Tensor | None) -> None:
+    """On a GPU, asking would make every pass wait for the one before it."""
+    if tokens is None or tokens.device.type != "cpu" or not tokens.numel() or not isinstance(module, PreTrainedModel):
+        return
+    size = num_embeddings(module)
+    lowest, highest = (int(bound) for bound in tokens.aminmax())
+    if lowest < 0 or highest >= size:
+        raise beyond_embedding("An input", lowest if lowest < 0 else highest, size)
 
 
 def _real_of_prepared(given: Tensor | dict[str, Tensor], batch: int, length: int) -> Tensor:
