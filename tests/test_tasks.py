@@ -263,3 +263,72 @@ def test_broken_own_task_is_explained(own_tasks):
     file.write_text(file.read_text().replace("doc_to_target: a", "doc_to_target: !function nothing.there"))
     with pytest.raises(TaskError, match=r"cannot build 'my_sums': .*nothing"):
         load_tasks(["my_sums"], include_path=own_tasks, offline=True)
+
+
+@pytest.fixture
+def beside(own_tasks):
+    """Writes a task file beside the user's own; gives a file that its code would make."""
+    mark = own_tasks / "ran"
+
+    def beside(content, name="other"):
+        (own_tasks / "mark.py").write_text(f"open({str(mark)!r}, 'w').close()\n\ndef it(doc):\n    return 'x'\n")
+        (own_tasks / f"{name}.yaml").write_text(content)
+        return mark
+
+    return beside
+
+
+OTHER = "dataset_path: json\noutput_type: multiple_choice\ndoc_to_text: !function mark.it\ndoc_to_choice: [a]\n"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        f"task: other\n{OTHER}",
+        f"task: other\ninclude: base.yaml\n{OTHER}",
+        f"task: [my_sums]\ngroup: all_sums\n{OTHER}",
+        "class: !function mark.it\ntask: other\n",
+        f"task: other\ntag: some\ndoc_to_choice: \"{{{{ cycler.__init__.__globals__.os.system('touch ran') }}}}\"\n{OTHER}",
+    ],
+)
+def test_a_task_that_is_not_asked_for_is_not_run(own_tasks, beside, content, monkeypatch):
+    monkeypatch.chdir(own_tasks)
+    (own_tasks / "base.yaml").write_text(OTHER)
+    mark = beside(content)
+    catalogue.check_tasks(["my_sums"], include_path=own_tasks)
+    loaded = load_tasks(["my_sums"], include_path=own_tasks, offline=True)
+    assert first_request(loaded.tasks["my_sums"])[0] == "1+1 ="
+    assert not mark.exists()
+
+
+def test_functions_of_a_task_that_is_asked_for_do_run(own_tasks, beside):
+    text = (own_tasks / "sums.yaml").read_text().replace("my_sums", "other").replace('"{{q}} ="', "!function mark.it")
+    mark = beside(text)
+    loaded = load_tasks(["other"], include_path=own_tasks, offline=True)
+    assert first_request(loaded.tasks["other"])[0] == "x"
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("task: other\nx: " + "[" * 300_000, "nested more than 32 deep"),
+        ("task: other\nx: !!python/name:os.system", "the tag 'python/name:os.system'"),
+    ],
+)
+def test_a_task_file_that_cannot_be_read_hinders_only_who_asks_for_it(own_tasks, beside, content, why):
+    beside(content)
+    load_tasks(["my_sums"], include_path=own_tasks, offline=True)
+    with pytest.raises(TaskError, match=why):
+        catalogue.check_tasks(["other"], include_path=own_tasks)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_fifos_and_files_that_include_themselves_are_no_task_files(own_tasks, beside):
+    os.mkfifo(own_tasks / "fifo.yaml")
+    beside("task: other\ninclude: fifo.yaml")
+    beside("task: third\ninclude: [third.yaml]", "third")
+    assert set(catalogue.task_manager(own_tasks).task_index) >= {"my_sums"}
+    for name in ("other", "third"):
+        with pytest.raises(TaskError, match="none of the"):
+            catalogue.check_tasks([name], include_path=own_tasks)

@@ -1,13 +1,12 @@
 import pickle
 import re
-from pathlib import Path
 
 import pytest
 
 from headcount.analysis import ShareSearch, UntilDecided
 from headcount.errors import InputError
-from headcount.scores import all_scores
-from headcount.study.spec import ModelSpec, Study, Tasks, Texts, slug
+from headcount.scores import all_scores, registry
+from headcount.study.spec import ModelSpec, Study, Tasks, Texts
 from headcount.thresholding import SHARES
 
 EXAMPLES = ["demo", "paper", "cross_dataset", "fineweb_edu"]
@@ -59,6 +58,7 @@ def test_a_study_survives_its_own_dump_and_a_pickle():
         ({"data": [{"texts": []}]}, ["data[0].texts: is empty"]),
         ({"scores": ["ahom", "awft"]}, ["scores: Unknown score 'ahom'. Did you mean ahon"]),
         ({"scores_from": ["nowhere.py"]}, ["scores_from: There is no file 'nowhere.py'"]),
+        ({"name": "../x"}, ["name: '../x' cannot name a folder: it holds '/'."]),
         ({"shares": [0.1, 1.2]}, ["shares[1]: input should be less than or equal to 1, not 1.2."]),
         ({"dtype": "float8"}, ["dtype: input should be 'auto'", "not 'float8'."]),
         ({"seeds": []}, ["seeds: is empty"]),
@@ -141,10 +141,53 @@ def test_the_papers_study_is_the_papers():
     assert study.data == (Tasks(tasks=("mmlu",), num_fewshot=5),)
 
 
-@pytest.mark.parametrize("label", ["a/b", "../../etc", "ä b", "", ".", "x" * 300, "a\\b\0"])
-def test_labels_become_folders_inside(label):
-    name = slug(label)
-    assert name not in ("", ".", "..")
-    assert not set(name) & set("/\\\0")
-    assert len(name) <= 100
-    assert Path("runs", name).parent == Path("runs")
+OWN = """
+import headcount, pathlib
+
+pathlib.Path({mark!r}).touch()
+
+@headcount.score("own", name="o", needs=["value_norm"], inactive_when="high", unit="1", source="s")
+def own(m):
+    return m.value_norm
+"""
+
+
+@pytest.fixture
+def own_scores(tmp_path, monkeypatch):
+    """A file with a score of one's own, and one that is there once the file was run."""
+    for name in ("_SCORES", "_NAMES", "_FILES"):
+        monkeypatch.setattr(registry, name, dict(getattr(registry, name)))
+    file, mark = tmp_path / "scores.py", tmp_path / "ran"
+    file.write_text(OWN.format(mark=str(mark)))
+    return file, mark
+
+
+def test_files_of_scores_run_with_the_study_and_not_before(own_scores, tmp_path):
+    file, mark = own_scores
+    (tmp_path / "s.yaml").write_text(f"models: [demo]\ndata: [piqa]\nscores: [HONOR, own]\nscores_from: ['{file}']\n")
+    study = Study.read(tmp_path / "s.yaml")
+    assert study.score_ids() == ["ahon_ln", "own"]
+    assert study.num_policies() == 1 + 2 * 6
+    assert Study.saved(study.model_dump(mode="json")) == study
+    assert not mark.exists()
+    assert study.with_own_scores().score_ids() == ["ahon_ln", "own"]
+    assert mark.exists()
+    with pytest.raises(InputError, match="Unknown score 'owm'"):
+        Study(models=["demo"], data=["piqa"], scores=["owm"], scores_from=[str(file)]).with_own_scores()
+
+
+def test_a_saved_study_is_read_without_its_files():
+    study = Study(models=["demo"], data=["piqa"])
+    saved = study.model_dump(mode="json") | {"scores_from": ["/gone.py"], "scores": ["of_that_file"]}
+    assert Study.saved(saved).score_ids() == ["of_that_file"]
+
+
+def test_a_study_that_says_no_name_has_its_files_as_far_as_it_names_a_folder(tmp_path):
+    for stem, name in (("my study (2)", "my-study--2"), (".hidden", "hidden"), ("nul", "_nul")):
+        (tmp_path / f"{stem}.yaml").write_text("models: [demo]\ndata: [piqa]\n")
+        assert Study.read(tmp_path / f"{stem}.yaml").name == name
+
+
+def test_labels_that_some_file_systems_take_for_one_are_refused():
+    with pytest.raises(InputError, match="two of them are called"):
+        Study(models=["Llama", "llama"], data=["piqa"])

@@ -30,7 +30,9 @@ def _load_scores(files: list[Path] | None) -> list[Path] | None:
 ScoresFrom = Annotated[
     list[Path] | None,
     typer.Option(
-        "--scores-from", callback=_load_scores, help="Python file with scores of your own; repeat for several."
+        "--scores-from",
+        callback=_load_scores,
+        help="Python file with scores of your own, which runs; repeat for several.",
     ),
 ]
 Output = Annotated[
@@ -56,7 +58,11 @@ Offline = Annotated[
 ]
 IncludePath = Annotated[
     Path | None,
-    typer.Option("--include-path", help="Folder with lm-eval task files of your own.", rich_help_panel="Data"),
+    typer.Option(
+        "--include-path",
+        help="Folder with lm-eval task files of your own. A task file is code: one that is asked for runs.",
+        rich_help_panel="Data",
+    ),
 ]
 ChatTemplate = Annotated[
     bool | None,

@@ -33,7 +33,10 @@ def study(
         Path | None, typer.Option("--output", "-o", help="Folder of the study. [default: runs/NAME]")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check everything and say what it would cost; load and run no model.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Check everything and say what it would cost; load no model, run no file of scores."
+        ),
     ] = False,
     engine: Annotated[str, typer.Option(help="local: this process; ray: the workers of a Ray cluster.")] = "local",
     ray_address: Annotated[
@@ -76,6 +79,7 @@ def study(
         if dry_run:
             _count(asked, progress)
             return
+        asked = asked.with_own_scores()  # what is wrong with them is said before a cluster is joined
         from headcount.cli.runs import command_line
         from headcount.study.running import LocalWorkers, run_study
 
@@ -106,6 +110,11 @@ def _count(asked: "Study", progress: Steps) -> None:
     costs, rate = study_costs(asked), machine_rate(asked.models[0], asked)
     counting(1, 1)
     _print_costs(costs, rate)
+    if asked.scores_from and asked.scores == ("all",):
+        files = ", ".join(asked.scores_from)
+        output.say(
+            f"A dry run runs no code: scores that {files} adds are not counted. Name them under scores: to count them."
+        )
 
 
 def _print_costs(costs: "dict[tuple[str, str], Cost]", rate: float) -> None:

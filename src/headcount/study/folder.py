@@ -15,7 +15,8 @@ from headcount.errors import InputError, RunError
 from headcount.store import Run, environment, is_run, open_run, write_atomically
 from headcount.store.files import leftovers
 from headcount.store.lock import claimed, holder
-from headcount.study.spec import ModelSpec, Study, Tasks, Texts, slug
+from headcount.store.names import slug
+from headcount.study.spec import ModelSpec, Study, Tasks, Texts
 
 _MANIFEST = "study.json"
 TABLES, TABLES_INDEX = "tables", "index.json"
@@ -129,7 +130,7 @@ def open_study(folder: str | os.PathLike[str]) -> StudyFolder:
     if found != FORMAT:
         raise RunError(f"{str(path)!r} has format {found}, this headcount reads format {FORMAT}. Upgrade headcount.")
     try:
-        return StudyFolder(path=path, study=Study(**manifest["study"]), manifest=manifest)
+        return StudyFolder(path=path, study=Study.saved(manifest["study"]), manifest=manifest)
     except (InputError, LookupError, TypeError) as error:
         raise RunError(f"{str(file)!r} cannot be read ({error}). Make the study again.") from error
 

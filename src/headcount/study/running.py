@@ -84,7 +84,7 @@ def run_study(
         ModelError: a model that cannot be had or measured.
         TaskError: a benchmark that cannot be had.
     """
-    workers = workers or LocalWorkers()
+    study, workers = study.with_own_scores(), workers or LocalWorkers()
     with begin_study(Path(folder), study, command) as opened:
         for model, data in study.cells():
             path = opened.run_path(model, data)

@@ -1,17 +1,29 @@
 """What a study is: models × data × scores × shares, as a YAML file or from Python, checked before anything starts."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from headcount.analysis import ShareSearch, UntilDecided
 from headcount.errors import InputError, nearest
-from headcount.scores import load_scores, select_scores
+from headcount.scores import all_scores, is_registered, load_scores, select_scores
+from headcount.store.names import check_folder_name, slug
+from headcount.strict_yaml import read_yaml
 from headcount.thresholding import SHARES
 
 _EXAMPLES = files("headcount.study") / "examples"
@@ -147,7 +159,7 @@ class Study(_Spec):
     zeroed. Share 0 is the untouched model.
 
     Attributes:
-        name: of the study.
+        name: of the study, and of its folder.
         models: models, or their names.
         data: tasks and texts, or names of tasks.
         scores: ids or aliases, or ``all``. ``random`` among them asks for random heads.
@@ -164,15 +176,15 @@ class Study(_Spec):
         summaries: keep counts and moments of scores instead of every score.
         shard: inputs, or questions, whose results are written together.
         exclude_layers: layers never touched.
-        scores_from: Python files with scores of one's own.
-        include_path: folder with task files of one's own.
+        scores_from: Python files with scores of one's own, which run when the study does.
+        include_path: folder with task files of one's own; those that are asked for are code, and run.
         offline: never use the network.
 
     Raises:
         InputError: fields that are wrong, all of them named.
     """
 
-    name: str = Field(default="study", min_length=1)
+    name: Annotated[str, AfterValidator(check_folder_name)] = "study"
     models: tuple[Annotated[ModelSpec, _named("model")], ...] = Field(min_length=1)
     data: tuple[Annotated[_Data, _named("tasks")], ...] = Field(min_length=1)
     scores_from: tuple[str, ...] = ()  # before scores, which may be among them
@@ -212,40 +224,59 @@ class Study(_Spec):
                 f"There is no study {os.fspath(file)!r}. Give a YAML file, or one that comes with headcount: "
                 f"{', '.join(sorted(shipped))}."
             )
-        try:
-            fields = yaml.safe_load(source.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"{os.fspath(file)!r} cannot be read as YAML ({' '.join(str(error).split())}).") from error
+        fields = read_yaml(source)
         if not isinstance(fields, dict):
             raise InputError(f"{os.fspath(file)!r} holds no fields; a study has at least `models:` and `data:`.")
-        fields.setdefault("name", path.stem)
+        fields.setdefault("name", slug(path.stem))
         try:
-            return cls(**{str(field): value for field, value in fields.items()})
+            return cls(**fields)
         except InputError as error:
             raise InputError(f"{os.fspath(file)}: {error}") from None
 
+    @classmethod
+    def saved(cls, fields: Mapping[str, Any]) -> Self:
+        """A study as its folder says what it was. Nothing is looked up or run: its scores are names."""
+        named = {field: tuple(map(str, fields[field])) for field in ("scores_from", "scores")}
+        return cls(**{name: value for name, value in fields.items() if name not in named}).model_copy(update=named)
+
     @field_validator("scores_from")
     @classmethod
-    def _load(cls, scores_from: tuple[str, ...]) -> tuple[str, ...]:
+    def _there(cls, scores_from: tuple[str, ...]) -> tuple[str, ...]:
         for file in scores_from:
-            load_scores(file)
+            if not Path(file).is_file():
+                raise ValueError(f"There is no file {file!r} to load scores from")
         return scores_from
 
     @field_validator("scores")
     @classmethod
-    def _known(cls, scores: tuple[str, ...]) -> tuple[str, ...]:
-        return scores if scores == ("all",) else tuple(score.id for score in select_scores(scores))
+    def _known(cls, scores: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if scores == ("all",):
+            return scores
+        own = [name for name in scores if not is_registered(name)] if info.data.get("scores_from") else []
+        return tuple(dict.fromkeys(name if name in own else select_scores(name)[0].id for name in scores))
+
+    def with_own_scores(self) -> Self:
+        """The same, with the scores of its files registered, which runs them: to measure and to ask, not to look.
+
+        Raises:
+            InputError: a file that cannot be run, or a score that none of them has.
+        """
+        for file in self.scores_from:
+            load_scores(file)
+        scores = self.scores if self.scores == ("all",) else tuple(score.id for score in select_scores(self.scores))
+        return self.model_copy(update={"scores": scores})
 
     @field_validator("models", "data")
     @classmethod
     def _told_apart(cls, entries: tuple[Any, ...]) -> tuple[Any, ...]:
         labels = [slug(entry.label) for entry in entries]
-        if twice := sorted({label for label in labels if labels.count(label) > 1}):
+        alike = [label.casefold() for label in labels]  # as some file systems compare
+        if twice := sorted(label for label, same in zip(labels, alike, strict=True) if alike.count(same) > 1):
             raise ValueError(f"two of them are called {twice[0]!r}: give one a `name:` of its own")
         return entries
 
     def score_ids(self) -> list[str]:
-        return [score.id for score in select_scores("all" if self.scores == ("all",) else self.scores)]
+        return [score.id for score in all_scores()] if self.scores == ("all",) else list(self.scores)
 
     def rule(self) -> UntilDecided | None:
         """When to stop asking under a policy; None to ask every question."""
@@ -272,12 +303,6 @@ class Study(_Spec):
     def cells(self) -> Iterator[tuple[ModelSpec, Tasks | Texts]]:
         """Every pair of a model and data, models outermost."""
         return ((model, data) for model in self.models for data in self.data)
-
-
-def slug(label: str) -> str:
-    """A label as the name of a folder."""
-    kept = "".join(c if c.isalnum() or c in "._+-" else "-" for c in label.replace("/", "--"))
-    return kept.strip(".-")[:100] or "unnamed"
 
 
 def _sentence(error: ValidationError) -> str:

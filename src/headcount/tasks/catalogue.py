@@ -10,7 +10,10 @@ from typing import Any
 
 from headcount.cache import cache_folder
 from headcount.errors import InputError, TaskError, nearest
+from headcount.strict_yaml import read_yaml
 from headcount.tasks.quiet import quiet
+
+_UNREADABLE = "cannot be read"
 
 
 def task_names() -> list[str]:
@@ -28,7 +31,7 @@ def task_manager(include_path: str | Path | None) -> Any:
     elif not Path(include_path).is_dir():
         raise TaskError(f"include_path {str(include_path)!r} is no folder; expected one that holds lm-eval task files.")
     else:
-        own = TaskManager(include_path=str(include_path), include_defaults=False).task_index
+        own = _own_index(Path(include_path))
         if not own:
             raise TaskError(
                 f"include_path {str(include_path)!r} holds no task file that lm-eval can read; expected *.yaml files "
@@ -37,6 +40,38 @@ def task_manager(include_path: str | Path | None) -> Any:
     manager = TaskManager(include_defaults=False)
     manager.task_index.update(index | own)
     return manager
+
+
+def _own_index(folder: Path) -> dict[str, Any]:
+    """What the task files of a folder are called, as lm-eval's index has it. They are read as data: no code in them runs."""
+    from lm_eval.tasks._index import Entry, Kind, TaskIndex
+
+    index: dict[str, Any] = {}
+    for file in sorted(folder.glob("**/*.yaml"), key=lambda path: path.as_posix()):
+        try:
+            TaskIndex.process_cfg(_read_task_file(file), file, index)
+        except InputError as error:  # said when its task is asked for
+            index[file.stem] = Entry(name=file.stem, kind=Kind.UNKNOWN, yaml_path=file, cfg={_UNREADABLE: str(error)})
+        except (TaskError, ValueError, LookupError, TypeError):  # what others include, and what is no task file
+            continue
+    return index
+
+
+def _read_task_file(file: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A task file with those that it includes, names of functions as text."""
+    file = file.resolve()
+    if not file.is_file() or file in including:
+        raise TaskError(f"{str(file)!r} is no task file, or includes itself.")
+    config = read_yaml(
+        file, text_tags=["!function"], repeated_keys=True
+    )  # as lm-eval reads it, some of its own files too
+    if not isinstance(config, dict):
+        raise TaskError(f"{str(file)!r} holds no fields; a task file has at least `task:` or `group:`.")
+    included: dict[str, Any] = {}
+    names = config.pop("include", [])
+    for name in names if isinstance(names, list) else [names]:
+        included |= _read_task_file(file.parent / str(name), (*including, file))
+    return {key: value for key, value in included.items() if key != "task_list"} | config
 
 
 @functools.cache
@@ -109,7 +144,10 @@ def check_name(name: str, index: dict[str, Any]) -> None:
         if hint.startswith("Known"):
             hint = "`lm_eval ls tasks` lists all that exist; your own need include_path."
         raise TaskError(f"{name!r} is none of the {len(index):,} benchmarks that lm-eval knows. {hint}")
-    _refuse(name, set(index[name].cfg or ()))
+    config = index[name].cfg or {}
+    if _UNREADABLE in config:
+        raise TaskError(config[_UNREADABLE])
+    _refuse(name, set(config))
 
 
 def check_supported(task: Any) -> None:

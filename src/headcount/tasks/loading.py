@@ -37,7 +37,8 @@ def load_tasks(
             none), and a task whose config says 0 keeps 0, with a warning.
         offline: None takes the hub when it answers, else the offline package. True never touches the network: the
             package first, then local files and the hub's local cache. False takes the hub alone.
-        include_path: Folder of task files, as for ``lm_eval --include_path``; they win over lm-eval's.
+        include_path: Folder of task files, as for ``lm_eval --include_path``; they win over lm-eval's. Those of the tasks
+            named here are code, which runs; all others are only read for their names.
         seed: Draws the few-shot examples.
 
     Raises:
