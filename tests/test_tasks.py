@@ -68,9 +68,12 @@ def test_index_is_saved_and_read_again(tmp_path, monkeypatch):
     assert built["tag"].tags == {"some"}
     monkeypatch.setattr(catalogue, "_read_index", lambda: pytest.fail("the saved index was not used"))
     assert catalogue._index.__wrapped__() == built
-    (tmp_path / "new" / "lm_eval_tasks.json").write_text("{ half", encoding="utf-8")
+    (file,) = (tmp_path / "new").iterdir()
+    file.write_text("{ half", encoding="utf-8")
     monkeypatch.setattr(catalogue, "_read_index", dict)
-    assert catalogue._index.__wrapped__() == {}
+    with pytest.warns(UserWarning, match=f"{file.name}' is not what was built here"):
+        assert catalogue._index.__wrapped__() == {}
+    assert [entry.read_text() for entry in (tmp_path / "new").iterdir()] == ["{}"]
 
 
 @pytest.mark.demo

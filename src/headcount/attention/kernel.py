@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from headcount.cache import cache_folder
+from headcount.cache import changeable_by_others, kept
 
 _SOURCES = Path(__file__).with_name("native")
 # Not -ffast-math: linking with it makes gcc set the whole process to flush subnormal numbers to zero.
@@ -67,16 +67,20 @@ def load_kernel() -> ctypes.CDLL:
     flags, processor = _for_this_processor(compiler)
     sources = [path.read_text() for path in sorted(_SOURCES.iterdir()) if path.suffix in (".c", ".h")]
     key = "\0".join([*sources, *compiler, *flags, processor])
-    name = f"attention-{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
+    name = f"attention-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
+
+    def build(target: Path) -> None:
+        _build([*compiler, *flags], target)
+
     try:
-        folder = _kernel_folder()
-        if folder is None:  # nowhere to keep it: build anew in each process
+        library = kept(f"kernels/{name}", ".so", build, _load)
+        if library is None:
             with tempfile.TemporaryDirectory(prefix="headcount-") as passing:
-                _build([*compiler, *flags], Path(passing) / name)
-                return _load(Path(passing) / name)
-        if not (folder / name).exists():
-            _build([*compiler, *flags], folder / name)
-        return _load(folder / name)
+                if problem := changeable_by_others(Path(passing)):
+                    raise KernelUnavailable(f"there is no safe folder to build it in: {problem}")
+                build(Path(passing) / f"{name}.so")
+                library = _load(Path(passing) / f"{name}.so")
+        return library
     except OSError as error:
         raise KernelUnavailable(str(error)) from error
 
@@ -105,32 +109,18 @@ def _for_this_processor(compiler: list[str]) -> tuple[list[str], str]:
     raise KernelUnavailable(f"{compiler[0]} failed: {problem}")
 
 
-def _kernel_folder() -> Path | None:
-    folder = cache_folder() / "kernels"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError:
-        return None
-    return folder if os.access(folder, os.W_OK) else None
-
-
 def _build(command: list[str], target: Path) -> None:
-    """Compile to a file of another name first, so that no process ever loads half a file."""
-    handle, temporary = tempfile.mkstemp(suffix=".so", dir=target.parent)
-    os.close(handle)
-    try:
-        made = _run([*command, "-shared", "-o", temporary, str(_SOURCES / "attention.c"), "-lm"])
-        if made.returncode:
-            raise KernelUnavailable(f"{command[0]} failed: {_last_line(made)}")
-        os.replace(temporary, target)
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+    """Compile in a folder of this user alone, with what the compiler writes on the way."""
+    made = _run([*command, "-shared", "-o", str(target), str(_SOURCES / "attention.c"), "-lm"], folder=target.parent)
+    if made.returncode:
+        raise KernelUnavailable(f"{command[0]} failed: {_last_line(made)}")
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str], *, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | ({"TMPDIR": str(folder)} if folder else {})
     try:
         return subprocess.run(  # noqa: S603 - the user's own compiler, and arguments of ours
-            command, capture_output=True, text=True, timeout=120, check=False
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise KernelUnavailable(f"{command[0]} took more than two minutes") from error
@@ -142,12 +132,18 @@ def _last_line(made: subprocess.CompletedProcess[str]) -> str:
 
 def _load(built: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(built))
-    for name in ("attention_bytes", "attention_lanes"):
-        getattr(library, name).restype = ctypes.c_int64
-    for dtype in ("float32", "bfloat16"):
-        attention, workspace = getattr(library, f"attention_{dtype}"), getattr(library, f"attention_workspace_{dtype}")
-        attention.argtypes = workspace.argtypes = [ctypes.POINTER(Call)]
-        attention.restype, workspace.restype = None, ctypes.c_int64
+    try:
+        for name in ("attention_bytes", "attention_lanes"):
+            getattr(library, name).restype = ctypes.c_int64
+        for dtype in ("float32", "bfloat16"):
+            attention, workspace = (
+                getattr(library, f"attention_{dtype}"),
+                getattr(library, f"attention_workspace_{dtype}"),
+            )
+            attention.argtypes = workspace.argtypes = [ctypes.POINTER(Call)]
+            attention.restype, workspace.restype = None, ctypes.c_int64
+    except AttributeError as error:
+        raise KernelUnavailable(f"the built kernel lacks a function: {error}") from error
     if library.attention_bytes() != ctypes.sizeof(Call):
         raise KernelUnavailable("the kernel's arguments have another layout than Python's")
     return library

@@ -1,5 +1,7 @@
 """Load a model and its tokenizer: hub id, local folder, GGUF file, or the demo model. Safetensors and GGUF only."""
 
+import atexit
+import functools
 import hashlib
 import importlib.util
 import io
@@ -20,7 +22,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from headcount.cache import cache_folder
+from headcount.cache import cache_folder, kept
 from headcount.errors import InputError, ModelError
 from headcount.models.weights import check_config, check_values, gguf_part, load_filled, weight_files
 
@@ -243,41 +245,39 @@ def _demo_gguf() -> Path:
 
 def _demo_folder() -> Path:
     """The demo model as safetensors under the user's cache folder; converted from its GGUF on first use."""
-    gguf = _demo_gguf()
-    with gguf.open("rb") as file:
+    with _demo_gguf().open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    cache = cache_folder()
-    folder = cache / f"demo-{content}-transformers-{transformers.__version__}"
-    if folder.is_dir():
-        return folder
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix="converting-", dir=cache))
+        folder = kept(
+            f"demo-{content}-transformers-{transformers.__version__}", "", _convert_demo, lambda folder: folder
+        )
+        return folder or _passing_demo()
     except OSError as error:
         raise ModelError(
-            f"The demo model's cache {str(cache)!r} cannot be written ({error.strerror}). Set HEADCOUNT_CACHE to a folder "
-            "that can, with 600 MB free."
+            f"The demo model could not be converted in {str(cache_folder())!r} ({error.strerror or error}). Set "
+            "HEADCOUNT_CACHE to a folder of your own with 600 MB free."
         ) from error
-    try:
-        with quiet_transformers(), _explained(DEMO):
-            options = {"gguf_file": gguf.name}
+
+
+@functools.cache
+def _passing_demo() -> Path:
+    """Converted for this process alone."""
+    folder = Path(tempfile.mkdtemp(prefix="headcount-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _convert_demo(folder)
+    return folder
+
+
+def _convert_demo(folder: Path) -> None:
+    gguf = _demo_gguf()
+    options = {"gguf_file": gguf.name}
+    with quiet_transformers():
+        with _explained(DEMO):
             model = load_filled(AutoModelForCausalLM, str(gguf.parent), name=DEMO, dtype=torch.float32, **options)
             tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
-            _forget_quantization(model)
-            model.save_pretrained(temporary)
-            tokenizer.save_pretrained(temporary)
-        try:
-            temporary.rename(folder)
-        except OSError:  # another process was first
-            if not folder.is_dir():
-                raise
-    except OSError as error:
-        raise ModelError(
-            f"The demo model could not be converted in {str(cache)!r}: {error}. Free 600 MB there."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return folder
+        _forget_quantization(model)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:

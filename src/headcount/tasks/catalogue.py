@@ -1,14 +1,14 @@
 """The names that lm-eval knows, and which of its tasks a text model can do."""
 
 import functools
+import hashlib
 import json
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from headcount.cache import cache_folder
+from headcount.cache import kept
 from headcount.errors import InputError, TaskError, nearest
 from headcount.strict_yaml import read_yaml
 from headcount.tasks.quiet import quiet
@@ -18,8 +18,7 @@ _UNREADABLE = "cannot be read"
 
 def task_names() -> list[str]:
     """Names of all of lm-eval's tasks, groups and tags."""
-    with quiet():
-        return sorted(_index())
+    return sorted(_index())
 
 
 def task_manager(include_path: str | Path | None) -> Any:
@@ -74,38 +73,51 @@ def _read_task_file(file: Path, including: tuple[Path, ...] = ()) -> dict[str, A
     return {key: value for key, value in included.items() if key != "task_list"} | config
 
 
+#: Of a name: its kind, its file, its tags, and what it needs that a text model lacks.
+_Kept = tuple[str, str | None, list[str], list[str]]
+
+
 @functools.cache
 def _index() -> dict[str, Any]:
     """lm-eval's names, kept on disk: lm-eval reads 14,000 files to learn them, which takes ten seconds."""
-    import lm_eval
-    import lm_eval.tasks
-    from lm_eval.tasks._index import Entry, Kind
+    with quiet():
+        import lm_eval
+        import lm_eval.tasks
+        from lm_eval.tasks._index import Entry, Kind
 
     root = Path(lm_eval.tasks.__file__).parent
     changed = [path.stat().st_mtime_ns for path in root.rglob("*.yaml")]
-    stamp = [1, lm_eval.__version__, str(root), len(changed), max(changed)]  # 1: version of this file format
-    file = cache_folder() / "lm_eval_tasks.json"
-    saved: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        saved = json.loads(file.read_text(encoding="utf-8"))
-    if saved.get("stamp") != stamp:
-        saved = {"stamp": stamp, "entries": _read_index()}
-        partial = file.with_suffix(f".{os.getpid()}")
-        with suppress(OSError):  # a cache that cannot be written costs time only
-            file.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(saved), encoding="utf-8")
-            partial.replace(file)
-    return {
-        name: Entry(
-            name=name, kind=Kind[kind], yaml_path=path and Path(path), cfg=dict.fromkeys(needs, True), tags=set(tags)
-        )
-        for name, (kind, path, tags, needs) in saved["entries"].items()
-    }
+    stamp = [2, lm_eval.__version__, str(root), len(changed), max(changed)]  # 2: version of this file format
+    found: list[dict[str, _Kept]] = []  # what was read for want of a saved index, or to save it
+
+    def save(file: Path) -> None:
+        found.append(_read_index())
+        file.write_text(json.dumps(found[0]), encoding="utf-8")
+
+    def parse(entries: Any) -> dict[str, Any]:
+        return {
+            name: Entry(
+                name=name,
+                kind=Kind[kind],
+                yaml_path=path and Path(path),
+                cfg=dict.fromkeys(needs, True),
+                tags=set(tags),
+            )
+            for name, (kind, path, tags, needs) in entries.items()
+        }
+
+    index = None
+    with suppress(OSError):  # a cache that cannot be written costs time only
+        stem = f"lm_eval_tasks-{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]}"
+        index = kept(stem, ".json", save, lambda file: parse(json.loads(file.read_text(encoding="utf-8"))))
+    return parse(found[0] if found else _read_index()) if index is None else index
 
 
-def _read_index() -> dict[str, tuple[str, str | None, list[str], list[str]]]:
-    from lm_eval.tasks import TaskManager
+def _read_index() -> dict[str, _Kept]:
+    with quiet():
+        from lm_eval.tasks import TaskManager
 
+        index = TaskManager().task_index
     return {
         name: (
             entry.kind.name,
@@ -113,7 +125,7 @@ def _read_index() -> dict[str, tuple[str, str | None, list[str], list[str]]]:
             sorted(entry.tags),
             [key for key in ("unsafe_code", "doc_to_image", "doc_to_audio") if (entry.cfg or {}).get(key)],
         )
-        for name, entry in TaskManager().task_index.items()
+        for name, entry in index.items()
     }
 
 
@@ -125,6 +137,7 @@ def check_tasks(names: Sequence[str], *, limit: float | None = None, include_pat
         InputError: a number of questions that makes no sense.
     """
     check_limit(limit)
+    _index()  # what there is to say of the cache is said, lm-eval's own words are not
     with quiet():
         index = task_manager(include_path).task_index
     for name in names:
