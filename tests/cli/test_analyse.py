@@ -5,7 +5,7 @@ import xarray as xr
 from typer.testing import CliRunner
 
 import headcount.cli.analyse  # noqa: F401  (adds the command)
-from headcount.cli import app
+from headcount.cli.app import app
 from headcount.errors import HeadcountError
 from headcount.store import begin_run
 

@@ -4,7 +4,7 @@ from typer.testing import CliRunner
 
 import headcount.cli.evaluate
 import headcount.cli.published  # noqa: F401  (adds the command)
-from headcount.cli import app
+from headcount.cli.app import app
 from headcount.errors import InputError
 
 

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from headcount.cli import app, options
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import output
 from headcount.errors import RunError
 
@@ -17,7 +18,7 @@ def analyse(
         typer.Argument(metavar="RUN…", help="Folders of runs, of studies, or that hold runs.", show_default=False),
     ],
     output_folder: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Write every table, in full, as CSV into this folder.")
+        Path | None, options.path_option("--output", "-o", help="Write every table, in full, as CSV into this folder.")
     ] = None,
     metric: Annotated[
         str | None, typer.Option(help="lm-eval metric for accuracy. [default: acc, or the task's first]")

@@ -1,10 +1,12 @@
 """What commands print with: standard output for results, standard error for progress, notes and errors."""
 
 import logging
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TextIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -12,7 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.segment import Segment
 from rich.text import Text
 
-from headcount.models.batching import Progress as ProgressCallback
+from headcount.cli.lines import Lines
+
+if TYPE_CHECKING:
+    from headcount.models.batching import Progress as ProgressCallback
 
 _STEERING = ("Cc", "Cf", "Cs", "Zl", "Zp")  # by Unicode category: control, format, surrogate, line and paragraph ends
 _JOINERS = "\u200c\u200d"  # belong to the spelling of Persian, of Indic scripts and of emoji
@@ -59,6 +64,8 @@ class PlainRecord(logging.LogRecord):
         return visible(super().getMessage())
 
 
+if os.environ.get("COLUMNS") == "0":  # not known; rich would take it at its word
+    del os.environ["COLUMNS"]
 output = PlainConsole()
 errors = PlainConsole(stderr=True)
 
@@ -77,26 +84,37 @@ def show_warning(
 
 
 class Steps:
-    """A progress bar for each step of a command: what runs, how far, how long still."""
+    """What a command does, step by step: what runs, how far, how long still."""
 
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
+    def __init__(self, progress: Progress, lines: Lines | None) -> None:
+        self._progress, self._lines = progress, lines
+        self.kept = "Nothing was written."
+        """What is left of the command if it is stopped now."""
 
-    def start(self, what: str, total: int | None = None) -> ProgressCallback:
-        """A new line; call what it returns with (done, total)."""
+    def start(self, what: str, total: int | None = None) -> "ProgressCallback":
+        """A new step; call what it returns with (done, total)."""
         task = self._progress.add_task(visible(what), total=total)
+        said = self._lines.start(what) if self._lines else None
 
         def update(done: int, total: int) -> None:
             self._progress.update(task, completed=done, total=total)
+            if said:
+                said(done, total)
 
         return update
 
+    def keep_in(self, folder: Path, asked: Path | None) -> None:
+        """From here on what is finished is kept in ``folder``; ``asked``: if it was given with ``-o``."""
+        again = "the same command" if asked else f"the same command with -o {folder}"
+        self.kept = f"What was finished is kept in {str(folder)!r}; {again} goes on from there."
+
 
 @contextmanager
-def steps(
-    stopped: str = "What was finished is kept in the run's folder; the same command with -o FOLDER goes on from there.",
-) -> Iterator[Steps]:
-    """Progress bars on standard error; Ctrl-C inside is one sentence, which ends with ``stopped``, and exit code 130."""
+def steps() -> Iterator[Steps]:
+    """Progress on standard error: bars on a terminal, elsewhere plain lines.
+
+    Ctrl-C inside is one sentence, which says what is kept, and exit code 130.
+    """
     columns = (
         TextColumn("{task.description:<34}", markup=False),
         BarColumn(bar_width=18),
@@ -105,9 +123,21 @@ def steps(
         TextColumn("[dim]left"),
         TimeRemainingColumn(),
     )
-    try:
-        with Progress(*columns, console=errors) as progress:
-            yield Steps(progress)
-    except KeyboardInterrupt:
-        errors.say(f"Stopped. {stopped}")
-        raise typer.Exit(130) from None
+    lines = None if errors.is_interactive else Lines(errors.say)
+    with Progress(*columns, console=errors) as progress:
+        shown = Steps(progress, lines)
+        try:
+            if lines is None:
+                yield shown
+            else:
+                with lines.ticking():
+                    yield shown
+            return
+        except KeyboardInterrupt:
+            code = 130
+        except SystemExit as ended:
+            if ended.code != 143:
+                raise
+            code = 143
+    errors.say(f"Stopped. {shown.kept}")
+    raise typer.Exit(code)

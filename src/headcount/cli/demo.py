@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from headcount.cli import app, options
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import output, steps
 
 TASK = "arc_easy"
@@ -39,6 +40,7 @@ def demo(
             loaded, Tasks(tasks=(TASK,), limit=limit), progress, chat_template=False, offline=True, seed=seed,
         )  # fmt: skip
         folder, facts = output_folder or default_folder("demo", [TASK]), subject.facts()
+        progress.keep_in(folder, output_folder)
         ids = [score.id for score in all_scores()]
         with begin_run(
             folder, model=facts.model, data=facts.data, settings=run_settings(folder, seed=seed), command=command_line()

@@ -6,16 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from headcount.cli import app, options
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import Steps, output, steps
 from headcount.cli.early import Early
 from headcount.errors import InputError, RunError
-from headcount.policies import PolicyRequest, parse_policy
-from headcount.store import Run, open_run
 
 if TYPE_CHECKING:
     import xarray as xr
 
+    from headcount.policies import PolicyRequest
+    from headcount.store import Run
     from headcount.study.subject import Subject
     from headcount.study.units import LocalEngine
     from headcount.summaries import Summary
@@ -36,7 +37,10 @@ def evaluate(
     ] = None,
     output_folder: options.Output = None,
     thresholds_from: Annotated[
-        Path | None, typer.Option(help="Run whose scores give the thresholds. [default: these questions' own]")
+        Path | None,
+        options.path_option(
+            "--thresholds-from", help="Run whose scores give the thresholds. [default: these questions' own]"
+        ),
     ] = None,
     published_model: Annotated[
         str | None, typer.Option(help="Hub id whose published thresholds to use. [default: MODEL]")
@@ -46,7 +50,9 @@ def evaluate(
     ] = None,
     pruned: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of a checkpoint that `headcount prune` made from MODEL, to ask as well; repeat."),
+        options.path_option(
+            "--pruned", help="Folder of a checkpoint that `headcount prune` made from MODEL, to ask as well; repeat."
+        ),
     ] = None,
     scores_from: options.ScoresFrom = None,
     metric: Annotated[
@@ -73,6 +79,8 @@ def evaluate(
     seed: options.Seed = 0,
 ) -> None:
     """Zero inactive heads, chosen anew for each input, while a benchmark runs, and compare with the untouched model."""
+    from headcount.policies import parse_policy
+
     if not task:
         raise InputError("Say which benchmark to run: --task NAME, such as arc_easy or mmlu.")
     requests = list(
@@ -108,6 +116,7 @@ def evaluate(
             include_path=None if include_path is None else str(include_path), batch_tokens=batch_tokens, seed=seed,
         )  # fmt: skip
         folder, facts = output_folder or default_folder(model, task), subject.facts()
+        progress.keep_in(folder, output_folder)
         with begin_run(
             folder, model=facts.model, data=facts.data, settings=run_settings(folder, seed=seed), command=command_line()
         ) as run:  # fmt: skip
@@ -129,9 +138,9 @@ def evaluate(
 
 
 def evaluate_into(
-    run: Run,
+    run: "Run",
     subject: "Subject",
-    requests: list[PolicyRequest],
+    requests: "list[PolicyRequest]",
     progress: Steps,
     *,
     thresholds_from: Path | None = None,
@@ -183,7 +192,7 @@ def evaluate_into(
 
 def _measured(
     wanted: list[str],
-    run: Run,
+    run: "Run",
     engine: "LocalEngine",
     num_inputs: int,
     progress: Steps,
@@ -191,6 +200,7 @@ def _measured(
     seed: int,
 ) -> "xr.Dataset | Summary":
     """The scores that give thresholds, of this run or of another one."""
+    from headcount.store import open_run
     from headcount.study.stages import inputs_left, measure_run
 
     if thresholds_from is None:
@@ -214,7 +224,7 @@ def _measured(
     return measured[wanted]
 
 
-def _check_has(wanted: list[str], measured: Collection[str], source: Run) -> None:
+def _check_has(wanted: list[str], measured: Collection[str], source: "Run") -> None:
     if missing := [name for name in wanted if name not in measured]:
         raise RunError(
             f"{str(source.path)!r} has no scores for {', '.join(missing)}. Measure them with "
@@ -222,7 +232,7 @@ def _check_has(wanted: list[str], measured: Collection[str], source: Run) -> Non
         )
 
 
-def print_results(run: Run, metric: str | None = None) -> None:
+def print_results(run: "Run", metric: str | None = None) -> None:
     """The tables, and where the run is."""
     from headcount.analysis.accuracy import accuracy_table
     from headcount.analysis.divergence import divergence_table

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from headcount.cli import app, options
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import output
 
 
@@ -14,7 +15,7 @@ def export(
     run: options.RunFolder,
     form: Annotated[str, typer.Option("--format", "-f", help="parquet, csv or netcdf.")] = "parquet",
     folder: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the files. [default: RUN/export]")
+        Path | None, options.path_option("--output", "-o", help="Folder for the files. [default: RUN/export]")
     ] = None,
 ) -> None:
     """Write scores, thresholds, outcomes and metrics of a run as parquet, CSV or netCDF."""

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from headcount.cli import app, options
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import output
 
 
@@ -13,7 +14,8 @@ from headcount.cli.console import output
 def figures(
     runs: options.RunFolders,
     output_folder: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder for the files. [default: figures in the first run]")
+        Path | None,
+        options.path_option("--output", "-o", help="Folder for the files. [default: figures in the first run]"),
     ] = None,
     template: Annotated[str, typer.Option(help="Whose column widths: iclr, neurips, icml, acl or ieee.")] = "iclr",
     scores_from: options.ScoresFrom = None,

@@ -4,10 +4,10 @@ from typing import Annotated
 
 import typer
 
-from headcount.cli import app, options
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import output, steps
 from headcount.errors import InputError
-from headcount.store.scores import DTYPES
 
 
 @app.command()
@@ -65,6 +65,8 @@ def measure(
     """Measure every attention head while the model reads a benchmark's questions, or texts."""
     if bool(task) == bool(texts):
         raise InputError("Say what the model should read: either --task NAME or --texts FILE, not both.")
+    from headcount.store.scores import DTYPES
+
     if scores_dtype not in DTYPES:
         raise InputError(f"Unknown --scores-dtype {scores_dtype!r}. Use {' or '.join(DTYPES)}.")
     with steps() as progress:
@@ -96,6 +98,7 @@ def measure(
             include_path=None if include_path is None else str(include_path), batch_tokens=batch_tokens, seed=seed,
         )  # fmt: skip
         folder, facts = output_folder or default_folder(model, task or texts or []), subject.facts()
+        progress.keep_in(folder, output_folder)
         settings = run_settings(folder, seed=seed, scores_dtype=scores_dtype, summaries=summaries)
         with begin_run(
             folder, model=facts.model, data=facts.data, settings=settings, command=command_line()

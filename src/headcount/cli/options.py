@@ -1,9 +1,11 @@
 """Options that several commands share."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
+
+from headcount.errors import RunError
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Hub id, local folder, .gguf file, or **demo**.", show_default=False)
@@ -18,6 +20,17 @@ RunFolders = Annotated[
 ]
 
 
+def _place(text: str) -> Path:
+    if not text.strip() or "\0" in text:
+        raise RunError(f"{text!r} is no name of a file or folder. Give another, or leave the option out.")
+    return Path(text)
+
+
+def path_option(*names: str, help: str, **more: Any) -> Any:
+    """An option that names a file or folder."""
+    return typer.Option(*names, help=help, parser=_place, metavar="PATH", **more)
+
+
 def _load_scores(files: list[Path] | None) -> list[Path] | None:
     if files:
         from headcount.scores import load_scores
@@ -29,14 +42,14 @@ def _load_scores(files: list[Path] | None) -> list[Path] | None:
 
 ScoresFrom = Annotated[
     list[Path] | None,
-    typer.Option(
+    path_option(
         "--scores-from",
         callback=_load_scores,
         help="Python file with scores of your own, which runs; repeat for several.",
     ),
 ]
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="Folder of the run. [default: runs/MODEL-DATA-TIME]")
+    Path | None, path_option("--output", "-o", help="Folder of the run. [default: runs/MODEL-DATA-TIME]")
 ]
 Task = Annotated[
     list[str] | None,
@@ -58,7 +71,7 @@ Offline = Annotated[
 ]
 IncludePath = Annotated[
     Path | None,
-    typer.Option(
+    path_option(
         "--include-path",
         help="Folder with lm-eval task files of your own. A task file is code: one that is asked for runs.",
         rich_help_panel="Data",

@@ -7,7 +7,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from headcount.cli import app, options
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import output, steps
 from headcount.errors import InputError
 
@@ -19,10 +20,12 @@ if TYPE_CHECKING:
 @app.command()
 def prune(
     model: options.Model,
-    heads: Annotated[Path, typer.Option("--heads", help="Selection, as from `headcount select`.", show_default=False)],
+    heads: Annotated[
+        Path, options.path_option("--heads", help="Selection, as from `headcount select`.", show_default=False)
+    ],
     output_folder: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="New folder of the checkpoint. Without it, only show the plan."),
+        options.path_option("--output", "-o", help="New folder of the checkpoint. Without it, only show the plan."),
     ] = None,
     replace: options.Replace = "refit",
     texts: options.Texts = None,
@@ -48,8 +51,9 @@ def prune(
     ] = None,
     gguf_tokenizer: Annotated[
         Path | None,
-        typer.Option(
-            help="For gguf: a GGUF file of the original model, for its tokenizer. [default: MODEL if it is one]"
+        options.path_option(
+            "--gguf-tokenizer",
+            help="For gguf: a GGUF file of the original model, for its tokenizer. [default: MODEL if it is one]",
         ),
     ] = None,
     gguf_type: Annotated[
@@ -64,7 +68,7 @@ def prune(
     seed: Annotated[int, typer.Option(help="For --distill: of the order of texts.")] = 0,
 ) -> None:
     """Cut heads out of a model for good: show the plan, replace what they did, write a checkpoint, load it and compare."""
-    with steps("Nothing was written.") as progress:
+    with steps() as progress:
         from headcount.cli.calibration import calibration_rows
         from headcount.cli.runs import command_line, load_model
         from headcount.models.instrument import head_geometry

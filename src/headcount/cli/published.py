@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from headcount.cli import app
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import output
 
 
@@ -16,7 +17,7 @@ def published(
     ] = None,
     score: Annotated[str | None, typer.Option("--score", "-s", help="Id or alias of a score.")] = None,
     output_file: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Also write the table to this CSV file, in full.")
+        Path | None, options.path_option("--output", "-o", help="Also write the table to this CSV file, in full.")
     ] = None,
 ) -> None:
     """Show the results of arXiv 2504.03889: its Table 2, recomputed, or the curves of a model or a score.

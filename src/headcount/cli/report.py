@@ -1,20 +1,22 @@
 """``headcount report``: the page of a run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import typer
-
-from headcount.cli import app, options
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import output
-from headcount.store import Run
+
+if TYPE_CHECKING:
+    from headcount.store import Run
 
 
 @app.command()
 def report(
     runs: options.RunFolders,
     output_file: Annotated[
-        Path | None, typer.Option("--output", "-o", help="HTML file. [default: report.html in the first run or study]")
+        Path | None,
+        options.path_option("--output", "-o", help="HTML file. [default: report.html in the first run or study]"),
     ] = None,
     scores_from: options.ScoresFrom = None,
 ) -> None:
@@ -28,7 +30,7 @@ def report(
     output.say(f"Page: {page}")
 
 
-def write_report(runs: list[Run], file: Path | None = None) -> Path:
+def write_report(runs: "list[Run]", file: Path | None = None) -> Path:
     """The page of the runs, written to ``file`` (default: report.html in the first run's folder)."""
     from headcount.report import read_results, render_page
     from headcount.store import write_atomically

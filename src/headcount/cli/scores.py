@@ -2,7 +2,8 @@
 
 from rich.table import Table
 
-from headcount.cli import app, options
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import output
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.table import Table
 
-from headcount.cli import app, options
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import output, steps
 from headcount.errors import InputError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def select(
     model: options.Model,
     output_file: Annotated[
-        Path, typer.Option("--output", "-o", help="File of the selection, JSON.", show_default=False)
+        Path, options.path_option("--output", "-o", help="File of the selection, JSON.", show_default=False)
     ],
     texts: options.Texts = None,
     task: options.Task = None,
@@ -85,7 +86,7 @@ def select(
         raise InputError('Say how much to remove: --share 0.2, or --budget "1 point of arc_easy,piqa".')
     if output_file.exists():
         raise InputError(f"{str(output_file)!r} exists already. Choose another file with -o, or remove it first.")
-    with steps("Nothing was written.") as progress:
+    with steps() as progress:
         from headcount.cli.calibration import calibration_rows
         from headcount.cli.runs import load_model, prepare_benchmark, questions_of
         from headcount.models.loading import default_name

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from headcount.cli import app
+from headcount.cli.app import app
 from headcount.cli.console import output
 
 if TYPE_CHECKING:

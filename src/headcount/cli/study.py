@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from headcount.cli import app
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import Steps, output, steps
 from headcount.errors import InputError
 
@@ -30,7 +31,7 @@ def study(
         ),
     ],
     folder: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the study. [default: runs/NAME]")
+        Path | None, options.path_option("--output", "-o", help="Folder of the study. [default: runs/NAME]")
     ] = None,
     dry_run: Annotated[
         bool,
@@ -90,9 +91,9 @@ def study(
             joining = progress.start("Joining the cluster", 1)
             working = RayWorkers(address=ray_address, workers=workers, gpus=gpus, cpus=cpus)
             joining(1, 1)
-        done = run_study(
-            asked, folder or Path("runs") / asked.name, workers=working, announce=progress.start, command=command_line()
-        )
+        place = folder or Path("runs") / asked.name
+        progress.keep_in(place, place)
+        done = run_study(asked, place, workers=working, announce=progress.start, command=command_line())
     from headcount.report.overview import print_overview
 
     tables = done.tables()

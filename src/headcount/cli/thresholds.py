@@ -5,7 +5,8 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from headcount.cli import app, options
+from headcount.cli import options
+from headcount.cli.app import app
 from headcount.cli.console import output
 
 
