@@ -14,6 +14,7 @@ def accuracy_table(
     outcomes: pd.DataFrame,
     *,
     metric: str = "acc",
+    higher_is_better: bool | None = None,
     margin: float = 0.01,
     confidence: float = 0.95,
     resamples: int = 10_000,
@@ -24,6 +25,13 @@ def accuracy_table(
     A question is a (task, doc_id). Only questions with ``metric`` that the policy shares with the baseline count, each
     once, whatever its task, so tasks weigh by their number of questions (lm-eval's ``weight_by_size``, as for MMLU).
     All statements are about questions like these, drawn within the same tasks.
+
+    Of a metric that is better when lower the *fall* is a rise: the change stays in the metric's own unit and sign, the
+    margin bounds its rise, and ``change_bound`` lies above it. What way is better is what the metric's tasks say; where
+    they do not, or not the same, changes are given and not judged.
+
+    A question whose value is not finite, untouched or under the policy, is left out and counted. Where it is finite
+    untouched, the fall is not said to be within the margin.
 
     For a metric that is 0 or 1 on every question the bounds are those of Tango's score test for paired proportions,
     with variances within tasks (``PairedCounts``), which keep their confidence with few questions and rare changes;
@@ -37,6 +45,7 @@ def accuracy_table(
     Args:
         outcomes: one row a policy and question.
         metric: the column to average: one of lm-eval's, ``gold_loglikelihood`` or ``kl_from_baseline``.
+        higher_is_better: which way it is better, where its tasks are not to be asked.
         margin: the fall that is tolerated, in the metric's unit: 0.01 for 1 point of accuracy.
         confidence: of the two-sided interval, and of the one-sided verdict.
         resamples: bootstrap draws.
@@ -44,10 +53,12 @@ def accuracy_table(
 
     Returns:
         One row a policy, the baseline first, then in order of first appearance: policy, score, share_asked,
-        share_realised, num_questions, accuracy, change, change_low, change_high (two-sided), change_bound (one-sided:
-        the change lies above it), confidence_within (the largest confidence with which the fall is shown to be within
-        the margin), within_margin (shown, refuted or undecided), p_mcnemar. Shares, accuracies and changes are
-        fractions of 1. All from the interval on is missing for the baseline, p also for other than 0/1 metrics.
+        share_realised, num_questions, num_not_finite (questions left out for that), accuracy (the mean of ``metric``),
+        change, change_low, change_high (two-sided), change_bound (one-sided: the change is better than it),
+        confidence_within (the largest confidence with which the fall is shown to be within the margin), within_margin
+        (shown, refuted or undecided), p_mcnemar, higher_is_better. Shares, accuracies and changes are fractions of 1,
+        or in the metric's own unit. From the interval to p all is missing for the baseline, p also for other than 0/1
+        metrics, the bound and the verdict for metrics that are not judged.
 
     Raises:
         InputError: no baseline, an unknown metric, a policy without questions in common with the baseline, a margin
@@ -56,7 +67,7 @@ def accuracy_table(
     check_confidence(confidence)
     if not margin >= 0:
         raise InputError(f"margin is a fall of {metric}, 0 or more (0.01 for 1 point of accuracy); got {margin}.")
-    paired = pair_outcomes(outcomes, metric)
+    paired = pair_outcomes(outcomes, metric, higher_is_better)
     change = paired.change  # [question, policy]
     table = pd.DataFrame(
         {
@@ -65,6 +76,7 @@ def accuracy_table(
             "share_asked": paired.shares_asked,
             "share_realised": np.nanmean(paired.share_zeroed, axis=0),
             "num_questions": (~np.isnan(change)).sum(axis=0),
+            "num_not_finite": paired.num_not_finite,
             "accuracy": np.nanmean(paired.values, axis=0),
             "change": np.nanmean(change, axis=0),
         }
@@ -74,15 +86,25 @@ def accuracy_table(
     else:
         rng = np.random.default_rng(seed)
         bounds = _of_bootstrap(paired, margin, confidence, resamples, rng)
-    bounds.insert(4, "within_margin", _verdicts(bounds["confidence_within"].tolist(), confidence))
+    verdicts = _verdicts(bounds["confidence_within"].tolist(), paired.num_lost.tolist(), confidence)
+    bounds.insert(4, "within_margin", verdicts)
+    if paired.metric.sign < 0:  # back from gains to the metric's own sign
+        bounds[["change_low", "change_high"]] = -bounds[["change_high", "change_low"]].to_numpy()
+        bounds["change_bound"] *= -1
     bounds.loc[0] = None  # the baseline against itself
-    return pd.concat([table, bounds], axis="columns")
+    way = paired.metric.higher_is_better
+    if way is None:
+        bounds[["change_bound", "confidence_within"]] = np.nan
+        bounds["within_margin"] = None
+    return pd.concat([table, bounds], axis="columns").assign(
+        higher_is_better=pd.Series([way] * len(table), dtype=object)
+    )
 
 
 def _of_counts(paired: PairedOutcomes, margin: float, confidence: float) -> pd.DataFrame:
     two_sided = (1 + confidence) / 2
     rows = []
-    for column in paired.change.T:
+    for column in paired.gain.T:
         counts = PairedCounts.of(column, paired.tasks)
         rows.append({
             "change_low": counts.lower(two_sided),
@@ -97,7 +119,7 @@ def _of_counts(paired: PairedOutcomes, margin: float, confidence: float) -> pd.D
 def _of_bootstrap(
     paired: PairedOutcomes, margin: float, confidence: float, resamples: int, rng: np.random.Generator
 ) -> pd.DataFrame:
-    samples = resampled_means(paired.change, paired.tasks, resamples=resamples, rng=rng)
+    samples = resampled_means(paired.gain, paired.tasks, resamples=resamples, rng=rng)
     low, high = interval(samples, confidence, paired.tasks)
     return pd.DataFrame({
         "change_low": low,
@@ -108,10 +130,10 @@ def _of_bootstrap(
     })  # fmt: skip
 
 
-def _verdicts(confidence_within: list[float], confidence: float) -> list[str]:
+def _verdicts(confidence_within: list[float], num_lost: list[int], confidence: float) -> list[str]:
     return [
-        "shown" if reached >= confidence else "refuted" if reached <= 1 - confidence else "undecided"
-        for reached in confidence_within
+        "refuted" if reached <= 1 - confidence else "shown" if reached >= confidence and not lost else "undecided"
+        for reached, lost in zip(confidence_within, num_lost, strict=True)
     ]
 
 

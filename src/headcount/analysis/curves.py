@@ -1,7 +1,8 @@
 """Curves of accuracy against the share of heads zeroed: one per model, task and score, and what follows from them.
 
 Every function here takes or gives data frames. *Points* have the columns model, task, score, share_realised, accuracy
-and baseline (the untouched model's accuracy); shares and accuracies are fractions of 1. *Curves* are what
+and baseline (the untouched model's accuracy); shares and accuracies are fractions of 1. Where they have the column
+higher_is_better, accuracy is of a metric that is better that way; without it, higher is better. *Curves* are what
 ``curve_table`` makes of points, one row each.
 """
 
@@ -26,7 +27,7 @@ def curve_points(accuracy: pd.DataFrame, *, model: str, task: str) -> pd.DataFra
     the baseline on others. Policies without a score (fixed heads) have no curve.
 
     Returns:
-        model, task, score, share_asked, share_realised, accuracy, baseline.
+        model, task, score, share_asked, share_realised, accuracy, baseline, higher_is_better.
     """
     baseline = float(accuracy["accuracy"].iloc[0])
     scored = accuracy.loc[accuracy["score"] != ""]
@@ -38,9 +39,10 @@ def curve_points(accuracy: pd.DataFrame, *, model: str, task: str) -> pd.DataFra
         task=task,
         accuracy=baseline + points["change"],
         baseline=baseline,
+        higher_is_better="higher_is_better" not in accuracy or accuracy["higher_is_better"].iloc[0] is not False,
         number=points["score"].map(scores.index),
     )
-    columns = ["model", "task", "score", "share_asked", "share_realised", "accuracy", "baseline"]
+    columns = ["model", "task", "score", "share_asked", "share_realised", "accuracy", "baseline", "higher_is_better"]
     return points.sort_values(["number", "share_realised"], kind="stable", ignore_index=True).loc[:, columns]
 
 
@@ -65,29 +67,31 @@ def curve_table(points: pd.DataFrame, *, margin: float = 0.01) -> pd.DataFrame:
     Args:
         points: see the module.
         margin: the fall that is tolerated: of accuracy as a fraction of 1 for ``removable_share`` (0.01 is 1 point), as a
-            fraction of the baseline's for ``removable_share_relative`` (0.01 is 1 percent of it).
+            fraction of the baseline's for ``removable_share_relative`` (0.01 is 1 percent of it). A rise where lower is
+            better.
 
     Returns:
         One row a curve, in order of first appearance: model, task, score, baseline, removable_share, is_lower_bound,
         removable_share_relative, is_lower_bound_relative (see ``last_crossing``), largest_share_measured,
-        normalised_area, rank (1 for the largest area, means for ties).
+        normalised_area, rank (1 for the best area, means for ties).
     """
     _check(points, _POINT)
     rows = []
     for key, of_curve in points.groupby([*_WHERE, "score"], sort=False):
         model, task, score = cast(tuple[str, str, str], key)
         x, y = of_curve["share_realised"].to_numpy(dtype=float), of_curve["accuracy"].to_numpy(dtype=float)
-        baseline = float(of_curve["baseline"].iloc[0])
-        share, is_lower_bound = last_crossing(x, y, baseline - margin)
-        relative, is_lower_bound_relative = last_crossing(x, y, baseline * (1 - margin))
+        baseline, sign = float(of_curve["baseline"].iloc[0]), _sign(of_curve)
+        share, is_lower_bound = last_crossing(x, sign * y, sign * baseline - margin)
+        relative, is_lower_bound_relative = last_crossing(x, sign * y, sign * baseline - margin * abs(baseline))
         rows.append({
             "model": model, "task": task, "score": score, "baseline": baseline,
             "removable_share": share, "is_lower_bound": is_lower_bound,
             "removable_share_relative": relative, "is_lower_bound_relative": is_lower_bound_relative,
-            "largest_share_measured": float(x.max()), "normalised_area": normalised_area(x, y),
+            "largest_share_measured": float(x.max()), "normalised_area": normalised_area(x, y), "rank": sign,
         })  # fmt: skip
     table = pd.DataFrame(rows)
-    table["rank"] = table.groupby(_WHERE, sort=False)["normalised_area"].rank(ascending=False)
+    gain = table.assign(rank=table["rank"] * table["normalised_area"])
+    table["rank"] = gain.groupby(_WHERE, sort=False)["rank"].rank(ascending=False)
     return table
 
 
@@ -130,7 +134,7 @@ def removable_by_score(
 
 
 def against_random(points: pd.DataFrame) -> pd.DataFrame:
-    """Points with what random heads cost at the same share: ``random_accuracy`` and ``above_random``.
+    """Points with what random heads cost at the same share: ``random_accuracy`` and ``above_random``, how much better.
 
     Random's curve is joined by straight lines; NaN beyond its range, and where the model and task have none.
     """
@@ -144,7 +148,9 @@ def against_random(points: pd.DataFrame) -> pd.DataFrame:
             height = np.interp(group["share_realised"], x, y, left=np.nan, right=np.nan)
         found.append(pd.Series(height, index=group.index))
     random_accuracy = pd.concat(found)
-    return points.assign(random_accuracy=random_accuracy, above_random=points["accuracy"] - random_accuracy)
+    sign = np.concatenate([np.full(len(group), _sign(group)) for _, group in points.groupby(_WHERE, sort=False)])
+    above = (points["accuracy"] - random_accuracy) * pd.Series(sign, index=random_accuracy.index)
+    return points.assign(random_accuracy=random_accuracy, above_random=above)
 
 
 def rank_correlation(curves: pd.DataFrame) -> pd.DataFrame:
@@ -153,7 +159,7 @@ def rank_correlation(curves: pd.DataFrame) -> pd.DataFrame:
     Returns:
         Square, rows and columns (model, task). NaN for two with fewer than 3 scores in common.
     """
-    return curves.pivot(index="score", columns=_WHERE, values="normalised_area").corr("spearman", min_periods=3)
+    return curves.pivot(index="score", columns=_WHERE, values="rank").corr("spearman", min_periods=3)
 
 
 def top_overlap(curves: pd.DataFrame, *, top: int = 5) -> pd.DataFrame:
@@ -167,6 +173,11 @@ def top_overlap(curves: pd.DataFrame, *, top: int = 5) -> pd.DataFrame:
     return pd.DataFrame(
         [[len(a & b) / len(a | b) for b in best.values()] for a in best.values()], index=names, columns=names
     )
+
+
+def _sign(points: pd.DataFrame) -> int:
+    """−1 where the accuracy of these points, of one model and task, is of a metric that is better when lower."""
+    return -1 if "higher_is_better" in points and not bool(points["higher_is_better"].iloc[0]) else 1
 
 
 def _check(frame: pd.DataFrame, columns: Sequence[str]) -> None:

@@ -8,14 +8,15 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from headcount.errors import InputError, nearest
+from headcount.metrics import Metric
 
 BASELINE = "baseline"
 
 #: Columns that can be averaged like a metric, and are finer than one: they say something near chance too.
 MEASURES = ("gold_loglikelihood", "kl_from_baseline")
 
-# Columns of outcomes that are never a metric of lm-eval's.
-_NOT_METRICS = frozenset({
+#: Columns of outcomes that are never a metric of lm-eval's; one of its metrics with such a name is `score,none`.
+NOT_METRICS = frozenset({
     "policy", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
     "share_zeroed", "num_inputs", "num_tokens", "items", "zeroed_heads", *MEASURES,
 })  # fmt: skip
@@ -26,8 +27,10 @@ _NEEDED = ("policy", "score", "share_asked", "task", "doc_id", "share_zeroed")
 class PairedOutcomes:
     """One metric of every policy beside the baseline's, question by question (task, doc_id).
 
-    ``values`` and ``share_zeroed`` are NaN where the policy or the baseline has no such value: only pairs count.
+    ``values`` and ``share_zeroed`` are NaN where the policy or the baseline has no finite value: only pairs count.
     """
+
+    metric: Metric
 
     policies: list[str]  # the baseline first, then in order of first appearance
     scores: list[str]  # of each policy; "" for those that use none
@@ -35,6 +38,8 @@ class PairedOutcomes:
     values: NDArray[np.float64]  # [question, policy]
     share_zeroed: NDArray[np.float64]  # [question, policy]
     tasks: NDArray[np.intp]  # [question], a number for each task: the strata of the bootstrap
+    num_not_finite: NDArray[np.intp]  # [policy], questions of these tasks left out: no finite value here or untouched
+    num_lost: NDArray[np.intp]  # [policy], those of them that have one untouched
 
     @property
     def binary(self) -> bool:
@@ -45,6 +50,11 @@ class PairedOutcomes:
     def change(self) -> NDArray[np.float64]:
         """``values`` minus the baseline's, [question, policy]."""
         return self.values - self.values[:, :1]
+
+    @property
+    def gain(self) -> NDArray[np.float64]:
+        """``change`` with the sign with which more is better, [question, policy]: all that judges, judges this."""
+        return self.metric.sign * self.change
 
 
 def by_benchmark(outcomes: pd.DataFrame, asked: Iterable[str]) -> dict[str, pd.DataFrame]:
@@ -63,16 +73,19 @@ def by_benchmark(outcomes: pd.DataFrame, asked: Iterable[str]) -> dict[str, pd.D
 
 def metrics_of(outcomes: pd.DataFrame) -> list[str]:
     """lm-eval's metrics in ``outcomes``: numeric columns that hold at least one number."""
-    return _averageable(outcomes, [str(name) for name in outcomes.columns if name not in _NOT_METRICS])
+    return _averageable(outcomes, [str(name) for name in outcomes.columns if name not in NOT_METRICS])
 
 
 def main_metric(outcomes: pd.DataFrame) -> str | None:
     """What accuracy is measured by where nothing else is asked for: ``acc``, or the first metric there is.
 
-    None where no metric is a number a question: perplexity is one of all texts together.
+    One that can be judged comes before one that cannot: finite numbers, and a known direction. None where no metric is
+    a number a question: perplexity is one of all texts together.
     """
-    known = metrics_of(outcomes)
-    return "acc" if "acc" in known else next(iter(known), None)
+    known = sorted(metrics_of(outcomes), key=lambda name: name != "acc")
+    finite = [name for name in known if bool(np.isfinite(outcomes[name].to_numpy(dtype=float)).any())]
+    judged = (name for name in finite if Metric.of(outcomes, name).higher_is_better is not None)
+    return next(judged, next(iter(finite), None))
 
 
 def _averageable(outcomes: pd.DataFrame, columns: Iterable[str]) -> list[str]:
@@ -80,8 +93,10 @@ def _averageable(outcomes: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     return [c for c in present if bool(outcomes[c].notna().any())]
 
 
-def pair_outcomes(outcomes: pd.DataFrame, metric: str) -> PairedOutcomes:
+def pair_outcomes(outcomes: pd.DataFrame, metric: str, higher_is_better: bool | None = None) -> PairedOutcomes:
     """``metric``, one of lm-eval's or of ``MEASURES``, of every policy, paired with the baseline's.
+
+    Which way is better is what the outcomes say of their tasks, unless it is given.
 
     Raises:
         InputError: missing columns, an unknown metric, no baseline, a question answered twice under one policy, or a
@@ -99,18 +114,22 @@ def pair_outcomes(outcomes: pd.DataFrame, metric: str) -> PairedOutcomes:
             f"There is no policy {BASELINE!r} among {', '.join(policies) or 'no policies at all'}. "
             "Changes are against a run without intervention: evaluate that too."
         )
-    answered = outcomes.dropna(subset=[metric])
-    for policy, task, doc_id in answered.loc[
-        answered.duplicated(subset=["policy", "task", "doc_id"]), ["policy", "task", "doc_id"]
+    asked = outcomes[outcomes["task"].isin(outcomes.loc[outcomes[metric].notna(), "task"].unique())]
+    for policy, task, doc_id in asked.loc[
+        asked.duplicated(subset=["policy", "task", "doc_id"]), ["policy", "task", "doc_id"]
     ].itertuples(index=False):
         raise InputError(
             f"Question {doc_id} of {task} was answered twice under policy {policy!r}. "
             "Keep one row a policy and question."
         )
-    wide = answered.pivot(index=["task", "doc_id"], columns="policy", values=[metric, "share_zeroed"])
-    values = wide[metric].reindex(policies, axis="columns").to_numpy(dtype=float)
-    share_zeroed = wide["share_zeroed"].reindex(policies, axis="columns").to_numpy(dtype=float)
-    common = ~np.isnan(values) & ~np.isnan(values[:, :1])
+    wide = asked.assign(asked=1.0).pivot(
+        index=["task", "doc_id"], columns="policy", values=[metric, "share_zeroed", "asked"]
+    )
+    values, share_zeroed, was_asked = (
+        wide[name].reindex(policies, axis="columns").to_numpy(dtype=float) for name in (metric, "share_zeroed", "asked")
+    )
+    finite, both_asked = np.isfinite(values), np.nan_to_num(was_asked * was_asked[:, :1]).astype(bool)
+    common = finite & finite[:, :1]
     if not common.any(axis=0).all():
         raise InputError(
             f"Policy {policies[int(common.any(axis=0).argmin())]!r} has no question with {metric!r} in common with the "
@@ -118,11 +137,15 @@ def pair_outcomes(outcomes: pd.DataFrame, metric: str) -> PairedOutcomes:
         )
     if np.isnan(share_zeroed[common]).any():
         raise InputError("share_zeroed is NaN for some answered questions. Pass the outcomes of a headcount run.")
+    kept = finite.any(axis=1)
     return PairedOutcomes(
+        metric=Metric.of(outcomes, metric, higher_is_better),
         policies=policies,
         scores=[str(score) for score in firsts["score"]],
         shares_asked=[float(share) for share in firsts["share_asked"]],
-        values=np.where(common, values, np.nan),
-        share_zeroed=np.where(common, share_zeroed, np.nan),
-        tasks=pd.factorize(wide.index.get_level_values("task"))[0],
+        values=np.where(common, values, np.nan)[kept],
+        share_zeroed=np.where(common, share_zeroed, np.nan)[kept],
+        tasks=pd.factorize(wide.index.get_level_values("task")[kept])[0],
+        num_not_finite=(both_asked & ~common).sum(axis=0),
+        num_lost=(both_asked & ~finite & finite[:, :1]).sum(axis=0),
     )

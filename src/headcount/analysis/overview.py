@@ -60,6 +60,7 @@ def all_tables(
     runs: Sequence[Saved],
     *,
     metric: str | None = None,
+    higher_is_better: bool | None = None,
     margin: float = 0.01,
     confidence: float = 0.95,
     resamples: int = 2_000,
@@ -71,6 +72,7 @@ def all_tables(
     Args:
         runs: of one or several models, on one or several data each.
         metric: that accuracy is measured by; as from ``main_metric`` if not given.
+        higher_is_better: which way ``metric`` is better, where its tasks are not to be asked.
         margin: the fall that is tolerated.
         confidence: of intervals and verdicts.
         resamples: bootstrap draws.
@@ -79,7 +81,8 @@ def all_tables(
 
     Returns:
         Data frames by name, each with model and task (a benchmark) or data (of a run) in front. Of answers: ``accuracy``,
-        ``removable`` (with the relative margin beside the absolute one, areas and ranks), ``points``, ``by_score``,
+        ``removable`` (with the relative margin beside the absolute one, areas and ranks; none of a metric that is not judged),
+        ``points``, ``by_score``,
         ``ranks`` (correlation and overlap of every two), ``divergence`` (how far answers move: their KL divergence from
         the untouched model's, and the log-likelihood of the right answer, or of texts; alone where there is no metric);
         or, where questions were asked until it was decided, ``decided`` (each policy's verdict) and ``searched`` (between
@@ -108,12 +111,14 @@ def all_tables(
         for task, outcomes in _benchmarks(run):
             chosen = metric or main_metric(outcomes)
             if chosen is not None:
-                of_policies = accuracy_table(outcomes, metric=chosen, **options)
+                of_metric = options | {"metric": chosen, "higher_is_better": higher_is_better}
+                of_policies = accuracy_table(outcomes, **of_metric)
                 keep("accuracy", of_policies.assign(metric=chosen), model=run.model, task=task)
-                keep("points", curve_points(of_policies, model=run.model, task=task))
-                removable = removable_table(outcomes, metric=chosen, **options)
-                relative = removable_table(outcomes, metric=chosen, relative=True, **options)
-                keep("removable", _with_relative(removable, relative), model=run.model, task=task)
+                if of_policies["higher_is_better"].iloc[0] is not None:
+                    keep("points", curve_points(of_policies, model=run.model, task=task))
+                    removable = removable_table(outcomes, **of_metric)
+                    relative = removable_table(outcomes, relative=True, **of_metric)
+                    keep("removable", _with_relative(removable, relative), model=run.model, task=task)
             moved = divergence_table(outcomes, confidence=confidence, resamples=resamples, seed=seed)
             keep("divergence", moved, model=run.model, task=task)
         if run.scores is not None and run.thresholds is not None:

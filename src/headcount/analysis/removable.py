@@ -38,6 +38,7 @@ def removable_table(
     outcomes: pd.DataFrame,
     *,
     metric: str = "acc",
+    higher_is_better: bool | None = None,
     margin: float = 0.01,
     relative: bool = False,
     confidence: float = 0.95,
@@ -57,9 +58,13 @@ def removable_table(
     stopping at the first that is not shown keeps the confidence without a correction for their number (a fixed-sequence
     test).
 
+    Of a metric that is better when lower a fall is a rise: the share is where its curve last rises above the baseline
+    plus the margin.
+
     Args:
         outcomes: one row a policy and question.
         metric: the column to average.
+        higher_is_better: which way it is better, where its tasks are not to be asked.
         margin: the fall that is tolerated: of accuracy as a fraction of 1 (0.01 for 1 point), or with ``relative`` as a
             fraction of the baseline's accuracy (0.01 for 1 percent of it).
         relative: whether ``margin`` is relative.
@@ -73,22 +78,28 @@ def removable_table(
         (0 where not even the smallest is shown); largest_share_measured. Shares are fractions of all heads, 0..1.
 
     Raises:
-        InputError: no baseline, an unknown metric, no common questions, a margin below 0, or a confidence outside 0…1.
+        InputError: no baseline, an unknown metric or one of which is not known which way it is better, no common
+            questions, a margin below 0, or a confidence outside 0…1.
     """
     check_confidence(confidence)
     if not margin >= 0:
         raise InputError(
             f"margin is a fall of accuracy as a fraction of 1 (0.01 for 1 point), 0 or more; got {margin}."
         )
-    paired = pair_outcomes(outcomes, metric)
+    paired = pair_outcomes(outcomes, metric, higher_is_better)
+    if paired.metric.higher_is_better is None:
+        raise InputError(paired.metric.doubt)
     rng = np.random.default_rng(seed)
-    values = np.hstack([paired.share_zeroed, paired.change, paired.values[:, :1]])  # [question, 2 · policy + 1]
+    values = np.hstack([paired.share_zeroed, paired.gain, paired.values[:, :1]])  # [question, 2 · policy + 1]
     samples = resampled_means(values, paired.tasks, resamples=resamples, rng=rng)
     measured = np.nanmean(values, axis=0, keepdims=True)
-    floors = [-margin * means[:, -1] if relative else np.full(len(means), -margin) for means in (measured, samples)]
+    floors = [
+        -margin * np.abs(means[:, -1]) if relative else np.full(len(means), -margin) for means in (measured, samples)
+    ]
     judged = accuracy_table(
-        outcomes, metric=metric, margin=-float(floors[0][0]), confidence=confidence, resamples=resamples, seed=seed
-    )
+        outcomes, metric=metric, higher_is_better=higher_is_better, margin=abs(float(floors[0][0])),
+        confidence=confidence, resamples=resamples, seed=seed,
+    )  # fmt: skip
     rows = []
     for score in dict.fromkeys(filter(None, paired.scores)):
         points = [i for i, other in enumerate(paired.scores) if other == score]
@@ -118,10 +129,10 @@ def _share_shown(judged: pd.DataFrame) -> float:
 
 
 def _curves(means: NDArray[np.float64], points: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Shares and changes, [curve, point], from ``means`` [curve, 2 · policy]; (0, 0) stands first."""
-    share, change = np.hsplit(means, 2)
+    """Shares and gains, [curve, point], from ``means`` [curve, 2 · policy]; (0, 0) stands first."""
+    share, gain = np.hsplit(means, 2)
     origin = np.zeros((len(means), 1))
-    return np.hstack([origin, share[:, points]]), np.hstack([origin, change[:, points]])
+    return np.hstack([origin, share[:, points]]), np.hstack([origin, gain[:, points]])
 
 
 def _last_crossings(

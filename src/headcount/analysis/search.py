@@ -19,7 +19,7 @@ class Look:
     """What an evaluation at one share found.
 
     Attributes:
-        change: of accuracy, against the baseline on the same questions.
+        change: of accuracy, against the baseline on the same questions; above 0 is better, whatever the metric.
         verdict: ``within`` or ``beyond`` the margin; None where that stayed undecided.
         share_realised: of the heads, while answering.
     """

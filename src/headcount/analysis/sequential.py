@@ -10,8 +10,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from headcount.analysis.bootstrap import check_confidence
-from headcount.analysis.outcomes import BASELINE, pair_outcomes
-from headcount.errors import InputError
+from headcount.analysis.outcomes import BASELINE, MEASURES, metrics_of, pair_outcomes
+from headcount.errors import InputError, nearest
+from headcount.metrics import Metric
 
 Verdict = Literal["within", "beyond"]
 
@@ -66,14 +67,21 @@ class SequentialTest:
         return f"<SequentialTest: {self.num_asked} of {self.total} questions, verdict {self.verdict}>"
 
     def update(self, differences: ArrayLike) -> Verdict | None:
-        """Take in the next questions' differences, metric under the policy minus the baseline's, and say the verdict.
+        """Take in the next questions' differences, and say the verdict.
+
+        Args:
+            differences: the metric under the policy minus the baseline's, or the other way round where lower is better.
 
         Raises:
             InputError: a difference that is NaN or outside −1…1, or more questions than the benchmark has.
         """
         new = np.atleast_1d(np.asarray(differences, dtype=float))
         if new.ndim != 1 or not (np.abs(new) <= 1).all():
-            raise InputError(f"Differences lie between −1 and 1, one a question; got {differences}.")
+            wrong = new[~(np.abs(new) <= 1)][:1]
+            raise InputError(
+                f"Differences lie between −1 and 1, one a question; got {', '.join(map(str, wrong)) or new.shape}. Decide by "
+                "a metric that is between 0 and 1 on every question."
+            )
         if self.num_asked + len(new) > self.total:
             raise InputError(f"The benchmark has {self.total} questions; {self.num_asked + len(new)} came.")
         crossings: list[tuple[int, Verdict]] = []
@@ -150,6 +158,8 @@ class UntilDecided:
         margin: the fall that is tolerated, as a fraction of 1.
         confidence: of each policy's verdict.
         questions_a_look: asked between two looks.
+        higher_is_better: which way the metric is better, where its tasks are not to be asked. A fall is a rise where
+            lower is better.
 
     Raises:
         InputError: a margin or confidence outside 0…1, or no questions between two looks.
@@ -159,6 +169,7 @@ class UntilDecided:
     margin: float = 0.01
     confidence: float = 0.95
     questions_a_look: int = 64
+    higher_is_better: bool | None = None
 
     def __post_init__(self) -> None:
         self.test(total=1)
@@ -169,11 +180,20 @@ class UntilDecided:
         """The test of one policy on a benchmark of ``total`` questions."""
         return SequentialTest(total=total, margin=self.margin, confidence=self.confidence)
 
+    def judged(self, outcomes: pd.DataFrame) -> Metric:
+        """The metric, found in every question of ``outcomes`` and with a known direction.
+
+        Raises:
+            InputError: it is not.
+        """
+        return judged_metric(outcomes, self.metric, self.higher_is_better)
+
     def table(self, outcomes: pd.DataFrame, total: int) -> pd.DataFrame:
         """Each policy's verdict so far; ``total`` is the number of questions of the whole benchmark."""
         return sequential_table(
-            outcomes, total=total, metric=self.metric, margin=self.margin, confidence=self.confidence
-        )
+            outcomes, total=total, metric=self.metric, higher_is_better=self.higher_is_better, margin=self.margin,
+            confidence=self.confidence,
+        )  # fmt: skip
 
     def decided(self, outcomes: pd.DataFrame, total: int) -> set[str]:
         """The policies that need no more questions."""
@@ -188,8 +208,37 @@ def asking_order(num_questions: int, seed: int) -> list[int]:
     return sorted(range(num_questions), key=keys.__getitem__)
 
 
+def judged_metric(outcomes: pd.DataFrame, metric: str, higher_is_better: bool | None = None) -> Metric:
+    """A metric to decide by, one question after the other: every question has it, finite, and better is one way.
+
+    Raises:
+        InputError: it is not so.
+    """
+    known = metrics_of(outcomes)
+    if metric not in known and metric not in MEASURES:
+        said = nearest(metric, known) if known else "There is none here."
+        raise InputError(f"Unknown metric {metric!r} to decide by. {said}")
+    without = outcomes.loc[~np.isfinite(outcomes[metric].to_numpy(dtype=float))]
+    if len(without):
+        first = without.iloc[0]
+        raise InputError(
+            f"Questions are asked until {metric!r} decides, and question {first['doc_id']} of {first['task']} has no finite "
+            f"{metric!r} under {first['policy']!r}. Choose a metric that every question has, or ask that task by itself."
+        )
+    found = Metric.of(outcomes, metric, higher_is_better)
+    if found.higher_is_better is None:
+        raise InputError(found.doubt)
+    return found
+
+
 def sequential_table(
-    outcomes: pd.DataFrame, *, total: int, metric: str = "acc", margin: float = 0.01, confidence: float = 0.95
+    outcomes: pd.DataFrame,
+    *,
+    total: int,
+    metric: str = "acc",
+    higher_is_better: bool | None = None,
+    margin: float = 0.01,
+    confidence: float = 0.95,
 ) -> pd.DataFrame:
     """Each policy's ``SequentialTest`` over its questions in the order of the rows, which is that of asking.
 
@@ -200,28 +249,31 @@ def sequential_table(
         outcomes: one row a policy and question, each policy's in the random order in which they were asked.
         total: questions of the whole benchmark.
         metric: the column to compare, between 0 and 1.
+        higher_is_better: which way it is better, where its tasks are not to be asked.
         margin: the fall that is tolerated, as a fraction of 1.
         confidence: of the verdict, and of each bound.
 
     Returns:
         One row a policy other than the baseline: policy, score, share_asked, share_realised, num_questions, total,
         change (of the questions asked), change_low, change_high (``SequentialTest.bounds``), verdict (within, beyond or
-        None), decided_after (questions; NaN without a verdict).
+        None), decided_after (questions; NaN without a verdict), higher_is_better. Changes are the metric's own: a rise is
+        positive, whether it is better or not.
 
     Raises:
-        InputError: as ``accuracy_table`` and ``SequentialTest``.
+        InputError: as ``accuracy_table`` and ``SequentialTest``; a question without a finite value, or a metric of which
+            is not known which way it is better.
     """
     pair_outcomes(outcomes, metric)  # refuses what cannot be compared
-    answered = outcomes.dropna(subset=[metric])
-    of_baseline = answered[answered["policy"] == BASELINE].set_index(["task", "doc_id"])[metric]
+    judged = judged_metric(outcomes, metric, higher_is_better)
+    of_baseline = outcomes[outcomes["policy"] == BASELINE].set_index(["task", "doc_id"])[metric]
     rows = []
-    for policy in answered.loc[answered["policy"] != BASELINE, "policy"].unique():
-        asked = answered.loc[answered["policy"] == policy]
+    for policy in outcomes.loc[outcomes["policy"] != BASELINE, "policy"].unique():
+        asked = outcomes.loc[outcomes["policy"] == policy]
         before = of_baseline.reindex(pd.MultiIndex.from_frame(asked[["task", "doc_id"]])).to_numpy(dtype=float)
         common = ~np.isnan(before)
         test = SequentialTest(total=total, margin=margin, confidence=confidence)
-        test.update((asked[metric].to_numpy(dtype=float) - before)[common])
-        low, high = test.bounds
+        test.update(judged.sign * (asked[metric].to_numpy(dtype=float) - before)[common])
+        low, high = sorted(judged.sign * bound for bound in test.bounds)
         rows.append({
             "policy": policy,
             "score": asked["score"].iloc[0],
@@ -229,14 +281,16 @@ def sequential_table(
             "share_realised": asked["share_zeroed"].to_numpy(dtype=float)[common].mean(),
             "num_questions": test.num_asked,
             "total": total,
-            "change": test.change,
+            "change": judged.sign * test.change,
             "change_low": low,
             "change_high": high,
             "verdict": test.verdict,
             "decided_after": test.decided_after,
+            "higher_is_better": judged.higher_is_better,
         })  # fmt: skip
     columns = ["policy", "score", "share_asked", "share_realised", "num_questions", "total", "change"]
-    return pd.DataFrame(rows, columns=[*columns, "change_low", "change_high", "verdict", "decided_after"])
+    columns += ["change_low", "change_high", "verdict", "decided_after", "higher_is_better"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def _log_wealth(

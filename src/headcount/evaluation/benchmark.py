@@ -1,6 +1,7 @@
 """A benchmark's questions, asked of one model as it is and under policies."""
 
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.errors import InputError
 from headcount.evaluation.language_model import HeadcountLM, Responses
-from headcount.evaluation.outcomes import add_usage, aggregate, answers, labels, with_divergences
+from headcount.evaluation.outcomes import add_usage, aggregate, answers, directions, labels, with_divergences
 from headcount.interventions import Policy
+from headcount.metrics import directed
 from headcount.models.batching import Progress, data_fingerprint, no_progress
 from headcount.tasks import TaskSet, check_limit, load_tasks, quiet
 
@@ -180,16 +182,27 @@ class Benchmark:
                 for place, policy in enumerate(policies)
                 if names[place] not in failures
             ]
+        outcomes = pd.DataFrame([row for table in tables for row in table])
+        if len(outcomes):
+            tasks = self.task_set.tasks
+            of_tasks = outcomes.groupby("task", sort=False)
+            outcomes = directed(outcomes, {str(name): directions(tasks[name], rows) for name, rows in of_tasks})
         return Answers(
-            outcomes=with_divergences(pd.DataFrame([row for table in tables for row in table])),
+            outcomes=with_divergences(outcomes),
             scores=xr.concat(recorded, "example") if recorded else None,
             failures=failures,
         )
 
     def metrics(self, outcomes: pd.DataFrame) -> pd.DataFrame:
-        """lm-eval's own aggregation of outcomes, saved or fresh: columns policy, task (or group), metric, value."""
+        """lm-eval's own aggregation of outcomes, saved or fresh: columns policy, task (or group), metric, value.
+
+        Warns of what lm-eval cannot aggregate; its value is NaN.
+        """
         with quiet():
-            return aggregate(outcomes, self.task_set)
+            table, failed = aggregate(outcomes, self.task_set)
+        for said in failed:
+            warnings.warn(said, stacklevel=2)
+        return table
 
     def _chosen(self, questions: Sequence[int] | None) -> list[tuple[str, int]]:
         if questions is None:

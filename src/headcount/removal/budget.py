@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Self
 import pandas as pd
 
 from headcount.analysis import accuracy_table
+from headcount.analysis.outcomes import main_metric
 from headcount.errors import InputError
 from headcount.evaluation.outcomes import BASELINE
 from headcount.heads import HeadSet
+from headcount.metrics import Metric, joined
 from headcount.models.batching import Progress, no_progress
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """A fall of accuracy, as a fraction of 1, over all questions of some tasks, each question once."""
+    """A fall of accuracy, as a fraction of 1, over all questions of some tasks, each question once.
+
+    Of a metric that is better when lower it is a rise.
+    """
 
     margin: float
     tasks: tuple[str, ...]
@@ -55,7 +60,7 @@ def select_within_budget(
     used: Collection[tuple[str, int]] = (),
     num_questions: int | None = None,
     step: float = 0.05,
-    metric: str = "acc",
+    metric: str | None = None,
     confidence: float = 0.95,
     how: How = "refit",
     rows: Sequence[Sequence[int]] = (),
@@ -77,7 +82,7 @@ def select_within_budget(
         used: (task, doc_id) of questions that the heads were chosen on.
         num_questions: held-out questions a task, the first ones; None for all.
         step: share of the model's heads between trials.
-        metric: lm-eval's name of it.
+        metric: lm-eval's name of it; None for ``acc``, or the first of the tasks that can be judged.
         confidence: of the statement, one-sided.
         how: what replaces removed heads.
         rows: token ids of the calibration texts.
@@ -101,8 +106,13 @@ def select_within_budget(
             "(--limit)."
         )
     baseline = benchmark.ask([None], questions, progress=progress("Held-out questions, nothing removed")).outcomes
+    metric = metric or main_metric(baseline) or "acc"
     if metric not in baseline:
         raise InputError(f"These tasks have no metric {metric!r}. Give a task of multiple choice.")
+    if (judged := Metric.of(baseline, metric)).higher_is_better is None:
+        raise InputError(judged.doubt)
+    if not judged.is_share:
+        raise InputError(f"A budget is in points of a metric between 0 and 1; {metric!r} is not. Give other tasks.")
     total = sum(layer.num_attention_heads for layer in candidates.model.layers)
     trials: list[dict[str, object]] = []
     within: Sequence[tuple[int, int]] = ()
@@ -115,7 +125,7 @@ def select_within_budget(
         )  # fmt: skip
         with replacement.applied(model):
             outcomes = benchmark.ask([None], questions, progress=progress(f"{what}: held-out questions")).outcomes
-        both = pd.concat([baseline, outcomes.assign(policy="removed", share_zeroed=share)], ignore_index=True)
+        both = joined([baseline, outcomes.assign(policy="removed", share_zeroed=share)])
         table = accuracy_table(both, metric=metric, margin=margin, confidence=confidence)
         row = table[table["policy"] != BASELINE].iloc[0]
         names = ("num_questions", "accuracy", "change", "change_bound", "confidence_within", "within_margin")
@@ -127,8 +137,9 @@ def select_within_budget(
     if not within:
         first = trials[0]
         raise InputError(
-            f"Removing {first['num_heads']} heads is not shown to cost at most {100 * margin:g} points: the fall measured on "
-            f"{first['num_questions']} held-out questions is {0 - 100 * float(str(first['change'])):.1f} points, and that it is "
+            f"Removing {first['num_heads']} heads is not shown to cost at most {100 * margin:g} points: the "
+            f"{'rise' if judged.sign < 0 else 'fall'} measured on {first['num_questions']} held-out questions is "
+            f"{0 - 100 * judged.sign * float(str(first['change'])):.1f} points, and that it is "
             f"within the budget has a confidence of {100 * float(str(first['confidence_within'])):.0f}%, not "
             f"{100 * confidence:g}%. Ask more questions, allow more points, or try a smaller --step."
         )
@@ -139,7 +150,7 @@ def select_within_budget(
         "budget's tasks": sorted({task for task, _ in benchmark.questions}),
         "held-out questions": int(last["num_questions"]),
         "change on them": float(last["change"]),
-        "change is above": float(last["change_bound"]),
+        f"change is {'below' if judged.sign < 0 else 'above'}": float(last["change_bound"]),
         "with confidence": confidence,
         "replaced by": how,
     }

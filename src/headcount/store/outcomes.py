@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from headcount.metrics import Directions, directed, directions_of, merged
 from headcount.store.files import Shard, damaged, read_shard
 
 _KEY = b"headcount"
@@ -23,6 +24,8 @@ class OutcomeShard:
     questions: tuple[int, ...]
     failures: dict[str, str]
     """Policies without rows, and why."""
+    higher_is_better: Directions
+    """What the questions' tasks say of their metrics; empty in files of an older headcount."""
 
     @property
     def place(self) -> int:
@@ -35,6 +38,7 @@ def encode_outcomes(
 ) -> bytes:
     table = pa.Table.from_pandas(outcomes, preserve_index=False)
     facts = {"policies": list(policies), "questions": list(questions), "failures": dict(failures)}
+    facts["higher_is_better"] = directions_of(outcomes)
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(facts).encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
@@ -47,14 +51,14 @@ def describe_outcomes(file: Shard) -> OutcomeShard:
         facts = json.loads(pq.read_schema(file.path).metadata[_KEY])
         return OutcomeShard(
             file=file, policies=tuple(facts["policies"]), questions=tuple(facts["questions"]),
-            failures=dict(facts["failures"]),
+            failures=dict(facts["failures"]), higher_is_better=dict(facts.get("higher_is_better", {})),
         )  # fmt: skip
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
         raise damaged(file.path, str(error)) from error
 
 
 def read_outcomes(parts: Sequence[OutcomeShard], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The rows of several files, in that order; a column that a file lacks is empty there."""
+    """The rows of several files, in that order; a column that a file lacks is empty there. They say what metrics mean."""
     tables = []
     for part in parts:
         try:
@@ -65,4 +69,5 @@ def read_outcomes(parts: Sequence[OutcomeShard], columns: Sequence[str] | None =
             table = table.select([name for name in columns if name in table.column_names])
         tables.append(table.replace_schema_metadata(None))
     # A column of nothing but None has no type of its own in its file.
-    return pa.concat_tables(tables, promote_options="permissive").to_pandas()
+    frame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+    return directed(frame, merged(part.higher_is_better for part in parts))

@@ -5,15 +5,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 
 from headcount.analysis import Look, Search, SequentialTest, ShareSearch, UntilDecided, asking_order
-from headcount.analysis.outcomes import metrics_of
-from headcount.errors import InputError, nearest
 from headcount.evaluation.benchmark import Answers
 from headcount.evaluation.outcomes import BASELINE, labels
 from headcount.interventions import Policy, Random, Threshold
+from headcount.metrics import joined
 from headcount.models.batching import Progress, no_progress
 from headcount.store import Run
 from headcount.study.stages import by_score, keep_answers, note_policies, note_rule
@@ -96,21 +94,23 @@ class _Asking:
 
     def keep(self, unit: AskShard, answers: Answers) -> None:
         untouched = unit.policies == (None,)
-        if untouched:
-            self._check_metric(answers.outcomes)
+        if len(answers.outcomes):
+            self._rule.judged(answers.outcomes)  # refuses what cannot be decided by before it is kept
         outcomes = keep_answers(self._run, unit, answers, None if untouched else self._baseline)
         if untouched:
             parts = [part for part in (self._baseline, outcomes) if part is not None]
-            self._baseline = pd.concat(parts, ignore_index=True)
+            self._baseline = joined(parts)
         self.failed |= answers.failures.keys()
         for label, rows in outcomes.groupby("policy", sort=False):
             self._values[str(label)] |= dict(zip(unit.questions, rows[self._rule.metric], strict=True))
 
     def judge(self, look: Sequence[int]) -> None:
+        assert self._baseline is not None
+        sign = self._rule.judged(self._baseline).sign
         before = np.array([self._values[BASELINE][question] for question in look])
         for policy in self.undecided():
             after = np.array([self._values[policy.label][question] for question in look])
-            self.tests[policy.label].update(after - before)
+            self.tests[policy.label].update(sign * (after - before))
 
     def progress(self) -> tuple[int, int]:
         done = sum(
@@ -120,18 +120,6 @@ class _Asking:
             for label, test in self.tests.items()
         )
         return done, self._num_questions * len(self.tests)
-
-    def _check_metric(self, outcomes: pd.DataFrame) -> None:
-        metric, known = self._rule.metric, metrics_of(outcomes)
-        if metric not in known:
-            said = nearest(metric, known) if known else "There is none here."
-            raise InputError(f"Unknown metric {metric!r} to decide by. {said}")
-        without = outcomes.loc[outcomes[metric].isna(), "task"].tolist()
-        if without:
-            raise InputError(
-                f"Questions are asked until {metric!r} decides, and {without[0]} does not have it. Choose a metric that every "
-                "task has, or ask that task by itself."
-            )
 
 
 def search_run(

@@ -138,6 +138,7 @@ class Rule(_Spec):
     margin: float = Field(default=0.01, ge=0, lt=1)
     confidence: float = Field(default=0.95, gt=0, lt=1)
     questions_a_look: int = Field(default=64, ge=1)
+    higher_is_better: bool | None = None
 
 
 class ShareRange(_Spec):
@@ -166,7 +167,8 @@ class Study(_Spec):
         shares: shares of heads at which thresholds are taken, and which are zeroed; between 0 and 1.
         ask: ask the questions of tasks. Without, they are only measured.
         until_decided: ask in random order, and stop asking under a policy once it is known whether its fall is within a
-            margin: ``true``, or a section with ``metric``, ``margin``, ``confidence`` and ``questions_a_look``.
+            margin: ``true``, or a section with ``metric``, ``margin``, ``confidence``, ``questions_a_look`` and, where the
+            metric's tasks do not say it, ``higher_is_better``.
         search: find the removable share of each score by asking at one share after the other, each until it is decided,
             instead of asking at every share: ``true``, or a section with ``largest`` and ``resolution``.
         seeds: the first is that of few-shot examples and of the random score; random heads are drawn once for each.

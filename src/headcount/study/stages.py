@@ -13,6 +13,7 @@ from headcount.errors import RunError
 from headcount.evaluation.benchmark import Answers
 from headcount.evaluation.outcomes import BASELINE, labels, with_divergences
 from headcount.interventions import Policy
+from headcount.metrics import joined
 from headcount.models.batching import Progress, no_progress
 from headcount.store import Run
 from headcount.study.units import Aggregate, AskShard, Engine, MeasureShard
@@ -139,7 +140,7 @@ def compared(outcomes: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
         if name not in own and name in untouched
     }
     outcomes = outcomes.assign(**{name: pd.Series(column, outcomes.index) for name, column in columns.items()})
-    both = with_divergences(pd.concat([baseline, outcomes], ignore_index=True))
+    both = with_divergences(joined([baseline, outcomes]))
     return outcomes.assign(kl_from_baseline=both["kl_from_baseline"].to_numpy()[len(baseline) :])
 
 
@@ -191,7 +192,8 @@ def note_rule(run: Run, rule: UntilDecided | None) -> None:
     Raises:
         RunError: the run was asked by another rule.
     """
-    wanted, known = None if rule is None else asdict(rule), run.manifest.get("until_decided")
+    wanted = rule and {name: value for name, value in asdict(rule).items() if value is not None}
+    known = run.manifest.get("until_decided")
     if known == wanted:
         return
     if run.answered():

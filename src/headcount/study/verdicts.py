@@ -34,10 +34,13 @@ def run_tests(run: Run) -> dict[str, SequentialTest]:
     total = int(run.manifest["data"]["num_questions"])
     order = asking_order(total, run.settings["seed"])
     before = values.pop(BASELINE, {})
-    tests = {}
+    untouched = run.outcomes([BASELINE], ["policy", "task", "doc_id", rule.metric])
+    if untouched is None:
+        return {}
+    sign, tests = rule.judged(untouched).sign, {}
     for label, after in values.items():
         test = tests[label] = rule.test(total)
-        test.update(np.array([after[number] - before[number] for number in order if number in after]))
+        test.update(sign * np.array([after[number] - before[number] for number in order if number in after]))
     return tests
 
 
