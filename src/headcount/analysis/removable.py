@@ -9,6 +9,9 @@ from headcount.analysis.bootstrap import check_confidence, interval, resampled_m
 from headcount.analysis.outcomes import pair_outcomes
 from headcount.errors import InputError
 
+#: Of ``removable_table``.
+COLUMNS = ["score", "removable_share", "is_lower_bound", "low", "high", "share_shown", "largest_share_measured"]
+
 
 def last_crossing(shares: ArrayLike, accuracies: ArrayLike, floor: float) -> tuple[float, bool]:
     """Where a curve falls below ``floor`` for good: the share, and whether that is only a lower bound.
@@ -115,10 +118,7 @@ def removable_table(
         if low >= largest:  # no draw falls below: where hardly a question changed, resampling takes luck for certainty
             low = shown
         rows.append((score, float(removable[0]), bool(is_lower_bound[0]), low, high, shown, largest))
-    return pd.DataFrame(
-        rows,
-        columns=["score", "removable_share", "is_lower_bound", "low", "high", "share_shown", "largest_share_measured"],
-    )
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _share_shown(judged: pd.DataFrame) -> float:

@@ -221,9 +221,11 @@ def judged_metric(outcomes: pd.DataFrame, metric: str, higher_is_better: bool | 
     without = outcomes.loc[~np.isfinite(outcomes[metric].to_numpy(dtype=float))]
     if len(without):
         first = without.iloc[0]
+        lacks = f"question {first['doc_id']} of {first['task']} has no finite value of it under {first['policy']!r}"
+        if bool(outcomes.loc[outcomes["task"] == first["task"], metric].isna().all()):
+            lacks = f"{first['task']} does not have it"
         raise InputError(
-            f"Questions are asked until {metric!r} decides, and question {first['doc_id']} of {first['task']} has no finite "
-            f"{metric!r} under {first['policy']!r}. Choose a metric that every question has, or ask that task by itself."
+            f"Questions are asked until {metric!r} decides, and {lacks}. Choose a metric that every question has, or ask that task by itself."
         )
     found = Metric.of(outcomes, metric, higher_is_better)
     if found.higher_is_better is None:

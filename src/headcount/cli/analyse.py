@@ -23,6 +23,7 @@ def analyse(
     metric: Annotated[
         str | None, typer.Option(help="lm-eval metric for accuracy. [default: acc, or the task's first]")
     ] = None,
+    higher_is_better: options.HigherIsBetter = None,
     share: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of heads at which to print agreement, frequencies and thresholds."),
@@ -41,7 +42,7 @@ def analyse(
     from headcount.report.overview import print_overview
     from headcount.study.analysing import analyse_runs, write_tables
 
-    tables = analyse_runs(open_runs(runs), metric=metric, published=published)
+    tables = analyse_runs(open_runs(runs), metric=metric, higher_is_better=higher_is_better, published=published)
     if not tables:
         raise RunError(
             f"{', '.join(map(str, runs))} hold neither scores nor outcomes. Run `headcount measure` or `evaluate` first."

@@ -24,6 +24,7 @@ class Early:
         *,
         until_decided: bool,
         metric: str | None,
+        higher_is_better: bool | None,
         margin: float | None,
         confidence: float | None,
         search: Sequence[str],
@@ -39,6 +40,7 @@ class Early:
         from headcount.scores import select_scores
 
         of_rule = {"metric": metric, "margin": margin, "confidence": confidence}
+        of_rule |= {"higher_is_better": higher_is_better}
         of_search = {"largest": largest_share, "resolution": resolution}
         if not search and any(value is not None for value in of_search.values()):
             raise InputError("--largest-share and --resolution go with --search: say of which score, --search ahon_ln.")

@@ -58,6 +58,7 @@ def evaluate(
     metric: Annotated[
         str | None, typer.Option(help="lm-eval metric for the table. [default: acc, or the task's first]")
     ] = None,
+    higher_is_better: options.HigherIsBetter = None,
     until_decided: options.UntilDecided = False,
     margin: options.Margin = None,
     confidence: options.Confidence = None,
@@ -90,7 +91,7 @@ def evaluate(
         )
     )
     early = Early.asked(
-        until_decided=until_decided, metric=metric, margin=margin, confidence=confidence, search=search or (),
+        until_decided=until_decided, metric=metric, higher_is_better=higher_is_better, margin=margin, confidence=confidence, search=search or (),
         largest_share=largest_share, resolution=resolution,
     )  # fmt: skip
     if early is not None and pruned:
@@ -128,7 +129,7 @@ def evaluate(
                 ask_pruned_into(
                     run, checkpoint, subject, progress, dtype=dtype, device=device, trust_remote_code=trust_remote_code
                 )
-    print_results(run, metric)
+    print_results(run, metric, higher_is_better)
     assert subject.benchmark is not None
     if subject.benchmark.num_truncated:
         output.print(
@@ -232,12 +233,13 @@ def _check_has(wanted: list[str], measured: Collection[str], source: "Run") -> N
         )
 
 
-def print_results(run: "Run", metric: str | None = None) -> None:
+def print_results(run: "Run", metric: str | None = None, higher_is_better: bool | None = None) -> None:
     """The tables, and where the run is."""
     from headcount.analysis.accuracy import accuracy_table
     from headcount.analysis.divergence import divergence_table
     from headcount.analysis.outcomes import main_metric
     from headcount.analysis.removable import removable_table
+    from headcount.metrics import Metric
     from headcount.report import print_decided, print_divergence, print_tables
     from headcount.study.verdicts import decided_table, rule_of
 
@@ -253,7 +255,12 @@ def print_results(run: "Run", metric: str | None = None) -> None:
         if metric is None:  # perplexity is one number of all texts together
             print_divergence(output, divergence_table(outcomes), title="How far answers move with heads zeroed")
             return
-        print_tables(output, accuracy_table(outcomes, metric=metric), removable_table(outcomes, metric=metric))
+        accuracy = accuracy_table(outcomes, metric=metric, higher_is_better=higher_is_better)
+        judged = Metric.of(outcomes, metric, higher_is_better)
+        removable = accuracy.head(0)
+        if not judged.doubt:
+            removable = removable_table(outcomes, metric=metric, higher_is_better=higher_is_better)
+        print_tables(output, accuracy, removable, judged)
     finally:  # an unknown metric must not hide where hours of work are
         output.print()
         output.say(f"Run:  {run.path}")

@@ -104,6 +104,13 @@ BatchTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens in a batch, padding included. [default: as many as suit the memory]")
 ]
 Seed = Annotated[int, typer.Option(help="Of random heads and few-shot samples.")]
+HigherIsBetter = Annotated[
+    bool | None,
+    typer.Option(
+        "--higher-is-better/--lower-is-better",
+        help="Which way the metric is better. [default: as its task says]",
+    ),
+]
 _EARLY = "Stopping early"
 UntilDecided = Annotated[
     bool,

@@ -186,7 +186,7 @@ class Benchmark:
         if len(outcomes):
             tasks = self.task_set.tasks
             of_tasks = outcomes.groupby("task", sort=False)
-            outcomes = directed(outcomes, {str(name): directions(tasks[name], rows) for name, rows in of_tasks})
+            outcomes = directed(outcomes, {str(name): directions(tasks[str(name)], rows) for name, rows in of_tasks})
         return Answers(
             outcomes=with_divergences(outcomes),
             scores=xr.concat(recorded, "example") if recorded else None,

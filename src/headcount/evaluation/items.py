@@ -37,6 +37,8 @@ def _plain(value: Any, metric: str) -> Any:
 
     if value is None or type(value) in (bool, int, float, str):
         return value
+    if hasattr(value, "detach"):  # a tensor
+        value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufSU":
         return tagged("array", value.tolist(), dtype=value.dtype.str, scalar=isinstance(value, np.generic))
     if type(value) is list:
@@ -51,12 +53,10 @@ def _plain(value: Any, metric: str) -> Any:
         return tagged("set", each(sorted(value, key=repr)))  # in one order: the same answers are the same bytes
     if isinstance(value, bytes):
         return tagged("bytes", value.hex())
-    if type(value) in _DATES.values():
+    if type(value) in (date, datetime, time):
         return tagged(type(value).__name__, value.isoformat())
     if isinstance(value, int | float | str):  # an enumeration's, say
         return _plain(next(of(value) for of in (int, float, str) if isinstance(value, of)), metric)
-    if hasattr(value, "detach") and hasattr(value, "numpy"):
-        return _plain(value.detach().cpu().numpy(), metric)
     raise TaskError(
         f"Metric {metric!r} gives a {type(value).__module__}.{type(value).__qualname__} for a question, which cannot be "
         "kept as it is. Have process_results give numbers, text, lists, tuples, dictionaries or arrays."

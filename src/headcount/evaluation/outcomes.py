@@ -88,7 +88,7 @@ def directions(task: Any, rows: pd.DataFrame) -> dict[str, bool | None]:
     None where nobody says, and for numbers whose mean over questions is not what lm-eval makes of them.
     """
     said, aggregations = task.higher_is_better(), task.aggregation()
-    columns = [str(name) for name in rows if name not in NOT_METRICS and rows[name].notna().any()]
+    columns = [str(name) for name in rows if name not in NOT_METRICS and bool(rows[str(name)].notna().any())]
     found: dict[str, bool | None] = {}
     for key in dict.fromkeys([*columns, *(key for text in rows["items"] for key in decode_items(text))]):
         metric = key.partition(",")[0]

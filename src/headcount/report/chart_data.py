@@ -22,7 +22,8 @@ def accuracy_data(run: RunResults) -> dict[str, Any] | None:
     if not run.evaluated or run.removable.empty:
         return None
     policies = wording.rows(run.accuracy)
-    baseline = policies[0].accuracy
+    baseline, metric = policies[0].accuracy, run.judged
+    scaled = _percentages if metric.is_share else _floats
     lines = []
     for score in run.removable["score"]:
         points = sorted((row for row in policies if row.score == score), key=lambda row: row.share_realised)
@@ -30,17 +31,19 @@ def accuracy_data(run: RunResults) -> dict[str, Any] | None:
             **_line(score),
             "label": ["untouched", *(shown(row.policy) for row in points)],
             "x": _percentages([0.0, *(row.share_realised for row in points)]),
-            "y": _percentages([baseline, *(baseline + row.change for row in points)]),
-            "low": _percentages(run.possible([baseline, *(baseline + row.change_low for row in points)])),
-            "high": _percentages(run.possible([baseline, *(baseline + row.change_high for row in points)])),
+            "y": scaled([baseline, *(baseline + row.change for row in points)]),
+            "low": scaled(run.possible([baseline, *(baseline + row.change_low for row in points)])),
+            "high": scaled(run.possible([baseline, *(baseline + row.change_high for row in points)])),
         })  # fmt: skip
     best = wording.best_row(run.removable)
     return {
-        "baseline": _percentages([baseline])[0],
-        "floor": _percentages([baseline - MARGIN])[0],
+        "baseline": scaled([baseline])[0],
+        "floor": scaled([baseline - metric.sign * MARGIN])[0],
+        "margin": f"{wording.fall_name(MARGIN, metric)} {'above' if metric.sign < 0 else 'below'}",
+        "share": metric.is_share,
         "lines": lines,
         "best": best and shown(best.score, 40),
-        "metric": wording.metric_name(run.metric),
+        "metric": wording.shown(wording.metric_name(run.metric), 60),
     }
 
 

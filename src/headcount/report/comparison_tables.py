@@ -54,13 +54,13 @@ def _ranks(run: RunResults) -> Table:
     return table(
         "ranks",
         "Scores ranked by the normalised area under their curves",
-        "The area is the mean accuracy over the range of shares that the score's own curve covers, as in the paper; so "
+        f"The area is the mean {wording.shown(wording.metric_name(run.metric), 40)} over the range of shares that the score's own curve covers, as in the paper; so "
         "a curve that was measured over smaller shares looks better. The paper's mean rank is that among the same scores, over "
         "its 14 models.",
         frame,
         [
             ("Score", lambda row: row.score, False),
-            ("Area", lambda row: wording.percent(row.normalised_area), True),
+            ("Area", lambda row: wording.mean_of(run.judged, row.normalised_area), True),
             *((f"Rank, {task}", cell(2 + at, _rank), True) for at, task in enumerate(tasks)),
             ("Paper's mean rank", lambda row: _rank(row.paper_mean_rank), True),
         ],

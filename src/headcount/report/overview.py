@@ -7,6 +7,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from headcount.metrics import Metric
 from headcount.published import published_table
 from headcount.report.head_tables import nearest_share
 from headcount.report.terminal import (
@@ -16,7 +17,7 @@ from headcount.report.terminal import (
     print_removable_by_score,
     terminal_table,
 )
-from headcount.report.wording import NOT_MEASURED, percent, removable_with_interval, rows, shown
+from headcount.report.wording import NOT_MEASURED, left_out, percent, removable_with_interval, rows, shown
 
 #: Columns of Table 2 of the paper.
 TABLE_2 = ("awft", "best", "ahon_ln", "lthon_ln", "random")
@@ -36,8 +37,10 @@ def print_overview(
     """
     if "decided" in tables:
         _decided(console, tables["decided"])
+    if "accuracy" in tables:
+        _not_judged(console, tables["accuracy"])
     if "removable" in tables:
-        _removable(console, tables["removable"])
+        _removable(console, tables["removable"], tables["accuracy"])
         columns = [column for column in TABLE_2 if column in tables["by_score"]]
         console.print()
         print_removable_by_score(console, tables["by_score"], columns)
@@ -63,7 +66,21 @@ def print_overview(
             show(console, frame.loc[frame[column] == nearest], nearest)
 
 
-def _removable(console: Console, removable: pd.DataFrame) -> None:
+def _not_judged(console: Console, accuracy: pd.DataFrame) -> None:
+    """Of which benchmarks no change is judged, and of which questions were left out."""
+    for key, of_task in accuracy.groupby(["model", "task"], sort=False):
+        model, task = cast(tuple[str, str], key)
+        metric = Metric(name=str(of_task["metric"].iloc[0]))
+        said = [] if of_task["higher_is_better"].notna().all() else [
+            f"Which way {shown(metric.name, 40)} is better is not known, or not the same in all tasks: its changes are not "
+            "judged. Say it with --higher-is-better or --lower-is-better, or analyse the tasks one at a time."
+        ]  # fmt: skip
+        for sentence in said + left_out(of_task, metric):
+            _note(console, f"{shown(model, 40)}, {shown(task, 24)}: {sentence}")
+
+
+def _removable(console: Console, removable: pd.DataFrame, accuracy: pd.DataFrame) -> None:
+    lower = accuracy.loc[accuracy["higher_is_better"] == False, "metric"].unique()  # noqa: E712
     for number, (key, group) in enumerate(removable.groupby(["model", "task"], sort=False)):
         model, task = cast(tuple[str, str], key)
         table = terminal_table(
@@ -90,7 +107,10 @@ def _removable(console: Console, removable: pd.DataFrame) -> None:
         console,
         "Removable: where accuracy falls a point below the untouched model for the last time.\n"
         "Shown: up to where the fall is shown at 95% to be within the point.\n"
-        "Relative: within 1 percent of the untouched accuracy. Rank: by the area under the curve.",
+        "Relative: within 1 percent of the untouched accuracy. Rank: by the area under the curve."
+        + "".join(
+            f"\n{shown(name, 40)} is better when lower: for falls read rises, for below above." for name in lower
+        ),
     )
 
 

@@ -122,7 +122,8 @@ def render_page(runs: Sequence[RunResults]) -> str:
 def _answer(run: RunResults) -> dict[str, Any]:
     """What the page says first: the sentence, its limits, and the removable shares on a common scale."""
     if not run.evaluated:
-        return {"answer": "", "proof": "", "caveats": [], "shares": None, "metric_name": "", "curves_summary": ""}
+        return {"answer": "", "proof": "", "caveats": [], "shares": None, "metric_name": "", "curves_summary": "", "untouched": "",
+                "margin_name": ""}  # fmt: skip
     said = {"margin": MARGIN, "confidence": CONFIDENCE}
     tasks = [wording.shown(task, 60) for task in run.tasks]
     named = tasks if len(tasks) <= 3 else [f"{len(tasks)} tasks"]
@@ -131,7 +132,7 @@ def _answer(run: RunResults) -> dict[str, Any]:
     answer = (
         ""
         if removable.empty or bool((removable["score"] == "pruned").all())
-        else wording.answer(removable, metric=run.metric, tasks=named, num_questions=asked, **said)
+        else wording.answer(removable, metric=run.judged, tasks=named, num_questions=asked, **said)
     )
     measured = max((row.largest_share_measured for row in wording.rows(removable)), default=0.1)
     most = 10 * max(1, math.ceil(10 * measured))  # the scale's end, percent
@@ -149,10 +150,12 @@ def _answer(run: RunResults) -> dict[str, Any]:
     return {
         "answer": answer,
         "proof": wording.proof(removable, num_questions=asked, **said),
-        "caveats": wording.caveats(run.accuracy, removable, chance=run.chance, **said),
+        "caveats": wording.caveats(run.accuracy, removable, chance=run.chance, metric=run.judged, **said),
         "shares": {"rows": rows, "most": most} if rows else None,
         "metric_name": wording.metric_name(run.metric),
         "curves_summary": answer,
+        "untouched": wording.mean_of(run.judged, float(run.accuracy["accuracy"].iloc[0])),
+        "margin_name": wording.fall_name(MARGIN, run.judged),
     }
 
 

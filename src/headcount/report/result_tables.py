@@ -7,7 +7,7 @@ import pandas as pd
 from headcount.report import wording
 from headcount.report.comparison_tables import comparison_tables
 from headcount.report.head_tables import head_tables
-from headcount.report.results import RunResults, at
+from headcount.report.results import MARGIN, RunResults, at
 from headcount.report.tables import Table, table
 from headcount.scores import all_scores
 
@@ -26,20 +26,27 @@ def result_tables(runs: Sequence[RunResults]) -> list[Table]:
 
 
 def _evaluated(run: RunResults) -> list[Table]:
+    metric = run.judged
+    unit, within = "points" if metric.is_share else "the metric's own unit", wording.fall_name(MARGIN, metric)
+    fall, side, name = "fall", "below", wording.shown(wording.metric_name(run.metric), 40)
+    if metric.sign < 0:
+        fall, side = "rise", "above"
+    better = f" {name} is better when lower, so a rise is what costs." if metric.sign < 0 else ""
+    said = "".join(f" {text}" for text in [*filter(None, [metric.doubt]), *wording.left_out(run.accuracy, metric)])
     accuracy = table(
         "accuracy",
-        f"{wording.metric_name(run.metric).capitalize()} under each policy",
-        f"Mean over the questions of {', '.join(wording.shown(task, 60) for task in run.tasks)}. Changes are in points "
-        "from the untouched model, paired by question, with 95% intervals; p is McNemar's, exact. Within 1 point: whether a "
-        "fall of less than 1 point is shown or refuted with 95% confidence, each policy by itself.",
+        f"{_titled(name)} under each policy",
+        f"Mean over the questions of {', '.join(wording.shown(task, 60) for task in run.tasks)}.{better} Changes are in "
+        f"{unit} from the untouched model, paired by question, with 95% intervals; p is McNemar's, exact. Within {within}: "
+        f"whether a {fall} of less than {within} is shown or refuted with 95% confidence, each policy by itself.{said}",
         run.accuracy,
         [
             ("Policy", wording.policy_name, False),
             ("Share asked", lambda row: wording.percent(row.share_asked, 0), True),
             ("Realised", lambda row: wording.percent(row.share_realised), True),
-            (wording.metric_name(run.metric).capitalize(), lambda row: wording.percent(row.accuracy), True),
-            ("Change [95%]", wording.change_with_interval, True),
-            ("Within 1 point", lambda row: wording.verdict(row.within_margin), False),
+            (_titled(name), lambda row: wording.mean_of(metric, row.accuracy), True),
+            ("Change [95%]", lambda row: wording.change_with_interval(row, metric), True),
+            (f"Within {within}", lambda row: wording.verdict(row.within_margin), False),
             ("p", lambda row: wording.p_value(row.p_mcnemar), True),
             ("Questions", lambda row: f"{row.num_questions:,}", True),
         ],
@@ -48,11 +55,11 @@ def _evaluated(run: RunResults) -> list[Table]:
         return [accuracy]
     removable = table(
         "removable",
-        "Share of heads that can be zeroed within 1 point",
-        "Where each score's curve crosses the line 1 point below the untouched model for the last time, with 95% "
-        "bootstrap intervals; at smaller shares it may have been below. ≥ marks curves that did not fall that far "
-        "within the shares measured. Shown: the largest share up to which every measured one keeps accuracy within 1 "
-        "point with 95% confidence.",
+        f"Share of heads that can be zeroed within {within}",
+        f"Where each score's curve crosses the line {within} {side} the untouched model for the last time, with 95% "
+        f"bootstrap intervals; at smaller shares it may have been {side}. ≥ marks curves that did not {fall} that far "
+        f"within the shares measured. Shown: the largest share up to which every measured one keeps {name} within "
+        f"{within} with 95% confidence.",
         run.removable,
         [
             ("Score", lambda row: row.score, False),
@@ -62,6 +69,10 @@ def _evaluated(run: RunResults) -> list[Table]:
         ],
     )
     return [removable, accuracy]
+
+
+def _titled(name: str) -> str:
+    return f"{name[:1].upper()}{name[1:]}"
 
 
 def _divergence(run: RunResults) -> Table:
@@ -93,12 +104,13 @@ def _divergence(run: RunResults) -> Table:
 def _decided(run: RunResults) -> Table:
     assert run.decided is not None
     margin = float(at(run.manifest, "until_decided", "margin"))
+    lower = "higher_is_better" in run.decided and bool((run.decided["higher_is_better"] == False).any())  # noqa: E712
     return table(
         "decided",
         f"Within {wording.fall_name(margin)} of the untouched model?",
         "Questions were asked in random order, and no more of them under a policy once it was known, with "
-        f"{wording.percent(float(at(run.manifest, 'until_decided', 'confidence')), 0)} confidence, whether the fall over the "
-        "whole benchmark is within the margin. Changes are those of the questions asked.",
+        f"{wording.percent(float(at(run.manifest, 'until_decided', 'confidence')), 0)} confidence, whether the "
+        f"{'rise' if lower else 'fall'} over the whole benchmark is within the margin. Changes are those of the questions asked.",
         run.decided,
         [
             ("Policy", wording.policy_name, False),

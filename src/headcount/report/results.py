@@ -23,8 +23,10 @@ from headcount.analysis import (
 )
 from headcount.analysis.divergence import per_token
 from headcount.analysis.outcomes import BASELINE, MEASURES, main_metric, metrics_of
+from headcount.analysis.removable import COLUMNS as REMOVABLE
 from headcount.errors import InputError, RunError, nearest
 from headcount.heads import HeadGeometry, LayerHeads
+from headcount.metrics import Metric
 from headcount.report.wording import shown
 from headcount.scores import is_registered
 from headcount.store import Run
@@ -45,7 +47,7 @@ class RunResults:
 
     Args:
         manifest: facts about the run (model, data, settings, versions, created, command); all optional. The metric is
-            ``settings.metric`` if given, else ``acc``, else the first there is.
+            ``settings.metric`` if given, else as from ``main_metric``.
         scores: one variable a score, dims (example, layer, head).
         summarised: for a run that kept a summary the number of its inputs; ``scores`` are then evenly spaced quantiles of
             each head, and what two heads do on one input is not known.
@@ -87,6 +89,12 @@ class RunResults:
             raise InputError(f"Unknown metric {metric!r}. {nearest(metric, known) if known else 'There is none here.'}")
         return metric
 
+    @cached_property
+    def judged(self) -> Metric:
+        """``metric``, and which way it is better: as ``settings.higher_is_better`` says, or else its tasks."""
+        assert self.outcomes is not None
+        return Metric.of(self.outcomes, self.metric, at(self.manifest, "settings", "higher_is_better"))
+
     @property
     def asked(self) -> bool:
         """Whether a benchmark's questions were asked."""
@@ -123,13 +131,20 @@ class RunResults:
     def accuracy(self) -> pd.DataFrame:
         """One row a policy, as from ``accuracy_table``. Raises InputError without a baseline or the metric."""
         assert self.outcomes is not None
-        return accuracy_table(self.outcomes, metric=self.metric, margin=MARGIN, confidence=CONFIDENCE)
+        return accuracy_table(self.outcomes, **self._of_metric)
+
+    @property
+    def _of_metric(self) -> dict[str, Any]:
+        way = self.judged.higher_is_better
+        return {"metric": self.metric, "higher_is_better": way, "margin": MARGIN, "confidence": CONFIDENCE}
 
     @cached_property
     def removable(self) -> pd.DataFrame:
-        """One row a score, the largest removable share first, random last."""
+        """One row a score, the largest removable share first, random last; none of a metric that is not judged."""
         assert self.outcomes is not None
-        table = removable_table(self.outcomes, metric=self.metric, margin=MARGIN, confidence=CONFIDENCE)
+        if self.judged.higher_is_better is None:
+            return pd.DataFrame({name: [] for name in REMOVABLE})
+        table = removable_table(self.outcomes, **self._of_metric)
         table = table.sort_values("removable_share", ascending=False, kind="stable")
         return table.sort_values("score", key=lambda score: score == "random", kind="stable", ignore_index=True)
 
@@ -186,7 +201,7 @@ class RunResults:
         if 2 <= len(self.tasks) <= 6:
             for task in self.tasks:
                 of_task = self.outcomes.loc[self.outcomes["task"] == task]
-                accuracy = accuracy_table(of_task, metric=self.metric, margin=MARGIN, confidence=CONFIDENCE)
+                accuracy = accuracy_table(of_task, **self._of_metric)
                 points.append(curve_points(accuracy, model=self.model, task=task))
         return curve_table(pd.concat(points, ignore_index=True), margin=MARGIN)
 
@@ -241,9 +256,7 @@ class RunResults:
     def possible(self, accuracies: Iterable[float]) -> list[float]:
         """Bounds of accuracies, none beyond 0 and 1 where every question is worth between 0 and 1."""
         assert self.outcomes is not None
-        worth = self.outcomes[self.metric].dropna().to_numpy()
-        within = bool(((worth >= 0) & (worth <= 1)).all())
-        return [min(max(value, 0.0), 1.0) if within else value for value in accuracies]
+        return [min(max(value, 0.0), 1.0) if self.judged.is_share else value for value in accuracies]
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Every entry of the manifest but the commands as (dotted name, text), nested mappings opened."""

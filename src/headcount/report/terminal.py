@@ -9,10 +9,15 @@ from rich.table import Table
 from rich.text import Text
 
 from headcount.analysis import decided_shares
+from headcount.metrics import Metric
 from headcount.report.wording import (
+    ACCURACY,
     NOT_MEASURED,
     change_with_interval,
     fall_name,
+    left_out,
+    mean_of,
+    metric_name,
     nats,
     percent,
     policy_name,
@@ -23,26 +28,31 @@ from headcount.report.wording import (
 from headcount.report.wording import points as points_text
 
 
-def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFrame) -> None:
+def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFrame, metric: Metric = ACCURACY) -> None:
     """Print the accuracy of each policy, then the removable share of each score.
 
     Args:
         console: where to.
         accuracy: as from ``headcount.analysis.accuracy_table``.
         removable: as from ``headcount.analysis.removable_table``; nothing is printed for an empty one.
+        metric: that accuracy is measured by.
     """
-    policies = terminal_table(
-        "Accuracy with heads zeroed", "Score", "Share asked", "Realised", "Accuracy", "Change, points [95%]"
-    )
+    name = shown(metric_name(metric.name), 40)
+    name = f"{name[:1].upper()}{name[1:]}"
+    change = "Change, points [95%]" if metric.is_share else "Change [95%]"
+    policies = terminal_table(f"{name} with heads zeroed", "Score", "Share asked", "Realised", name, change)
     for row in rows(accuracy):
         policies.add_row(
-            Text(shown(policy_name(row), 60)), percent(row.share_asked, 0), percent(row.share_realised), percent(row.accuracy),
-            change_with_interval(row),
+            Text(shown(policy_name(row), 60)), percent(row.share_asked, 0), percent(row.share_realised), mean_of(metric, row.accuracy),
+            change_with_interval(row, metric),
         )  # fmt: skip
     console.print(policies)
+    lower = f"{name} is better when lower: what counts is by how much it rises." if metric.sign < 0 else ""
+    for said in filter(None, [lower, metric.doubt, *left_out(accuracy, metric)]):
+        console.print(said, style="dim", highlight=False, soft_wrap=True, markup=False)
     if not removable.empty:
         console.print()
-        print_removable(console, removable)
+        print_removable(console, removable, metric)
 
 
 #: What the numbers of ``print_divergence`` are.
@@ -84,8 +94,9 @@ def print_decided(console: Console, decided: pd.DataFrame, *, margin: float, con
         confidence: of each verdict.
     """
     fall, sure = fall_name(margin), percent(confidence, 0)
+    lower = "higher_is_better" in decided and bool((~decided["higher_is_better"].astype(bool)).any())
     verdicts = terminal_table(
-        f"Within {fall} of the untouched model? Asked until known at {sure}",
+        f"{'At most' if lower else 'Within'} {fall} {'above' if lower else 'of'} the untouched model? Asked until known at {sure}",
         "Score", "Share asked", "Realised", "Change", "Verdict", "Stopped after",
     )  # fmt: skip
     for row in rows(decided.sort_values(["score", "share_asked"], kind="stable")):
@@ -111,10 +122,10 @@ def _between(low: float, high: float) -> str:
     return f"≥ {percent(low)}" if math.isnan(high) else f"{percent(low)} to {percent(high)}"
 
 
-def print_removable(console: Console, removable: pd.DataFrame) -> None:
+def print_removable(console: Console, removable: pd.DataFrame, metric: Metric = ACCURACY) -> None:
     """Print the removable share of each score, as from ``headcount.analysis.removable_table``."""
     shares = terminal_table(
-        "Heads that can be zeroed within 1 point", "Score", "Removable share [95%]", "Measured up to"
+        f"Heads that can be zeroed within {fall_name(0.01, metric)}", "Score", "Removable share [95%]", "Measured up to"
     )
     for row in rows(removable):
         shares.add_row(Text(shown(row.score, 60)), removable_with_interval(row), percent(row.largest_share_measured))

@@ -8,9 +8,12 @@ from typing import Any
 
 import pandas as pd
 
+from headcount.metrics import Metric
+
 NOT_MEASURED = "–"
 #: What stands in the place of a score and is none: heads at random, and checkpoints whose heads are gone for good.
 NOT_SCORES = ("random", "pruned")
+ACCURACY = Metric(name="acc")
 _MARKS = {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": "", "Cs": "\N{REPLACEMENT CHARACTER}"}  # by Unicode category
 
 
@@ -47,11 +50,26 @@ def points(fraction: float) -> str:
     return "0.0" if text in ("+0.0", "−0.0") else text
 
 
-def change_with_interval(row: Any) -> str:
-    """The change of one row of the accuracy table in points, with its interval where there is one."""
+def mean_of(metric: Metric, value: float) -> str:
+    """A mean of a metric: a percentage where every question is worth between 0 and 1, else in the metric's own unit."""
+    return percent(value) if metric.is_share else number(value)
+
+
+def change_of(metric: Metric, change: float) -> str:
+    """A change of a metric, signed: in points, or in the metric's own unit.
+
+    >>> change_of(Metric(name="words", is_share=False), 12.34)
+    '+12.3'
+    """
+    return points(change) if metric.is_share else f"{'+' * (change > 0)}{number(change)}"
+
+
+def change_with_interval(row: Any, metric: Metric = ACCURACY) -> str:
+    """The change of one row of the accuracy table, with its interval where there is one."""
     if math.isnan(row.change_low):
-        return NOT_MEASURED if row.policy == "baseline" else points(row.change)
-    return f"{points(row.change)} [{points(row.change_low)}, {points(row.change_high)}]"
+        return NOT_MEASURED if row.policy == "baseline" else change_of(metric, row.change)
+    low, high = (change_of(metric, end) for end in (row.change_low, row.change_high))
+    return f"{change_of(metric, row.change)} [{low}, {high}]"
 
 
 def policy_name(row: Any) -> str:
@@ -107,6 +125,21 @@ def p_value(p: float) -> str:
     return NOT_MEASURED if math.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
+def left_out(accuracy: pd.DataFrame, metric: Metric) -> list[str]:
+    """That questions without a finite value were left out, in a sentence; none where there are none."""
+    counts = accuracy["num_not_finite"] if "num_not_finite" in accuracy else pd.Series([0])
+    worst = int(counts.max())
+    if not worst:
+        return []
+    baseline, policies = int(counts.iloc[0]), int((counts > counts.iloc[0]).sum())
+    asked = worst + int(accuracy["num_questions"].iloc[int(counts.argmax())])
+    more = f", untouched in {baseline}" + f"; more than that under {policies} policies" * bool(policies)
+    return [
+        f"Not finite: {metric.name} has no finite value in up to {worst:,} of {asked:,} questions{more}. They are left out "
+        "here; lm-eval's own metrics have them."
+    ]
+
+
 def verdict(within: str | float | None) -> str:
     """Whether a fall is within a margin: shown, refuted or undecided; a dash where nothing is to be judged."""
     return within if isinstance(within, str) else NOT_MEASURED
@@ -131,7 +164,7 @@ def best_row(removable: pd.DataFrame) -> Any | None:
 def answer(
     removable: pd.DataFrame,
     *,
-    metric: str,
+    metric: Metric | str,
     margin: float,
     tasks: Sequence[str],
     confidence: float,
@@ -141,12 +174,16 @@ def answer(
 
     Where one question alone is worth more than the margin, that comes first.
     """
+    metric = Metric(name=metric) if isinstance(metric, str) else metric
     best = best_row(removable)
-    within = f"within {fall_name(margin)} of {' and '.join(tasks) or 'the'} {metric_name(metric)}"
+    what = f"{' and '.join(tasks) or 'the'} {metric_name(metric.name)}"
+    within = f"within {fall_name(margin, metric)} of {what}"
+    if metric.sign < 0:
+        within = f"with {what} at most {fall_name(margin, metric)} higher"
     randoms = [row for row in rows(removable) if row.score == "random"]
     at_random = " ".join(f"{'at least ' * row.is_lower_bound}{_whole(row.removable_share)}" for row in randoms)
     doubt = ""
-    if _too_few(num_questions, margin):
+    if metric.is_share and _too_few(num_questions, margin):
         asked = "One question is" if num_questions == 1 else f"{num_questions} questions are"
         doubt = (
             f"{asked} too few to say how many heads can be zeroed {within}: one answer is worth "
@@ -191,16 +228,23 @@ def proof(removable: pd.DataFrame, *, num_questions: int, margin: float, confide
 
 
 def caveats(
-    accuracy: pd.DataFrame, removable: pd.DataFrame, *, margin: float, confidence: float, chance: float | None
+    accuracy: pd.DataFrame,
+    removable: pd.DataFrame,
+    *,
+    margin: float,
+    confidence: float,
+    chance: float | None,
+    metric: Metric = ACCURACY,
 ) -> list[str]:
     """What a careful reader must know before repeating the answer; empty when nothing is to be said."""
     baseline = rows(accuracy.head(1))[0]
     low, high = _wilson(baseline.accuracy, baseline.num_questions, confidence)
-    said = []
-    if high - low > 2 * margin:
+    said = [metric.doubt] * bool(metric.doubt) + left_out(accuracy, metric)
+    fall, name = ("rise", metric_name(metric.name)) if metric.sign < 0 else ("fall", metric_name(metric.name))
+    if metric.is_share and high - low > 2 * margin:
         said.append(
-            f"Few questions: from {baseline.num_questions:,} the untouched model's own accuracy is known only to lie "
-            f"between {percent(low)} and {percent(high)}, so a fall of {fall_name(margin)} is hard to tell from luck. "
+            f"Few questions: from {baseline.num_questions:,} the untouched model's own {name} is known only to lie "
+            f"between {percent(low)} and {percent(high)}, so a {fall} of {fall_name(margin)} is hard to tell from luck. "
             "Read the interval, not the single number."
         )
     if chance is not None and low <= chance:
@@ -209,13 +253,19 @@ def caveats(
             f"{percent(baseline.accuracy)}. Where a model cannot do the task, zeroing heads has little to take away."
         )
     best = best_row(removable)
-    below = [row for row in rows(accuracy) if best is not None and row.score == best.score and row.change < -margin]
+    below = [
+        row
+        for row in rows(accuracy)
+        if best is not None and row.score == best.score and metric.sign * row.change < -margin
+    ]
     if best is not None and (dips := [row for row in below if row.share_realised < best.removable_share]):
-        worst = min(dips, key=lambda row: row.change)
+        worst = min(dips, key=lambda row: metric.sign * row.change)
+        size = 100 * abs(worst.change) if metric.is_share else abs(worst.change)
+        apart = f"{size:.1f} points" if metric.is_share else number(size)
+        side, moves = ("above", "rises above") if metric.sign < 0 else ("below", "falls below")
         said.append(
             f"Not at every smaller share: with {percent(worst.share_realised)} of heads zeroed by {shown(best.score, 40)}, "
-            f"accuracy was {100 * -worst.change:.1f} points below. The share is where the curve last falls below, as in the "
-            "paper."
+            f"{name} was {apart} {side}. The share is where the curve last {moves}, as in the paper."
         )
     chosen = max((row.removable_share for row in rows(removable) if row.score == "random"), default=0.0)
     if best is not None and chosen >= best.removable_share:
@@ -244,8 +294,10 @@ def metric_name(metric: str) -> str:
     return {"acc": "accuracy", "acc_norm": "length-normalised accuracy"}.get(metric, metric)
 
 
-def fall_name(margin: float) -> str:
-    """A margin as a reader says it: "1 point", "2.5 points"."""
+def fall_name(margin: float, metric: Metric = ACCURACY) -> str:
+    """A margin as a reader says it: "1 point", "2.5 points", or in the metric's own unit "0.01"."""
+    if not metric.is_share:
+        return f"{margin:g}"
     return f"{100 * margin:g} point{'' if margin == 0.01 else 's'}"
 
 

@@ -21,14 +21,17 @@ from headcount.study.verdicts import rule_of
 from headcount.thresholding import thresholds
 
 
-def analyse_runs(runs: Sequence[Run], *, metric: str | None = None, published: bool = True) -> dict[str, pd.DataFrame]:
+def analyse_runs(
+    runs: Sequence[Run], *, metric: str | None = None, higher_is_better: bool | None = None, published: bool = True
+) -> dict[str, pd.DataFrame]:
     """Every table that saved runs allow, as ``headcount.analysis.all_tables`` makes them.
 
     A model is called by its name in the run; where several runs hold the same of it, with each run's folder.
 
     Args:
         runs: of one or several models, on one or several data each.
-        metric: that accuracy is measured by; ``acc`` if not given, or the first there is.
+        metric: that accuracy is measured by; ``acc`` if not given, or the first that can be judged.
+        higher_is_better: which way it is better, where its tasks are not to be asked.
         published: put the paper's 14 models beside them.
 
     Raises:
@@ -40,7 +43,7 @@ def analyse_runs(runs: Sequence[Run], *, metric: str | None = None, published: b
         read_saved(run, model_name(run) + ("" if all(times[name] == 1 for name in names) else f" ({run.path})"))
         for run, names in zip(runs, held, strict=True)
     ]
-    return _tables(saved, metric, published)
+    return _tables(saved, metric, higher_is_better, published)
 
 
 def analyse_study(study: StudyFolder, *, announce: Callable[[str], Progress] | None = None) -> dict[str, pd.DataFrame]:
@@ -56,7 +59,9 @@ def analyse_study(study: StudyFolder, *, announce: Callable[[str], Progress] | N
     index, made_from = folder / TABLES_INDEX, _made_from(runs.values())
     told = announce("making tables") if announce else None
     if not (kept := study.tables(made_from)):
-        kept = _tables([read_saved(run, model, data) for (model, data), run in runs.items()], None, published=True)
+        kept = _tables(
+            [read_saved(run, model, data) for (model, data), run in runs.items()], None, None, published=True
+        )
         for file in (index, *folder.glob("*.csv"), *folder.glob("*.parquet"), *leftovers(folder)):
             file.unlink(missing_ok=True)
         write_tables(folder, kept)
@@ -109,12 +114,14 @@ def _tasks(run: Run) -> list[str]:
     return [str(task) for task in run.manifest.get("data", {}).get("tasks") or ()]
 
 
-def _tables(saved: Sequence[Saved], metric: str | None, published: bool) -> dict[str, pd.DataFrame]:
+def _tables(
+    saved: Sequence[Saved], metric: str | None, higher_is_better: bool | None, published: bool
+) -> dict[str, pd.DataFrame]:
     curves = None
     if published:
         curves = published_curves()
         curves["model"] += " (published)"  # a model of one's own may have the same name
-    return all_tables(saved, metric=metric, published=curves)
+    return all_tables(saved, metric=metric, higher_is_better=higher_is_better, published=curves)
 
 
 def _made_from(runs: Iterable[Run]) -> str:

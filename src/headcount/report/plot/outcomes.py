@@ -10,7 +10,7 @@ from headcount.errors import InputError, nearest
 from headcount.report.plot.paper import line_style, new_axes, plain
 from headcount.report.results import MARGIN, RunResults
 from headcount.report.style import ACCENT, GREY, score_style
-from headcount.report.wording import metric_name, open_above, percent, rows
+from headcount.report.wording import fall_name, metric_name, open_above, rows
 
 
 def accuracy(
@@ -46,7 +46,8 @@ def accuracy(
         raise InputError(
             "The untouched model has no question right, so nothing is relative to it. Give relative=False."
         )
-    scale = 100 / baseline if relative else 100
+    metric = results.judged
+    scale = 100 / baseline if relative else 100 if metric.is_share else 1
     ax = ax or new_axes()
     for score in wanted:
         points = sorted((row for row in rows(table) if row.score == score), key=lambda row: row.share_realised)
@@ -62,13 +63,15 @@ def accuracy(
         y = [scale * baseline, *(scale * (baseline + row.change) for row in points)]
         ax.plot(x, y, label=plain(score, 40), **line_style(style))  # pyright: ignore[reportArgumentType]
     ax.axhline(scale * baseline, color="black", linewidth=0.7, linestyle=(0, (5, 3)), zorder=0)
-    ax.axhline(scale * (baseline - MARGIN), color="#8a5a00", linewidth=0.7, linestyle=":", zorder=0)
-    name = metric_name(results.metric).capitalize()
+    ax.axhline(scale * (baseline - metric.sign * MARGIN), color="#8a5a00", linewidth=0.7, linestyle=":", zorder=0)
+    name = plain(metric_name(results.metric), 40)
+    name = f"{name[:1].upper()}{name[1:]}" + ", lower is better" * (metric.sign < 0)
     ax.set(
         xlabel="Heads zeroed, realised", ylabel=f"{name}, relative to untouched" if relative else name, xlim=(0, None)
     )
     ax.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
+    if metric.is_share or relative:
+        ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     ax.legend(ncols=2 if len(wanted) > 6 else 1)
     return ax
 
@@ -84,7 +87,8 @@ def removable(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | N
     Raises:
         InputError: no baseline, an unknown metric, or no score beside the baseline.
     """
-    table = rows(evaluated(outcomes, metric).removable)
+    results = evaluated(outcomes, metric)
+    table = rows(results.removable)
     ax = ax or new_axes(height=0.5 + 0.2 * len(table))
     for at, row in enumerate(table):
         colour = GREY if row.score == "random" else ACCENT
@@ -95,7 +99,7 @@ def removable(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | N
         ax.plot(share, at, marker="o", color=colour, markersize=4.5)
     ax.set_yticks(range(len(table)), [plain(row.score, 40) for row in table])
     ax.set(
-        xlabel=f"Heads that can be zeroed within {percent(MARGIN, 0)[:-1]} point",
+        xlabel=f"Heads that can be zeroed within {fall_name(MARGIN, results.judged)}",
         xlim=(0, None),
         ylim=(len(table) - 0.5, -0.5),
     )
@@ -107,6 +111,8 @@ def removable(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | N
 def evaluated(outcomes: pd.DataFrame, metric: str | None) -> RunResults:
     """Results that have at least one score beside the baseline. Raises InputError where there is none."""
     results = RunResults(manifest={"settings": {"metric": metric}}, outcomes=outcomes)
+    if results.judged.doubt:
+        raise InputError(results.judged.doubt)
     if results.removable.empty:
         raise InputError("Only the baseline is in these outcomes. Evaluate at least one score and share as well.")
     return results

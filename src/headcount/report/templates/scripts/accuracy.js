@@ -16,7 +16,7 @@ function accuracyChart() {
   redraws.push(legend.paint);
   legend.paint();
 
-  // A column of percentages on the chosen scale.
+  // A column of percentages, or of a metric's own numbers, on the chosen scale.
   const scaled = {
     absolute: (values) => values,
     points: (values) => values.map((value) => value - state.baseline),
@@ -26,8 +26,10 @@ function accuracyChart() {
   function draw() {
     const to = scaled[scale.value];
     const signed = scale.value === "points";
-    const say = (value) => (signed && value > 0 ? "+" : "") + value.toFixed(1).replace("-", "−");
-    const unit = signed ? "" : "%";
+    const percent = state.share || scale.value === "relative";
+    const digits = (value) => (percent ? value.toFixed(1) : value.toPrecision(3)).replace("-", "−");
+    const say = (value) => (signed && value > 0 ? "+" : "") + digits(value);
+    const unit = signed || !percent ? "" : "%";
     const lines = legend.shown();
     const banded = lines.filter(({ score }) => bands.value === "all" || (bands.value === "two" && both.includes(score)));
     const traces = banded.map(({ x, high, low, style }) => ({
@@ -55,14 +57,14 @@ function accuracyChart() {
     const level = (y, dash, colour) => ({ type: "line", xref: "paper", x0: 0, x1: 1, y0: y, y1: y, layer: "below", line: { color: css(colour), width: 1.25, dash } });
     // Beside the lines, where nothing is drawn; on a narrow screen there is no room.
     const mark = (y, label, anchor, colour) => ({ xref: "paper", x: 1, xanchor: "left", y, yanchor: anchor, align: "left", showarrow: false, text: label, font: { color: css(colour), size: 11 } });
-    const title = { absolute: state.metric[0].toUpperCase() + state.metric.slice(1), points: "Change, points", relative: `${state.metric[0].toUpperCase() + state.metric.slice(1)}, % of untouched` };
+    const title = { absolute: state.metric[0].toUpperCase() + state.metric.slice(1), points: state.share ? "Change, points" : "Change", relative: `${state.metric[0].toUpperCase() + state.metric.slice(1)}, % of untouched` };
     return charts.react(place, traces, {
       height: place.clientHeight,
       xaxis: axis("Heads zeroed, realised", { ticksuffix: "%", rangemode: "tozero" }),
       yaxis: axis(narrow() ? "" : text(title[scale.value]), { ticksuffix: unit }),
       shapes: [level(baseline, "dash", "--ink"), level(floor, "dot", "--floor")],
       margin: { l: 8, r: narrow() ? 12 : 104, t: 20, b: 8 },
-      annotations: narrow() ? [] : [mark(baseline, `untouched ${state.baseline.toFixed(1)}%`, "bottom", "--ink"), mark(floor, "1 point below", "top", "--floor")],
+      annotations: narrow() ? [] : [mark(baseline, `untouched ${say(baseline).replace("+", "")}${unit}`, "bottom", "--ink"), mark(floor, state.margin, "top", "--floor")],
     });
   }
   for (const control of [bands, scale]) control.addEventListener("change", redraw);
