@@ -225,7 +225,8 @@ def judged_metric(outcomes: pd.DataFrame, metric: str, higher_is_better: bool | 
         if bool(outcomes.loc[outcomes["task"] == first["task"], metric].isna().all()):
             lacks = f"{first['task']} does not have it"
         raise InputError(
-            f"Questions are asked until {metric!r} decides, and {lacks}. Choose a metric that every question has, or ask that task by itself."
+            f"Questions are asked until {metric!r} decides, and {lacks}. Choose a metric that "
+            "every question has, or ask that task by itself."
         )
     found = Metric.of(outcomes, metric, higher_is_better)
     if found.higher_is_better is None:

@@ -91,8 +91,8 @@ def evaluate(
         )
     )
     early = Early.asked(
-        until_decided=until_decided, metric=metric, higher_is_better=higher_is_better, margin=margin, confidence=confidence, search=search or (),
-        largest_share=largest_share, resolution=resolution,
+        until_decided=until_decided, metric=metric, higher_is_better=higher_is_better, margin=margin,
+        confidence=confidence, search=search or (), largest_share=largest_share, resolution=resolution,
     )  # fmt: skip
     if early is not None and pruned:
         raise InputError(

@@ -54,7 +54,8 @@ def _ranks(run: RunResults) -> Table:
     return table(
         "ranks",
         "Scores ranked by the normalised area under their curves",
-        f"The area is the mean {wording.shown(wording.metric_name(run.metric), 40)} over the range of shares that the score's own curve covers, as in the paper; so "
+        f"The area is the mean {wording.shown(wording.metric_name(run.metric), 40)} over the range of shares "
+        "that the score's own curve covers, as in the paper; so "
         "a curve that was measured over smaller shares looks better. The paper's mean rank is that among the same scores, over "
         "its 14 models.",
         frame,

@@ -122,8 +122,8 @@ def render_page(runs: Sequence[RunResults]) -> str:
 def _answer(run: RunResults) -> dict[str, Any]:
     """What the page says first: the sentence, its limits, and the removable shares on a common scale."""
     if not run.evaluated:
-        return {"answer": "", "proof": "", "caveats": [], "shares": None, "metric_name": "", "curves_summary": "", "untouched": "",
-                "margin_name": ""}  # fmt: skip
+        words = ("answer", "proof", "metric_name", "curves_summary", "untouched", "margin_name")
+        return {"caveats": [], "shares": None} | dict.fromkeys(words, "")
     said = {"margin": MARGIN, "confidence": CONFIDENCE}
     tasks = [wording.shown(task, 60) for task in run.tasks]
     named = tasks if len(tasks) <= 3 else [f"{len(tasks)} tasks"]

@@ -43,8 +43,8 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
     policies = terminal_table(f"{name} with heads zeroed", "Score", "Share asked", "Realised", name, change)
     for row in rows(accuracy):
         policies.add_row(
-            Text(shown(policy_name(row), 60)), percent(row.share_asked, 0), percent(row.share_realised), mean_of(metric, row.accuracy),
-            change_with_interval(row, metric),
+            Text(shown(policy_name(row), 60)), percent(row.share_asked, 0), percent(row.share_realised),
+            mean_of(metric, row.accuracy), change_with_interval(row, metric),
         )  # fmt: skip
     console.print(policies)
     lower = f"{name} is better when lower: what counts is by how much it rises." if metric.sign < 0 else ""
@@ -96,7 +96,7 @@ def print_decided(console: Console, decided: pd.DataFrame, *, margin: float, con
     fall, sure = fall_name(margin), percent(confidence, 0)
     lower = "higher_is_better" in decided and bool((~decided["higher_is_better"].astype(bool)).any())
     verdicts = terminal_table(
-        f"{'At most' if lower else 'Within'} {fall} {'above' if lower else 'of'} the untouched model? Asked until known at {sure}",
+        f"{f'At most {fall} above' if lower else f'Within {fall} of'} the untouched model? Asked until known at {sure}",
         "Score", "Share asked", "Realised", "Change", "Verdict", "Stopped after",
     )  # fmt: skip
     for row in rows(decided.sort_values(["score", "share_asked"], kind="stable")):
