@@ -40,7 +40,7 @@ def print_overview(
     if "accuracy" in tables:
         _not_judged(console, tables["accuracy"])
     if "removable" in tables:
-        _removable(console, tables["removable"], tables["accuracy"])
+        _removable(console, tables["removable"], tables.get("accuracy"))
         columns = [column for column in TABLE_2 if column in tables["by_score"]]
         console.print()
         print_removable_by_score(console, tables["by_score"], columns)
@@ -79,8 +79,8 @@ def _not_judged(console: Console, accuracy: pd.DataFrame) -> None:
             _note(console, f"{shown(model, 40)}, {shown(task, 24)}: {sentence}")
 
 
-def _removable(console: Console, removable: pd.DataFrame, accuracy: pd.DataFrame) -> None:
-    lower = accuracy.loc[accuracy["higher_is_better"] == False, "metric"].unique()  # noqa: E712
+def _removable(console: Console, removable: pd.DataFrame, accuracy: pd.DataFrame | None) -> None:
+    lower = [] if accuracy is None else accuracy.loc[accuracy["higher_is_better"].isin([False]), "metric"].unique()
     for number, (key, group) in enumerate(removable.groupby(["model", "task"], sort=False)):
         model, task = cast(tuple[str, str], key)
         table = terminal_table(

@@ -104,7 +104,7 @@ def _divergence(run: RunResults) -> Table:
 def _decided(run: RunResults) -> Table:
     assert run.decided is not None
     margin = float(at(run.manifest, "until_decided", "margin"))
-    lower = "higher_is_better" in run.decided and bool((run.decided["higher_is_better"] == False).any())  # noqa: E712
+    lower = "higher_is_better" in run.decided and bool(run.decided["higher_is_better"].isin([False]).any())
     return table(
         "decided",
         f"Within {wording.fall_name(margin)} of the untouched model?",

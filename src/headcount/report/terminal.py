@@ -94,7 +94,7 @@ def print_decided(console: Console, decided: pd.DataFrame, *, margin: float, con
         confidence: of each verdict.
     """
     fall, sure = fall_name(margin), percent(confidence, 0)
-    lower = "higher_is_better" in decided and bool((~decided["higher_is_better"].astype(bool)).any())
+    lower = "higher_is_better" in decided and bool(decided["higher_is_better"].isin([False]).any())
     verdicts = terminal_table(
         f"{f'At most {fall} above' if lower else f'Within {fall} of'} the untouched model? Asked until known at {sure}",
         "Score", "Share asked", "Realised", "Change", "Verdict", "Stopped after",

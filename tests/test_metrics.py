@@ -1,0 +1,198 @@
+"""A metric that is better when lower is judged by its rise: everything mirrors its complement."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from headcount.analysis import (
+    Saved,
+    UntilDecided,
+    accuracy_table,
+    all_tables,
+    curve_points,
+    curve_table,
+    removable_table,
+    sequential_table,
+)
+from headcount.analysis.outcomes import main_metric
+from headcount.errors import InputError
+from headcount.metrics import Metric, directed, directions_of, joined
+from headcount.report import RunResults, print_tables
+from headcount.report.chart_data import accuracy_data
+from headcount.report.result_tables import result_tables
+from headcount.report.wording import answer, caveats
+
+WAYS = {"t": {"acc": True, "err": False, "words": False}}
+
+
+def rows(policy, right, *, score="", share=0.0, task="t"):
+    right = np.asarray(right, dtype=float)
+    return pd.DataFrame({
+        "policy": policy, "score": score, "share_asked": share or np.nan, "threshold": np.nan, "task": task,
+        "doc_id": np.arange(len(right)), "acc": right, "err": 1 - right, "words": 40 - 8 * right,
+        "loglikelihoods": None, "share_zeroed": share,
+    })  # fmt: skip
+
+
+@pytest.fixture
+def outcomes():
+    """200 questions: 120 right untouched; ahon loses 1, 30, random 40 and 60, of those."""
+    question = np.arange(200)
+    tables = [rows("baseline", question < 120)]
+    for score, losses in (("ahon", (1, 30)), ("random", (40, 60))):
+        for share, lost in zip((0.1, 0.2), losses, strict=True):
+            right = (question >= lost) & (question < 120)
+            tables.append(rows(f"{score}:{share}", right, score=score, share=share))
+    return directed(pd.concat(tables, ignore_index=True), WAYS)
+
+
+def test_a_rise_of_errors_is_judged_as_the_fall_of_their_complement(outcomes):
+    right, wrong = (accuracy_table(outcomes, metric=metric, margin=0.05) for metric in ("acc", "err"))
+    assert right["within_margin"].tolist()[1:] == ["shown", "refuted", "refuted", "refuted"]
+    for name in ("within_margin", "confidence_within", "p_mcnemar", "num_questions"):
+        pd.testing.assert_series_equal(wrong[name], right[name])
+    for mine, theirs in (("change", "change"), ("change_low", "change_high"), ("change_bound", "change_bound")):
+        np.testing.assert_allclose(wrong[mine], -right[theirs])
+    assert wrong["change"].iloc[2] == pytest.approx(30 / 200)
+    assert wrong["accuracy"].iloc[0] == pytest.approx(80 / 200)
+
+
+def test_a_metric_of_its_own_unit_is_judged_by_a_bootstrap_the_same_way_round(outcomes):
+    # words = 40 − 8 · acc: a rise of 8 for every answer lost.
+    fewer = outcomes.assign(fewer=-outcomes["words"])
+    fewer = directed(fewer, {"t": WAYS["t"] | {"fewer": True}})
+    rise, fall = (accuracy_table(fewer, metric=metric, margin=0.4) for metric in ("words", "fewer"))
+    assert rise["within_margin"].tolist()[1:] == fall["within_margin"].tolist()[1:] == [
+        "shown", "refuted", "refuted", "refuted",
+    ]  # fmt: skip
+    np.testing.assert_allclose(rise["change_low"], -fall["change_high"])
+
+
+@pytest.mark.parametrize("relative", [False, True])
+def test_removable_shares_are_those_of_the_complement(outcomes, relative):
+    shares = [removable_table(outcomes, metric=metric, margin=0.05, resamples=200) for metric in ("acc", "err")]
+    pd.testing.assert_frame_equal(*shares)
+    # ahon: 0.005 worse at 0.1 and 0.15 at 0.2: 0.05 worse at 0.1 + 0.1 · 0.045 / 0.145.
+    assert shares[1].loc[0, "removable_share"] == pytest.approx(0.1 + 0.1 * 0.045 / 0.145)
+    curves = curve_table(curve_points(accuracy_table(outcomes, metric="err"), model="m", task="t"), margin=0.05)
+    assert curves["rank"].tolist() == [1, 2]
+    assert curves["removable_share"].tolist() == pytest.approx(shares[1]["removable_share"].tolist())
+    # Relative to 0.4 of errors, a margin of a quarter is a tenth: 0.1 + 0.1 · 0.095 / 0.145.
+    table = removable_table(outcomes, metric="err", margin=0.25, relative=True, resamples=200)
+    assert table.loc[0, "removable_share"] == pytest.approx(0.1 + 0.1 * 0.095 / 0.145)
+
+
+def test_every_table_at_once_and_the_best_score_is_the_same(outcomes):
+    tables = [
+        all_tables([Saved(model="m", data="t", tasks=["t"], outcomes=outcomes)], metric=metric, resamples=100)
+        for metric in ("acc", "err")
+    ]
+    for right, wrong in [[table[name] for table in tables] for name in ("removable", "by_score")]:
+        columns = [name for name in ("score", "removable_share", "low", "high", "rank", "best_score") if name in right]
+        pd.testing.assert_frame_equal(right[columns], wrong[columns])
+    above = [table["points"]["above_random"].to_numpy() for table in tables]
+    np.testing.assert_allclose(*above)
+
+
+def test_asking_stops_on_the_same_verdict(outcomes):
+    right, wrong = (sequential_table(outcomes, total=200, metric=metric, margin=0.1) for metric in ("acc", "err"))
+    assert right["verdict"].tolist() == ["within", "beyond", "beyond", "beyond"]
+    for name in ("verdict", "decided_after", "num_questions"):
+        pd.testing.assert_series_equal(wrong[name], right[name])
+    np.testing.assert_allclose(wrong["change"], -right["change"])
+    assert (wrong["change_low"] <= wrong["change_high"]).all()
+    assert UntilDecided(metric="err", margin=0.1).decided(outcomes, 200) == set(right["policy"])
+
+
+def test_a_metric_of_which_nobody_says_which_way_is_shown_and_not_judged(outcomes):
+    unknown = directed(outcomes, {})
+    table = accuracy_table(unknown, metric="err")
+    assert table["change"].tolist() == accuracy_table(outcomes, metric="err")["change"].tolist()
+    assert table[["within_margin", "confidence_within", "change_bound"]].isna().all(axis=None)
+    for judge in (removable_table, lambda *a, **o: sequential_table(*a, total=200, **o)):
+        with pytest.raises(InputError, match=r"higher or a lower err is better is not known.*--lower-is-better"):
+            judge(unknown, metric="err")
+        assert len(judge(unknown, metric="err", higher_is_better=False))
+    tables = all_tables([Saved(model="m", data="t", tasks=["t"], outcomes=unknown)], metric="err")
+    assert "accuracy" in tables
+    assert "removable" not in tables
+
+
+def test_names_of_lm_evals_metrics_say_it_for_older_runs(outcomes):
+    older = directed(outcomes, {}).rename(columns={"err": "brier_score"})
+    assert Metric.of(older, "acc").higher_is_better is True
+    assert Metric.of(older, "brier_score").sign == -1
+    assert Metric.of(older.assign(perplexity=-3.0), "perplexity").higher_is_better is None  # log-likelihoods there
+
+
+def test_one_metric_both_ways_in_two_tasks_is_refused(outcomes):
+    other = directed(outcomes.assign(task="u"), {"u": {"acc": False}})
+    both = joined([outcomes, other])
+    assert directions_of(both) == WAYS | {"u": {"acc": False}}
+    with pytest.raises(
+        InputError, match="acc is better the higher in t and the lower in u: look at one task at a time"
+    ):
+        removable_table(both)
+    apart = all_tables([Saved(model="m", data="d", tasks=["t", "u"], outcomes=both)], metric="acc")["accuracy"]
+    assert apart.groupby("task")["higher_is_better"].first().to_dict() == {"t": True, "u": False}
+
+
+def test_the_main_metric_is_one_that_can_be_judged(outcomes):
+    assert main_metric(outcomes) == "acc"
+    assert main_metric(directed(outcomes, {"t": {"acc": None, "err": False, "words": None}})) == "err"
+    assert main_metric(outcomes.assign(acc=np.nan)) == "err"
+    assert main_metric(outcomes.assign(acc=np.inf)) == "err"
+
+
+def test_what_is_not_finite_is_left_out_counted_and_never_shown_to_be_within(outcomes):
+    broken = outcomes.copy()
+    broken.loc[(broken["policy"] == "ahon:0.1") & (broken["doc_id"] < 3), "acc"] = [np.nan, np.inf, -np.inf]
+    broken.loc[broken["doc_id"] == 199, "acc"] = np.nan  # of no policy: said, and harmless
+    table = accuracy_table(broken, margin=0.05).set_index("policy")
+    assert table["num_not_finite"].to_dict() == {
+        "baseline": 1,
+        "ahon:0.1": 4,
+        "ahon:0.2": 1,
+        "random:0.1": 1,
+        "random:0.2": 1,
+    }
+    assert table.loc["ahon:0.1", "num_questions"] == 196
+    assert np.isfinite(table[["accuracy", "change"]]).all(axis=None)
+    assert table["within_margin"].tolist()[1:] == ["undecided", "refuted", "refuted", "refuted"]
+    console = Console(file=io.StringIO(), width=100)
+    print_tables(console, table.reset_index(), table.head(0), Metric.of(broken, "acc"))
+    assert "acc has no finite value in up to 4 of 200 questions, untouched in 1" in console.file.getvalue()
+    with pytest.raises(InputError, match="question 199 of t has no finite value of it under 'baseline'"):
+        sequential_table(broken, total=200)
+
+
+def test_words_say_which_way_and_in_which_unit(outcomes):
+    results = {
+        metric: RunResults(manifest={"settings": {"metric": metric}}, outcomes=outcomes) for metric in ("err", "words")
+    }
+    said = {
+        metric: " ".join(" ".join([table.title, table.note]) for table in result_tables([run])[:2])
+        for metric, run in results.items()
+    }
+    assert "Err under each policy" in said["err"]
+    assert "err is better when lower, so a rise is what costs" in said["err"]
+    assert "the line 1 point above the untouched model" in said["err"]
+    assert "words is better when lower" in said["words"]
+    assert "the line 0.01 above the untouched model" in said["words"]
+    accuracy = {table.id: table for table in result_tables([results["words"]])}["accuracy"]
+    cells = {column.heading: column.cells for column in accuracy.columns}
+    assert cells["Words"][:2] == ["35.2", "35.2"]  # 40 − 8 · 0.6, and 0.04 more
+    assert not any("%" in cell for cell in cells["Words"])
+    assert cells["Change [95%]"][2].startswith("+1.20 [")  # 30 of 200 answers, 8 words each
+    floors = {metric: accuracy_data(run)["floor"] for metric, run in results.items()}
+    assert floors == {"err": pytest.approx(41.0), "words": pytest.approx(35.21)}
+    options = {"margin": 0.01, "confidence": 0.95}
+    run = results["err"]
+    sentence = answer(run.removable, metric=run.judged, tasks=["t"], num_questions=200, **options)
+    assert "of heads can be zeroed with t err at most 1 point higher by ahon" in sentence
+    assert "a rise of 1 point is hard" in " ".join(
+        caveats(run.accuracy, run.removable, chance=None, metric=run.judged, **options)
+    )
