@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from headcount.heads import HeadGeometry, HeadSet
     from headcount.interventions import Fixed, Policy, Random, Threshold
     from headcount.measure import measure_heads
-    from headcount.models.instrument import Probe, head_geometry, instrument
+    from headcount.models.instrument import instrument
     from headcount.models.loading import load
+    from headcount.models.observe import head_geometry
+    from headcount.models.probe import Probe
     from headcount.removal.choose import select_heads
     from headcount.removal.distill import Distillation
     from headcount.removal.prune import prune_heads
@@ -37,7 +39,7 @@ _MODULES = {
     "HeadSet": "heads",
     "HeadcountError": "errors",
     "Policy": "interventions",
-    "Probe": "models.instrument",
+    "Probe": "models.probe",
     "Random": "interventions",
     "Run": "store",
     "Selection": "removal.selection",
@@ -48,7 +50,7 @@ _MODULES = {
     "all_scores": "scores",
     "evaluate": "evaluation.evaluate",
     "get_score": "scores",
-    "head_geometry": "models.instrument",
+    "head_geometry": "models.observe",
     "instrument": "models.instrument",
     "load": "models.loading",
     "measure_heads": "measure",

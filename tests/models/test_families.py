@@ -12,7 +12,8 @@ from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from headcount.errors import ModelError
 from headcount.interventions import Fixed
-from headcount.models.instrument import head_geometry, instrument
+from headcount.models.instrument import instrument
+from headcount.models.observe import head_geometry
 from headcount.models.projection import output_projection
 from tests.models.families import FAMILIES, REFUSED, build
 

@@ -160,9 +160,9 @@ def test_running_averages_are_those_of_the_whole_text(tiny, score):
     steps = []
     with instrument(model, policy=policy, decide="running") as probe:
         add = probe._continue
-        probe._continue = lambda zeroed: (steps.append(zeroed), add(zeroed))
+        probe._continue = lambda *step: (steps.append(step[-1]), add(*step))
         out = model.generate(tokens, **options)
-        prompt_zeroed = probe._shares[0][0]
+        prompt_zeroed = probe._passes[0].shares[0]
     texts = out[:, : tokens.shape[1] + NEW - 1]
     for i, prompt in enumerate(PROMPTS):
         text = texts[i, tokens.shape[1] - len(prompt) :].tolist()
@@ -197,7 +197,7 @@ def test_running_averages_under_a_window_forget_what_left_it(tiny):
     steps, tokens = [], torch.tensor(PROMPTS[:1])
     with instrument(model, policy=policy, decide="running") as probe:
         add = probe._continue
-        probe._continue = lambda zeroed: (steps.append(zeroed), add(zeroed))
+        probe._continue = lambda *step: (steps.append(step[-1]), add(*step))
         out = model.generate(tokens, max_new_tokens=NEW, do_sample=False, pad_token_id=0)[0, :-1].tolist()
     whole = [out[:end] for end in range(13, len(out) + 1)]
     expected = measure_heads(model, whole, scores=["awft"])["awft"].values[:, 0] > policy.threshold

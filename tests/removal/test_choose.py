@@ -6,7 +6,7 @@ import xarray as xr
 from headcount.errors import InputError
 from headcount.heads import HeadSet
 from headcount.measure import measure_heads
-from headcount.models.instrument import attention_modules
+from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.removal.choose import order_by_need, select_heads
 from headcount.removal.gradients import taylor_scores

@@ -5,7 +5,8 @@ import torch
 
 from headcount.errors import ModelError
 from headcount.interventions import Fixed
-from headcount.models.instrument import head_geometry, instrument
+from headcount.models.instrument import instrument
+from headcount.models.observe import head_geometry
 from headcount.removal.cut import attention_layouts, cut_heads
 from headcount.removal.plan import plan_removal
 from headcount.removal.prune import savings

@@ -5,7 +5,7 @@ import torch
 
 from headcount.errors import InputError, ModelError
 from headcount.heads import HeadSet
-from headcount.models.instrument import attention_modules
+from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.removal.distill import Distillation, distill
 from headcount.removal.replace import replace_heads

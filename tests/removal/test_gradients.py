@@ -9,7 +9,7 @@ import torch
 
 from headcount.errors import InputError, ModelError
 from headcount.heads import HeadSet
-from headcount.models.instrument import attention_modules
+from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.removal.gradients import taylor_scores, unpredicted
 from tests.removal.test_replace import head_outputs

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headcount.errors import InputError, ModelError
-from headcount.models.instrument import head_geometry
+from headcount.models.observe import head_geometry
 from headcount.removal.cut import cut_heads
 from headcount.removal.llama_cpp import write_gguf
 from headcount.removal.plan import plan_removal

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headcount.errors import InputError, ModelError, RunError
-from headcount.models.instrument import head_geometry
+from headcount.models.observe import head_geometry
 from headcount.removal.checkpoint import load_saved
 from headcount.removal.choose import select_heads
 from headcount.removal.prune import prune_heads

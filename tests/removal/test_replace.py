@@ -7,7 +7,8 @@ import torch
 from headcount.errors import InputError
 from headcount.heads import HeadSet
 from headcount.interventions import Fixed
-from headcount.models.instrument import attention_modules, instrument
+from headcount.models.instrument import instrument
+from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.removal.moments import Mean, head_output_statistics
 from headcount.removal.replace import replace_heads

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from headcount.models.instrument import attention_modules
+from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.removal.activations import parameters_restored, read_head_outputs
 from headcount.removal.moments import Moments

@@ -71,8 +71,8 @@ def prune(
     with steps() as progress:
         from headcount.cli.calibration import calibration_rows
         from headcount.cli.runs import command_line, load_model
-        from headcount.models.instrument import head_geometry
         from headcount.models.loading import default_name, gguf_file
+        from headcount.models.observe import head_geometry
         from headcount.removal.distill import Distillation
         from headcount.removal.plan import plan_removal
         from headcount.removal.prune import prune_heads, refuse_taken, savings

@@ -48,8 +48,8 @@ def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Step
     """
     from headcount.evaluation.benchmark import Benchmark
     from headcount.evaluation.outcomes import BASELINE
-    from headcount.models.instrument import head_geometry
     from headcount.models.loading import load
+    from headcount.models.observe import head_geometry
     from headcount.removal.selection import Selection
     from headcount.study.stages import aggregate_run, compared, note_policies, shards_left
     from headcount.study.units import LocalEngine

@@ -129,7 +129,7 @@ class _Run:
                         of_layers[layer].append(head)
             elif policy is not None:
                 self._deciding[p] = policy
-        self._restartable = can_restart(model)
+        self._restartable, self._sharing = can_restart(model), can_share_prefixes(model)
         # The untouched model's pass serves whoever has not zeroed anything yet. One policy alone reads for itself.
         self._has_trunk = bool(self._unzeroed or scores or (self._restartable and len(self._deciding) > 1))
         self._riding = self._deciding if self._has_trunk and self._restartable else {}
@@ -140,8 +140,8 @@ class _Run:
         """Read every input under every policy."""
         inputs = self._plan.inputs
         if self._has_trunk or self._fixed:
-            whole = not can_share_prefixes(self._model) or bool(self._needs(self._riding, self._scores) & RAW_TENSORS)
-            self._read_segments(segment_tree(inputs, share=not whole), {}, {})
+            whole = bool(self._needs(self._riding, self._scores) & RAW_TENSORS)
+            self._read_segments(segment_tree(inputs, share=self._sharing and not whole), {}, {})
         self._read_waiting()
         nothing = np.zeros((len(self._geometry.layers), self._geometry.max_attention_heads), bool)
         for p in self._deciding.keys() - self._riding.keys():

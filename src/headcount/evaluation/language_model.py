@@ -20,8 +20,9 @@ from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
 from headcount.interventions import Policy
 from headcount.models.batching import Progress, check_tokens, no_progress
-from headcount.models.instrument import DECIDE, Probe, instrument
+from headcount.models.instrument import DECIDE, instrument
 from headcount.models.loading import load
+from headcount.models.probe import Probe
 from headcount.policies import resolve_policy
 from headcount.tasks import quiet
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headcount.models.instrument import decoder_of
+from headcount.models.observe import decoder_of
+from headcount.models.remembered import Stamp, structure, weights
 from headcount.models.segments import PrefixUnseenError, SegmentReader
 
 #: Largest relative difference of logits that counts as rounding. A wrong position or mask differs by far more.
@@ -17,7 +18,7 @@ _LENGTH, _SHARED = 13, 8
 _LAST = [(0, 9), (0, 12), (1, 8), (1, 10)]
 Rows = list[list[int]]
 
-_found: "WeakKeyDictionary[PreTrainedModel, dict[str, bool]]" = WeakKeyDictionary()
+_found: "WeakKeyDictionary[PreTrainedModel, tuple[Stamp, Stamp, dict[str, bool]]]" = WeakKeyDictionary()
 
 
 def can_pack(model: PreTrainedModel) -> bool:
@@ -47,7 +48,7 @@ def _attends_everywhere(model: PreTrainedModel) -> bool:
 
 
 def _find(model: PreTrainedModel, name: str, logits_of: Callable[[PreTrainedModel, Rows], Tensor]) -> bool:
-    known = _found.setdefault(model, {})
+    known = _known_of(model)
     if name not in known:
         generator = torch.Generator().manual_seed(0)
         size = model.config.get_text_config().vocab_size
@@ -63,6 +64,14 @@ def _find(model: PreTrainedModel, name: str, logits_of: Callable[[PreTrainedMode
             return False
         known[name] = bool((found - expected).norm() / expected.norm() <= _TOLERANCES.get(model.dtype, 1e-3))
     return known[name]
+
+
+def _known_of(model: PreTrainedModel) -> dict[str, bool]:
+    """What was found out about the model as it is now."""
+    now = structure(model), weights(model)
+    if model not in _found or _found[model][:2] != now:
+        _found[model] = (*now, {})
+    return _found[model][2]
 
 
 def _packed(model: PreTrainedModel, rows: Rows) -> Tensor:

@@ -18,8 +18,7 @@ class ForwardContext:
     """Read once at the start of a forward pass, before any layer runs."""
 
     def __init__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-        call |= call.pop("kwargs", {})
+        call = _call(module, args, kwargs)
         tokens = call.get("input_ids")
         embeddings = call.get("inputs_embeds")
         given = tokens if tokens is not None else embeddings
@@ -29,13 +28,23 @@ class ForwardContext:
         _check_tokens(module, tokens)
         mask = call.get("attention_mask")
         cache = call.get("past_key_values")
+        if cache is not None and not hasattr(cache, "get_seq_length"):
+            raise InputError(
+                f"past_key_values is a {type(cache).__name__}, not one of transformers' caches. Pass a DynamicCache, or none."
+            )
+        self.module = module
+        self.cache = cache
         self.num_past = 0 if cache is None else int(cache.get_seq_length())
         """Tokens of the text that are in the cache already, padding included."""
         self.continues = self.num_past > 0
         """True for a decoding step: earlier tokens are in the cache, so whole-sequence scores do not exist."""
         self.tokens: Tensor | None = tokens
         self.batch: int = batch
+        self.length: int = length
+        self.new_mask: Tensor | None = None
+        """The 2-D mask of a continuation's own tokens, if one was given."""
         if self.continues:
+            self.new_mask = mask[:, -length:] if isinstance(mask, Tensor) and mask.dim() == 2 else None
             mask = None
         elif isinstance(mask, dict) or (mask is not None and mask.dim() != 2):
             mask = _real_of_prepared(mask, batch, length)
@@ -48,7 +57,18 @@ class ForwardContext:
         self.positions = Positions.from_mask(mask, batch, length, given.device)
         if mask is not None and self.positions.real is not None and not bool(self.positions.real.any(1).all()):
             raise InputError("An example of the batch is padding only. Leave empty examples out.")
+        self.num_layers = 0
+        """Attention layers that ran so far."""
         self._uniform: dict[int, Tensor] = {}
+        self._handed_on = False
+
+    def hands_on(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call of the model's base is that of this very pass, which happens once."""
+        if self._handed_on or base is self.module:
+            return False
+        tokens = _call(base, args, kwargs).get("input_ids")
+        self._handed_on = tokens is None or tokens is self.tokens
+        return self._handed_on
 
     def uniform(self, seed: int, num_layers: int, num_heads: int) -> Tensor:
         """Float32 ``[batch, layer, head]`` on [0, 1), a function of the seed and each example's real tokens alone."""
@@ -73,6 +93,11 @@ def _check_tokens(module: nn.Module, tokens: Tensor | None) -> None:
     lowest, highest = (int(bound) for bound in tokens.aminmax())
     if lowest < 0 or highest >= size:
         raise beyond_embedding("An input", lowest if lowest < 0 else highest, size)
+
+
+def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    call = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+    return call | call.pop("kwargs", {})
 
 
 def _real_of_prepared(given: Tensor | dict[str, Tensor], batch: int, length: int) -> Tensor:

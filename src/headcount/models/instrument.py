@@ -1,158 +1,32 @@
 """Measure and intervene while a model runs: register an attention function, switch to it, restore the model."""
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from headcount.attention.attend import attend
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import RAW_TENSORS, extended
 from headcount.errors import InputError, ModelError
-from headcount.heads import HeadGeometry, LayerHeads
+from headcount.heads import HeadGeometry
 from headcount.interventions import Fixed, Policy
-from headcount.models.batching import input_device
 from headcount.models.context import ForwardContext
-from headcount.models.decoder import Decoder
+from headcount.models.continued import Caches, Continued, Decided
 from headcount.models.measuring import LayerMeter, declared, needs_of, scored
+from headcount.models.observe import head_geometry
+from headcount.models.probe import Examples, Probe
+from headcount.models.prompts import prompts_read_whole
 from headcount.models.switch import attention_replaced
 from headcount.scores import Score, select_scores
 
 #: When generation decides which heads to zero.
 DECIDE = ("prompt", "running", "every-pass")
-
-_seen_models: "WeakKeyDictionary[PreTrainedModel, tuple[HeadGeometry, Decoder]]" = WeakKeyDictionary()
-
-
-class Probe:
-    """What was seen and done while a model ran under ``instrument``, example by example in the order of the calls.
-
-    Decoding steps (calls that continue a cache) are no examples of their own. Where they decide anew
-    (``decide="running"``), ``zeroed`` holds the heads that were off on the prompt and at every step since, and
-    ``share_zeroed`` the mean over prompt and steps.
-    """
-
-    def __init__(self, geometry: HeadGeometry, scores: list[Score]) -> None:
-        self.geometry = geometry
-        self._score_ids = [score.id for score in scores]
-        self._scores: list[np.ndarray] = []  # [score, example, layer, head] a forward pass
-        self._zeroed: list[np.ndarray] = []  # [example, layer, head]
-        self._num_tokens: list[np.ndarray] = []
-        self._shares: list[list[np.ndarray]] = []  # [example] for the prompt and each step that decided anew
-
-    @property
-    def scores(self) -> xr.Dataset:
-        """One float32 variable per score id, dims (example, layer, head): what each layer saw, zeroing before it included.
-
-        NaN where a layer has fewer heads than the widest, or where a score is not defined.
-        """
-        shape = (len(self._score_ids), 0, *self._coordinates_shape)
-        values = np.concatenate(self._scores or [np.zeros(shape, np.float32)], axis=1)
-        return xr.Dataset(
-            {id: (("example", "layer", "head"), values[i]) for i, id in enumerate(self._score_ids)},
-            coords=self._coordinates,
-        )
-
-    @property
-    def zeroed(self) -> xr.DataArray:
-        """bool, dims (example, layer, head): the heads whose output was set to 0."""
-        values = np.concatenate(self._zeroed or [np.zeros((0, *self._coordinates_shape), bool)])
-        return xr.DataArray(values, dims=("example", "layer", "head"), coords=self._coordinates, name="zeroed")
-
-    @property
-    def share_zeroed(self) -> np.ndarray:
-        """float64 [example]: heads zeroed over heads of the model."""
-        return np.concatenate([np.mean(of_pass, axis=0) for of_pass in self._shares] or [np.zeros(0)])
-
-    def clear(self) -> None:
-        """Forget the examples seen so far."""
-        for seen in (self._scores, self._zeroed, self._num_tokens, self._shares):
-            seen.clear()
-
-    def _add(self, scores: np.ndarray, zeroed: np.ndarray, num_tokens: np.ndarray) -> None:
-        self._scores.append(scores)
-        self._zeroed.append(zeroed)
-        self._num_tokens.append(num_tokens)
-        self._shares.append([zeroed.sum((1, 2)) / self.geometry.num_heads])
-
-    def _continue(self, zeroed: np.ndarray) -> None:
-        self._zeroed[-1] = self._zeroed[-1] & zeroed
-        self._shares[-1].append(zeroed.sum((1, 2)) / self.geometry.num_heads)
-
-    @property
-    def _coordinates_shape(self) -> tuple[int, int]:
-        return len(self.geometry.layers), self.geometry.max_attention_heads
-
-    @property
-    def _coordinates(self) -> dict[str, Any]:
-        heads = self._coordinates_shape[1]
-        num_tokens = np.concatenate(self._num_tokens or [np.zeros(0, np.int64)])
-        return {"layer": self.geometry.layer_indices, "head": np.arange(heads), "num_tokens": ("example", num_tokens)}
-
-
-def head_geometry(model: PreTrainedModel) -> HeadGeometry:
-    """Layers and heads of a model, as its attention layers call the attention function on four tokens.
-
-    Raises:
-        ModelError: the model's attention does not go through transformers' attention interface.
-    """
-    return _look(model)[0]
-
-
-def decoder_of(model: PreTrainedModel) -> Decoder:
-    """The model's decoder layers; none where they are not found.
-
-    Raises:
-        ModelError: the model's attention does not go through transformers' attention interface.
-    """
-    return _look(model)[1]
-
-
-def _look(model: PreTrainedModel) -> tuple[HeadGeometry, Decoder]:
-    if model not in _seen_models:
-        observed = _observe(model)
-        names = {id(module): name for name, module in model.named_modules()}
-        decoder = Decoder(model, {layer.index: names[id(module)] for module, layer in observed})
-        _seen_models[model] = HeadGeometry(layers=tuple(layer for _, layer in observed)), decoder
-    return _seen_models[model]
-
-
-def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
-    """The attention module of each attention layer, by layer index; found as ``head_geometry`` finds its heads."""
-    return {layer.index: module for module, layer in _observe(model)}
-
-
-def _observe(model: PreTrainedModel) -> list[tuple[nn.Module, LayerHeads]]:
-    """Every attention module with its heads, in the order in which four tokens call them."""
-    found: list[tuple[nn.Module, LayerHeads]] = []
-
-    def record(module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
-        # A checkpoint pruned unevenly hands over keys and values once for each query head.
-        shared = getattr(module, "key_value_index", None)
-        heads = LayerHeads(
-            index=layer,
-            num_attention_heads=inputs.query.shape[1],
-            num_key_value_heads=inputs.key.shape[1] if shared is None else len(set(shared)),
-            head_dim=inputs.value.shape[-1],
-            key_value_index=shared,
-        )
-        found.append((module, heads))
-        return attend(inputs, context.positions)[0]
-
-    with attention_replaced(model, record), torch.no_grad():
-        model(input_ids=torch.arange(1, 5, device=input_device(model))[None], use_cache=False)
-    if len({layer.index for _, layer in found}) < len(found):
-        raise ModelError(
-            f"{type(model).__name__} calls one attention layer more than once a pass, which is not supported."
-        )
-    return found
 
 
 @contextmanager
@@ -171,6 +45,9 @@ def instrument(
     tokens are those of the 2-D ``attention_mask`` given to the model (all, if none is given). On exit the model is
     as it was.
 
+    One block at a time is open on a model, and the model runs in the thread or task that opened it. Several caches may
+    take turns, each with the heads of its own prompt. ``docs/evaluation.md`` has all rules.
+
     Args:
         model: any transformers causal language model whose attention goes through the attention interface.
         policy: which heads to zero; None zeroes nothing.
@@ -186,7 +63,7 @@ def instrument(
         The Probe that records.
 
     Raises:
-        ModelError: the model cannot be measured (named, with the reason).
+        ModelError: the model cannot be measured (named, with the reason), or a block is open on it already.
         InputError: unknown score, an unknown way to decide, or a policy that names heads or layers the model lacks.
     """
     chosen = select_scores(scores) if scores else []
@@ -196,7 +73,10 @@ def instrument(
     if decide not in DECIDE:
         raise InputError(f"decide is one of {', '.join(DECIDE)}, not {decide!r}.")
     recorder = _Recorder(geometry, policy, chosen, seed, decide)
-    with attention_replaced(model, recorder.layer, finish=recorder.finish):
+    with ExitStack() as stack:
+        stack.enter_context(attention_replaced(model, recorder.layer, start=recorder.start, finish=recorder.finish))
+        if chosen or not (policy is None or isinstance(policy, Fixed)):
+            stack.enter_context(prompts_read_whole(model))
         yield recorder.probe
 
 
@@ -221,9 +101,27 @@ class _Recorder:
         self._geometry, self._policy, self._scores, self._seed, self._decide = geometry, policy, scores, seed, decide
         self._meter = LayerMeter(geometry)
         self._score_needs = needs_of(scores)
-        # layer → measurements that scores read, scores that read whole tensors, zeroed heads
+        self._running = decide == "running" and policy is not None and bool(policy.needs - {"uniform"})
+        self._caches = Caches(fixed=isinstance(policy, Fixed), running=self._running)
+        # Of the pass that runs: layer → measurements that scores read, scores that read whole tensors, zeroed heads
         self._seen: dict[int, tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]] = {}
-        self._prompt: dict[int, _Decided] = {}  # layer → what was decided on the text whose cache is continued
+        self._decided: dict[int, Decided] = {}
+        self._before: Continued | None = None  # the texts that it continues
+
+    def start(self, context: ForwardContext) -> None:
+        """Before a pass: what its cache was known to hold."""
+        self._seen, self._decided, self._before = {}, {}, None
+        if context.continues and self._decide == "every-pass":
+            raise InputError("decide='every-pass' reads the whole text in every pass. Generate with use_cache=False.")
+        if self._policy is None or context.cache is None:
+            return
+        if context.continues:
+            if self._running and context.new_mask is not None and not bool(context.new_mask.all()):
+                raise InputError(
+                    "decide='running' counts every token that continues a text: pass none that is padding."
+                )
+            self._before = self._caches.find(context)
+        self._caches.forget(context.cache)
 
     def layer(self, module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
         """Attend, measure, decide, zero. Returns the output ``[batch, head, query, head_dim]``."""
@@ -248,8 +146,12 @@ class _Recorder:
             zeroed = policy.decide(
                 layer, declared(measured, policy_needs, uniform), (shape[0], shape[1]), output.device
             )
-            running = self._decide == "running" and bool(policy_needs - {"uniform"})
-            self._prompt[layer] = _Decided(zeroed, positions, measured if running else None)
+            self._decided[layer] = Decided(
+                zeroed=zeroed,
+                first=positions.first,
+                num_tokens=positions.num_tokens,
+                measured=measured if self._running else None,
+            )
         self._seen[layer] = kept, scores, zeroed
         return zero_heads(output, zeroed)
 
@@ -257,51 +159,54 @@ class _Recorder:
         self, module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext, policy: Policy | None
     ) -> Tensor:
         """A pass that continues a cache: with the heads of its prompt, or decided anew on averages that run on."""
-        if self._decide == "every-pass":
-            raise InputError("decide='every-pass' reads the whole text in every pass. Generate with use_cache=False.")
-        if policy is None:
+        if policy is None or self._before is None:
             return attend(inputs, context.positions)[0]
-        decided = self._prompt.get(layer)
-        if decided is None or decided.zeroed.shape[0] != context.batch:
-            raise InputError(
-                "A pass that continues a cache keeps the heads decided on its prompt, but the prompt did not run in this "
-                "`with` block with the same batch. Run prompt and continuation inside one block."
-            )
-        if decided.measured is None:
-            return zero_heads(attend(inputs, context.positions)[0], decided.zeroed)
+        before = self._before.layers[layer]
+        if before.measured is None:
+            return zero_heads(attend(inputs, context.positions)[0], before.zeroed)
         num_new, num_keys = inputs.query.shape[2], inputs.key.shape[2]
-        own = torch.full_like(decided.num_tokens, num_new)
+        own = torch.full_like(before.num_tokens, num_new)
         dropped = max(0, context.num_past + num_new - num_keys)  # a window's cache forgets the oldest tokens
-        positions = Positions(real=None, first=(decided.first - dropped).clamp(min=0), last=own - 1)
+        positions = Positions(real=None, first=(before.first - dropped).clamp(min=0), last=own - 1)
         inputs = replace(inputs, past=min(context.num_past, num_keys - num_new))
         output, measured = self._meter.measure(module, layer, inputs, positions, policy.needs)
         if "first_token_weight" in measured:
-            measured["first_token_weight"] *= (decided.first >= dropped)[:, None]
-        measured = extended(decided.measured, decided.num_tokens, measured, own)
+            measured["first_token_weight"] *= (before.first >= dropped)[:, None]
+        measured = extended(before.measured, before.num_tokens, measured, own)
         zeroed = policy.decide(
             layer, declared(measured, policy.needs), (output.shape[0], output.shape[1]), output.device
         )
-        decided.measured, decided.num_tokens, decided.zeroed = measured, decided.num_tokens + own, zeroed
+        self._decided[layer] = replace(before, zeroed=zeroed, num_tokens=before.num_tokens + own, measured=measured)
         self._seen[layer] = {}, {}, zeroed
         return zero_heads(output, zeroed)
 
-    def finish(self, context: ForwardContext) -> None:
-        """Hand a completed forward pass to the probe."""
-        seen, self._seen = self._seen, {}
-        if not seen:
-            return
+    def finish(self, context: ForwardContext, output: Any) -> None:
+        """Hand a completed forward pass to the probe, and remember what its cache may keep."""
+        if context.num_layers != len(self._geometry.layers):
+            raise ModelError(
+                f"A pass ran {context.num_layers} of the model's {len(self._geometry.layers)} attention layers through "
+                "headcount's attention, so its heads were not all seen. Leave the attention implementation as it is inside "
+                "a block, and generate without leaving out layers (assistant_early_exit)."
+            )
+        examples = self._record(context)
+        cache = context.cache if context.cache is not None else _cache_of(output)
+        if self._policy is not None and cache is not None:
+            self._caches.keep(cache, context, self._decided, before=self._before, examples=examples)
+
+    def _record(self, context: ForwardContext) -> Examples | None:
         layers, heads = len(self._geometry.layers), self._geometry.max_attention_heads
         zeroed = np.zeros((context.batch, layers, heads), bool)
-        for layer, (_, _, off) in seen.items():
+        for layer, (_, _, off) in self._seen.items():
             if off is not None:
                 zeroed[:, self._meter.places[layer], : off.shape[-1]] = off.cpu().numpy()
         if context.continues:
-            self.probe._continue(zeroed)
-            return
+            if self._before is not None and self._seen:
+                self.probe._continue(self._before.examples, self._before.rows.numpy(), zeroed)
+            return None
         real = context.positions.real
         length = int(context.positions.last[0]) + 1
         num_tokens = np.full(context.batch, length) if real is None else real.sum(1).cpu().numpy()
-        self.probe._add(self._scores_of(seen, context.batch), zeroed, num_tokens)
+        return self.probe._add(self._scores_of(self._seen, context.batch), zeroed, num_tokens)
 
     def _scores_of(
         self, seen: dict[int, tuple[dict[str, Tensor], dict[str, Tensor], Tensor | None]], batch: int
@@ -336,17 +241,14 @@ class _Recorder:
 
 def _rows(layers: list[Tensor]) -> Tensor:
     """``[example, head]`` of each layer → float32 ``[layer · example, head]`` in main memory, fetched at once."""
-    return torch.cat([tensor.to(layers[0].device) for tensor in layers]).float().cpu()
+    return torch.cat([tensor.detach().to(layers[0].device) for tensor in layers]).float().cpu()
 
 
-class _Decided:
-    """What a layer decided on a prompt, and the averages that run on from there."""
-
-    def __init__(self, zeroed: Tensor, positions: Positions, measured: dict[str, Tensor] | None) -> None:
-        self.zeroed = zeroed  # bool [batch, head]
-        self.first = positions.first
-        self.num_tokens = positions.num_tokens
-        self.measured = measured
+def _cache_of(output: Any) -> Any:
+    """The cache that a pass made and returned, if any."""
+    if isinstance(output, tuple):
+        return next((part for part in output if isinstance(part, Cache)), None)
+    return getattr(output, "past_key_values", None)
 
 
 def zero_heads(output: Tensor, zeroed: Tensor | None) -> Tensor:

@@ -10,16 +10,17 @@ from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import RAW_TENSORS, LayerMeasurements
 from headcount.errors import InputError
 from headcount.heads import HeadGeometry
-from headcount.models.projection import head_slices, output_projection, projection_factor
+from headcount.models.projection import head_slices, output_projection, projection_factor, projection_response
+from headcount.models.remembered import Stamp, weights
 from headcount.scores import Score
 
 
 class LayerMeter:
-    """Attends and measures, layer by layer; keeps each layer's factored output projection between passes."""
+    """Attends and measures, layer by layer; keeps each layer's factored output projection as long as it is the same."""
 
     def __init__(self, geometry: HeadGeometry) -> None:
         self.places = {index: place for place, index in enumerate(geometry.layer_indices)}
-        self._factors: dict[int, Tensor] = {}
+        self._factors: dict[int, tuple[Stamp, Tensor, Tensor]] = {}
 
     def measure(
         self, module: nn.Module, layer: int, inputs: AttentionInputs, positions: Positions, needs: frozenset[str]
@@ -37,10 +38,13 @@ class LayerMeter:
         return output, measured
 
     def _factor(self, module: nn.Module, layer: int, inputs: AttentionInputs) -> Tensor:
-        if layer not in self._factors:
-            heads, head_dim = inputs.query.shape[1], inputs.value.shape[-1]
-            self._factors[layer] = projection_factor(output_projection(module), heads, head_dim, like=inputs.value)
-        return self._factors[layer]
+        projection, heads, head_dim = output_projection(module), inputs.query.shape[1], inputs.value.shape[-1]
+        now, response = weights(projection), projection_response(projection, heads * head_dim, like=inputs.value)
+        known = self._factors.get(layer)
+        if known is None or known[0] != now or not torch.equal(known[1], response):
+            factor = projection_factor(projection, heads, head_dim, like=inputs.value)
+            known = self._factors[layer] = now, response, factor
+        return known[2]
 
 
 def _raw_tensors(

@@ -44,3 +44,13 @@ def projection_factor(projection: nn.Module, num_heads: int, head_dim: int, *, l
     """
     slices = head_slices(projection, num_heads, head_dim, like=like)
     return torch.linalg.qr(slices, mode="r").R
+
+
+def projection_response(projection: nn.Module, width: int, *, like: Tensor) -> Tensor:
+    """What the projection makes of one fixed vector: another one once its weights, adapters or dtype are others.
+
+    PyTorch does not count changes through ``.data``, which is how adapters are merged.
+    """
+    vector = torch.linspace(-1, 1, width, dtype=torch.float32).sub(0.3).to(like)[None]
+    with torch.no_grad():
+        return projection.forward(vector)

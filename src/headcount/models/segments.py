@@ -20,9 +20,10 @@ from headcount.attention.measurements import extended
 from headcount.models.batching import input_device
 from headcount.models.context import ForwardContext
 from headcount.models.decoder import Decoder
-from headcount.models.instrument import decoder_of, head_geometry, zero_heads
+from headcount.models.instrument import zero_heads
 from headcount.models.layout import Layout
 from headcount.models.measuring import LayerMeter
+from headcount.models.observe import decoder_of, head_geometry
 from headcount.models.switch import attention_replaced
 
 

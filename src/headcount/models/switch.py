@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from threading import Lock
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,13 +15,18 @@ from headcount.attention.inputs import AttentionInputs
 from headcount.errors import ModelError
 from headcount.models.attention_function import read_call
 from headcount.models.context import ForwardContext
+from headcount.models.prompts import forget
 
 #: Attention of one layer: (attention module, layer index, inputs, the pass) → output [batch, head, query, head_dim].
 LayerFunction = Callable[[nn.Module, int, AttentionInputs, ForwardContext], Tensor]
 #: From transformers' rule of which positions a layer may see to the layer's mask, bool [batch, 1, query, key], or None.
 MaskFunction = Callable[[Callable[..., Any]], Tensor | None]
 
+_PREFIX = "headcount_"
 _counter = itertools.count()
+_opening = Lock()
+#: The blocks that this thread or task is inside of. A new thread starts outside of every block.
+_inside: ContextVar[frozenset[str]] = ContextVar("headcount_blocks", default=frozenset())
 
 
 @contextmanager
@@ -27,75 +34,173 @@ def attention_replaced(
     model: PreTrainedModel,
     layer_function: LayerFunction,
     *,
-    finish: Callable[[ForwardContext], None] = lambda _: None,
+    start: Callable[[ForwardContext], None] = lambda _: None,
+    finish: Callable[[ForwardContext, Any], None] = lambda *_: None,
     mask_function: Callable[[], MaskFunction | None] = lambda: None,
 ) -> Iterator[None]:
-    """``layer_function`` in the place of every layer's attention; ``finish`` after every forward pass.
+    """``layer_function`` in the place of every layer's attention; ``start`` and ``finish`` around every forward pass.
 
-    ``mask_function`` gives what builds the pass's masks, or None for the usual ones.
+    ``mask_function`` gives what builds the pass's masks, or None for the usual ones. One block at a time is open on a
+    model, and only the thread or task that opened it runs the model: the switch is in the model's configuration, which
+    everybody sees.
+
+    Raises:
+        ModelError: a block is open on the model, or the model computes attention itself.
     """
-    name = f"headcount_{next(_counter)}"
-    current: list[ForwardContext] = []
-
-    def attention(
-        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, None]:
-        if not current:
-            raise ModelError("An attention layer ran outside its model's forward pass. Call the model itself.")
-        layer = getattr(module, "layer_idx", None)
-        if layer is None:
-            raise ModelError(f"{type(module).__name__} does not know its layer's index, so its heads cannot be named.")
-        inputs = read_call(module, query, key, value, attention_mask, **kwargs)
-        return layer_function(module, int(layer), inputs, current[-1]).transpose(1, 2).contiguous(), None
-
-    def mask(*args: Any, mask_function: Callable[..., Any] = causal_mask_function, **kwargs: Any) -> Tensor | None:
-        if (own := masks()) is not None:
-            return own(mask_function)
-        # Padding on the right is never seen by a real token under a causal mask, so the cheaper causal way serves.
-        if (
-            current
-            and mask_function is causal_mask_function
-            and not current[-1].continues
-            and current[-1].positions.right_padded
-        ):
-            kwargs["attention_mask"] = None
-        return sdpa_mask(*args, mask_function=mask_function, **kwargs)
-
-    def begin(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not current:
-            current.append(ForwardContext(module, args, kwargs))
-            owners.append(module)
-
-    def end(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if owners and owners[-1] is module:
-            owners.pop()
-            finish_with = current.pop()
-            if output is not None:  # None: the pass raised
-                finish(finish_with)
-
-    masks = mask_function
-    owners: list[nn.Module] = []
+    block = _Block(model, layer_function, start, finish, mask_function)
     with ExitStack() as stack:
-        AttentionInterface.register(name, attention)
-        stack.callback(AttentionInterface._global_mapping.pop, name)
-        AttentionMaskInterface.register(name, mask)
-        stack.callback(AttentionMaskInterface._global_mapping.pop, name)
-        # A layer may hold a configuration of its own (models pruned layer by layer), which the switch must reach too.
-        found = (getattr(module, "config", None) for module in model.modules())
-        configs = {id(config): config for config in found if isinstance(config, PreTrainedConfig)}
-        for config in configs.values():
+        stack.callback(block.modules.clear)
+        with _opening:
+            block.switch(stack)
+        _inside.set(_inside.get() | {block.name})
+        stack.callback(lambda: _inside.set(_inside.get() - {block.name}))
+        for module in dict.fromkeys((model, model.base_model)):
+            stack.callback(module.register_forward_pre_hook(block.begin, with_kwargs=True).remove)
+            stack.callback(module.register_forward_hook(block.end, always_call=True).remove)
+        yield
+
+
+class _Block:
+    """One model's attention while it is headcount's own."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        layer_function: LayerFunction,
+        start: Callable[[ForwardContext], None],
+        finish: Callable[[ForwardContext, Any], None],
+        mask_function: Callable[[], MaskFunction | None],
+    ) -> None:
+        self.name = f"{_PREFIX}{next(_counter)}"
+        self.model, self.layer_function, self.masks = model, layer_function, mask_function
+        self.start, self.finish = start, finish
+        self.modules = {id(module): module for module in model.modules()}  # empty once the block is closed
+        self.before: str | None = None
+        self.now: ForwardContext | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """A copy of the model (deepcopy, pickle) takes its hooks along; its block is one that was closed."""
+        return _closed, (self.name, self.before)
+
+    def switch(self, stack: ExitStack) -> None:
+        """Register the block's name, and set it wherever the model looks up its attention."""
+        model = self.model
+        for hook in [*model._forward_pre_hooks.values()]:
+            if isinstance(left := getattr(hook, "__self__", None), _Block) and not left.modules:
+                left.restore(model)
+        configs = _configurations(model)
+        if any(str(config._attn_implementation).startswith(_PREFIX) for config in configs):
+            raise ModelError(
+                f"This {type(model).__name__}, or one that shares its configuration or layers, is inside a headcount block "
+                "already (`instrument`, `measure_heads`, `evaluate`). Close that block first, or give one block both the "
+                "policy and the scores."
+            )
+        self.before = model.config._attn_implementation
+        AttentionInterface.register(self.name, self.attention)
+        stack.callback(AttentionInterface._global_mapping.pop, self.name)
+        AttentionMaskInterface.register(self.name, self.mask)
+        stack.callback(AttentionMaskInterface._global_mapping.pop, self.name)
+        for config in configs:
             stack.callback(setattr, config, "_attn_implementation_internal", config._attn_implementation)
         if model._can_set_attn_implementation():
-            model.set_attn_implementation(name)
-            for config in configs.values():
-                config._attn_implementation_internal = name
-        if model.config._attn_implementation != name:
+            model.set_attn_implementation(self.name)
+            # A layer may hold a configuration of its own (models pruned layer by layer), which the switch must reach too.
+            for config in configs:
+                config._attn_implementation_internal = self.name
+        if model.config._attn_implementation != self.name:
             raise ModelError(
                 f"{type(model).__name__} computes attention itself instead of calling transformers' attention interface, "
                 "which is where headcount measures. Llama, Qwen, OLMo, Mistral, Gemma, Phi, GPT-2, GPT-NeoX and about 150 "
                 "other classes work; falcon, bloom, mpt, gptj, codegen, gpt_neo and xglm do not."
             )
-        for module in dict.fromkeys((model, model.base_model)):
-            stack.callback(module.register_forward_pre_hook(begin, with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(end, always_call=True).remove)
-        yield
+
+    def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if id(module) not in self.modules:
+            return self.restore(module)
+        self._check_inside()
+        now = self.now
+        if now is None or module is self.model or not now.hands_on(module, args, kwargs):
+            self.now = None  # what an interrupt left behind
+            context = ForwardContext(module, args, kwargs)
+            self.start(context)
+            self.now = context
+
+    def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        now = self.now
+        if now is not None and now.module is module and self.name in _inside.get():
+            self.now = None
+            if output is not None:  # None: the pass raised
+                self.finish(now, output)
+
+    def attention(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        self._check_inside()
+        if id(module) not in self.modules:
+            raise ModelError(
+                f"{type(module).__name__} is no layer of the model inside the headcount block, but of one that shares its "
+                "configuration, or it was put in afterwards. Close the block first, or build models from copies of the "
+                "configuration."
+            )
+        if self.now is None:
+            raise ModelError(
+                "An attention layer ran outside its model's forward pass, or the model was called inside its own. Call the "
+                "model itself, one pass after the other."
+            )
+        layer = getattr(module, "layer_idx", None)
+        if layer is None:
+            raise ModelError(f"{type(module).__name__} does not know its layer's index, so its heads cannot be named.")
+        self.now.num_layers += 1
+        inputs = read_call(module, query, key, value, attention_mask, **kwargs)
+        return self.layer_function(module, int(layer), inputs, self.now).transpose(1, 2).contiguous(), None
+
+    def mask(
+        self, *args: Any, mask_function: Callable[..., Any] = causal_mask_function, **kwargs: Any
+    ) -> Tensor | None:
+        self._check_inside()
+        if (own := self.masks()) is not None:
+            return own(mask_function)
+        # Padding on the right is never seen by a real token under a causal mask, so the cheaper causal way serves.
+        now = self.now
+        if now and mask_function is causal_mask_function and not now.continues and now.positions.right_padded:
+            kwargs["attention_mask"] = None
+        return sdpa_mask(*args, mask_function=mask_function, **kwargs)
+
+    def restore(self, copy: nn.Module) -> None:
+        """Give a copy that was made inside the block its attention back, and take the hooks off that it brought along."""
+        for config in _configurations(copy):
+            if config._attn_implementation == self.name:
+                config._attn_implementation_internal = self.before
+        for hooks, *others in (
+            (copy._forward_pre_hooks, copy._forward_pre_hooks_with_kwargs),
+            (copy._forward_hooks, copy._forward_hooks_with_kwargs, copy._forward_hooks_always_called),
+        ):
+            for key in [key for key, hook in hooks.items() if getattr(hook, "__self__", None) is self]:
+                for of_key in (hooks, *others):
+                    of_key.pop(key, None)
+        forget(copy)
+
+    def _check_inside(self) -> None:
+        if self.name not in _inside.get():
+            raise ModelError(
+                "The model is inside a headcount block that another thread or task opened, whose heads this pass would be "
+                "given. Run the model where the block was opened, or after it is closed."
+            )
+
+
+def _closed(name: str, before: str | None) -> _Block:
+    block = _Block.__new__(_Block)
+    block.name, block.before, block.modules, block.now = name, before, {}, None
+    return block
+
+
+def _configurations(model: nn.Module) -> list[PreTrainedConfig]:
+    """Every configuration that the model's modules hold, and those inside these."""
+    waiting = [getattr(module, "config", None) for module in model.modules()]
+    found: dict[int, PreTrainedConfig] = {}
+    while waiting:
+        config = waiting.pop()
+        if isinstance(config, PreTrainedConfig) and id(config) not in found:
+            found[id(config)] = config
+            waiting += [getattr(config, name, None) for name in config.sub_configs]
+    return list(found.values())

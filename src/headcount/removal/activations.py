@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headcount.models.batching import Progress, input_device, no_progress, pad, run_in_batches
-from headcount.models.instrument import attention_modules
+from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 
 #: Called with a layer's index and its concatenated head outputs ``[token, head · head_dim]``, real tokens alone.

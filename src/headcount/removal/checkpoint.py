@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from headcount.errors import InputError
-from headcount.models.instrument import attention_modules
+from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.models.weights import load_filled
 from headcount.removal import resize

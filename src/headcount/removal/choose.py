@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from headcount.errors import InputError
 from headcount.heads import HeadSet
 from headcount.models.batching import Progress, data_fingerprint, input_device, no_progress, pad, run_in_batches
-from headcount.models.instrument import head_geometry, instrument
+from headcount.models.instrument import instrument
+from headcount.models.observe import head_geometry
 from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection, Unit

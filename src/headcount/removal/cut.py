@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headcount.errors import ModelError
 from headcount.heads import HeadGeometry
-from headcount.models.instrument import attention_modules, head_geometry
+from headcount.models.observe import attention_modules, head_geometry
 from headcount.removal.layout import AttentionLayout, attention_layout, sizes
 from headcount.removal.plan import LayerPlan, Plan
 from headcount.removal.replace import Projection, Replacement, read_projection

@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from headcount.errors import InputError, ModelError
 from headcount.models.batching import Progress, batches_by_tokens, input_device, no_progress, pad
-from headcount.models.instrument import attention_modules
+from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.removal.activations import parameters_restored
 from headcount.removal.gradients import layers_recomputed, parameters_frozen, refuse_without_gradients

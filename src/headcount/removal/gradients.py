@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from headcount.errors import InputError, ModelError
 from headcount.heads import HeadSet
 from headcount.models.batching import Progress, input_device, no_progress, pad, run_in_batches
-from headcount.models.instrument import attention_modules, head_geometry
+from headcount.models.observe import attention_modules, head_geometry
 from headcount.models.projection import output_projection
 from headcount.removal.moments import Mean, Moments, head_output_statistics
 from headcount.removal.replace import How

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.errors import InputError, RunError
 from headcount.models.batching import Progress, no_progress
-from headcount.models.instrument import attention_modules, head_geometry
 from headcount.models.loading import quiet_transformers
+from headcount.models.observe import attention_modules, head_geometry
 from headcount.removal.card import model_card
 from headcount.removal.checkpoint import (
     Loaded,

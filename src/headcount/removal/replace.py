@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 from headcount.errors import InputError
 from headcount.heads import HeadSet
 from headcount.models.batching import Progress, no_progress
-from headcount.models.instrument import attention_modules, head_geometry
+from headcount.models.observe import attention_modules, head_geometry
 from headcount.models.projection import output_projection
 from headcount.removal.activations import parameters_restored
 from headcount.removal.moments import Mean, Moments, head_output_statistics

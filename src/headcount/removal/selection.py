@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 
 from headcount.errors import InputError, ModelError
 from headcount.heads import HeadGeometry, HeadSet, LayerHeads
-from headcount.models.instrument import head_geometry
 from headcount.models.loading import fingerprint
+from headcount.models.observe import head_geometry
 from headcount.store import write_atomically
 
 FORMAT = 1

@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from headcount.errors import ModelError
 from headcount.models.batching import Progress, batches_by_tokens, input_device, no_progress, pad
-from headcount.models.instrument import attention_modules
+from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.removal.moments import Moments
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headcount.models.batching import check_lengths, data_fingerprint
-from headcount.models.instrument import head_geometry
 from headcount.models.loading import default_name, fingerprint, is_instruct, load
+from headcount.models.observe import head_geometry
 from headcount.study.spec import ModelSpec, Tasks, Texts
 
 if TYPE_CHECKING:

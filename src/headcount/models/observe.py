@@ -1,0 +1,95 @@
+"""Which attention layers and heads a model has: seen on four tokens, and seen again once the model has changed."""
+
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from headcount.attention.attend import attend
+from headcount.attention.inputs import AttentionInputs
+from headcount.errors import ModelError
+from headcount.heads import HeadGeometry, LayerHeads
+from headcount.models.batching import input_device
+from headcount.models.context import ForwardContext
+from headcount.models.decoder import Decoder
+from headcount.models.remembered import Stamp, scalars, structure
+from headcount.models.switch import attention_replaced
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Observed:
+    geometry: HeadGeometry
+    decoder: Decoder
+    modules: dict[int, nn.Module]  # layer → its attention module
+    attributes: list[dict[str, object]]  # of these modules
+    stamp: Stamp
+
+
+_observed: "WeakKeyDictionary[PreTrainedModel, _Observed]" = WeakKeyDictionary()
+
+
+def head_geometry(model: PreTrainedModel) -> HeadGeometry:
+    """Layers and heads of a model, as its attention layers call the attention function on four tokens.
+
+    Raises:
+        ModelError: the model's attention does not go through transformers' attention interface.
+    """
+    return _look(model).geometry
+
+
+def decoder_of(model: PreTrainedModel) -> Decoder:
+    """The model's decoder layers; none where they are not found.
+
+    Raises:
+        ModelError: the model's attention does not go through transformers' attention interface.
+    """
+    return _look(model).decoder
+
+
+def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
+    """The attention module of each attention layer, by layer index; found as ``head_geometry`` finds its heads."""
+    return dict(_look(model).modules)
+
+
+def _look(model: PreTrainedModel) -> _Observed:
+    known, stamp = _observed.get(model), structure(model)
+    if known is None or known.stamp != stamp or known.attributes != [scalars(m) for m in known.modules.values()]:
+        found = _observe(model)
+        names = {id(module): name for name, module in model.named_modules()}
+        modules = {layer.index: module for module, layer in found}
+        known = _observed[model] = _Observed(
+            geometry=HeadGeometry(layers=tuple(layer for _, layer in found)),
+            decoder=Decoder(model, {index: names[id(module)] for index, module in modules.items()}),
+            modules=modules,
+            attributes=[scalars(module) for module in modules.values()],
+            stamp=stamp,
+        )
+    return known
+
+
+def _observe(model: PreTrainedModel) -> list[tuple[nn.Module, LayerHeads]]:
+    """Every attention module with its heads, in the order in which four tokens call them."""
+    found: list[tuple[nn.Module, LayerHeads]] = []
+
+    def record(module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
+        # A checkpoint pruned unevenly hands over keys and values once for each query head.
+        shared = getattr(module, "key_value_index", None)
+        heads = LayerHeads(
+            index=layer,
+            num_attention_heads=inputs.query.shape[1],
+            num_key_value_heads=inputs.key.shape[1] if shared is None else len(set(shared)),
+            head_dim=inputs.value.shape[-1],
+            key_value_index=shared,
+        )
+        found.append((module, heads))
+        return attend(inputs, context.positions)[0]
+
+    with attention_replaced(model, record), torch.no_grad():
+        model(input_ids=torch.arange(1, 5, device=input_device(model))[None], use_cache=False)
+    if len({layer.index for _, layer in found}) < len(found):
+        raise ModelError(
+            f"{type(model).__name__} calls one attention layer more than once a pass, which is not supported."
+        )
+    return found
