@@ -40,8 +40,11 @@ def analyse(
     """
     from headcount.cli.runs import open_runs
     from headcount.report.overview import print_overview
+    from headcount.store.whole import check_writable, files_together
     from headcount.study.analysing import analyse_runs, write_tables
 
+    if output_folder is not None:
+        check_writable(output_folder)
     tables = analyse_runs(open_runs(runs), metric=metric, higher_is_better=higher_is_better, published=published)
     if not tables:
         raise RunError(
@@ -49,6 +52,7 @@ def analyse(
         )
     print_overview(output, tables, share=share, published=published)
     if output_folder is not None:
-        write_tables(output_folder, tables)
+        with files_together(output_folder) as folder:
+            write_tables(folder, tables)
         output.print()
         output.say(f"Tables: {output_folder} ({', '.join(tables)})")

@@ -24,7 +24,10 @@ def figures(
     from headcount.report import read_results
     from headcount.report.figures import write_figures
     from headcount.store import open_run
+    from headcount.store.whole import check_writable
 
     folder = output_folder or runs[0] / "figures"
+    if output_folder is not None:
+        check_writable(output_folder)
     files = write_figures([read_results(open_run(run)) for run in runs], folder, template=template)
     output.say(f"{len(files)} files in {folder}")

@@ -75,8 +75,9 @@ def prune(
         from headcount.models.observe import head_geometry
         from headcount.removal.distill import Distillation
         from headcount.removal.plan import plan_removal
-        from headcount.removal.prune import prune_heads, refuse_taken, savings
+        from headcount.removal.prune import prune_heads, savings
         from headcount.removal.selection import Selection
+        from headcount.store.whole import check_writable, refuse_taken
 
         if format == "gguf" and uneven == "index":
             raise InputError("A GGUF file has no place for an index. Choose --uneven repeat or keep.")
@@ -90,6 +91,7 @@ def prune(
             raise InputError("--learning-rate is for training: say how long with --distill 3.")
         if output_folder is not None:
             refuse_taken(output_folder)
+            check_writable(output_folder)
             if replace != "zero" and not texts:
                 raise InputError(
                     f"Replacing heads by {replace} needs calibration texts: give --texts FILE, or --replace zero."

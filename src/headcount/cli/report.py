@@ -34,7 +34,9 @@ def write_report(runs: "list[Run]", file: Path | None = None) -> Path:
     """The page of the runs, written to ``file`` (default: report.html in the first run's folder)."""
     from headcount.report import read_results, render_page
     from headcount.store import write_atomically
+    from headcount.store.whole import check_writable
 
     file = file or runs[0].path / "report.html"
+    check_writable(file)
     write_atomically(file, render_page([read_results(run) for run in runs]).encode())
     return file

@@ -84,7 +84,7 @@ def select(
         raise InputError("Say what to choose on: --texts FILE, or --task NAME.")
     if share is None and budget is None:
         raise InputError('Say how much to remove: --share 0.2, or --budget "1 point of arc_easy,piqa".')
-    if output_file.exists():
+    if output_file.exists() or output_file.is_symlink():
         raise InputError(f"{str(output_file)!r} exists already. Choose another file with -o, or remove it first.")
     with steps() as progress:
         from headcount.cli.calibration import calibration_rows
@@ -92,7 +92,9 @@ def select(
         from headcount.models.loading import default_name
         from headcount.removal.budget import Budget, select_within_budget
         from headcount.removal.choose import check_share, select_heads
+        from headcount.store.whole import check_writable
 
+        check_writable(output_file)
         if share is not None:
             check_share(share)
         wanted = Budget.parse(budget) if budget else None

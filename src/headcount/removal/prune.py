@@ -1,7 +1,6 @@
 """Take selected heads out of a model for good, and leave a checkpoint that was held to the masked model."""
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Literal
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from headcount.errors import InputError, RunError
+from headcount.errors import InputError
 from headcount.models.batching import Progress, no_progress
 from headcount.models.loading import quiet_transformers
 from headcount.models.observe import attention_modules, head_geometry
@@ -31,6 +30,7 @@ from headcount.removal.plan import Plan, Uneven, plan_removal
 from headcount.removal.replace import How, Replacement, replace_heads
 from headcount.removal.selection import Selection
 from headcount.removal.verify import Verification, refuse_unequal, verify
+from headcount.store.whole import new_folder, refuse_taken
 
 Format = Literal["transformers", "gguf", "zeros"]
 _STEPS = {"mean": "Means of head outputs", "refit": "Refitting projections"}
@@ -131,9 +131,7 @@ def prune_heads(
     if distillation is not None:
         refuse_without_gradients(model)
     probes = probe_rows(model, rows)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)  # a folder that cannot be written is known before the calibration
+    with new_folder(target) as temporary:  # one that cannot be written is known before the calibration
         told = progress(_STEPS[how]) if how != "zero" else no_progress
         replacement = replace_heads(
             model, plan.removed, how, rows=rows, ridge=ridge, batch_tokens=batch_tokens, progress=told
@@ -172,14 +170,6 @@ def prune_heads(
         selection.save(temporary / "selection.json")
         for file in temporary.iterdir():  # safetensors makes files that nobody else may read
             file.chmod(0o666 & ~_umask())
-        refuse_taken(target)
-        temporary.rename(target)
-    except OSError as error:
-        raise RunError(
-            f"{str(target)!r} cannot be written ({error.strerror or error}). Free space or choose another folder with -o."
-        ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return result
 
 
@@ -214,12 +204,6 @@ def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
     return mask
-
-
-def refuse_taken(folder: Path) -> None:
-    """Raise InputError if there is something at ``folder``."""
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise InputError(f"{str(folder)!r} exists already. Choose another folder with -o, or remove it first.")
 
 
 def probe_rows(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[list[int]]:

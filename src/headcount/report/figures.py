@@ -19,7 +19,7 @@ from headcount.report.plot.paper import TEMPLATES, paper_style
 from headcount.report.result_tables import result_tables
 from headcount.report.results import RunResults
 from headcount.scores import is_registered
-from headcount.store import write_atomically
+from headcount.store.whole import files_together
 
 # What would make two runs of the same command differ is left out.
 _METADATA: dict[str, dict[str, Any]] = {
@@ -45,7 +45,7 @@ def write_figures(runs: Sequence[RunResults], folder: Path, *, template: str = "
 
     Args:
         runs: the first is what is drawn, the others are compared with it; figures of what they lack are left out.
-        folder: made if it does not exist; files of the same names are replaced.
+        folder: made if it does not exist; files of the same names are replaced. All appear at once, or none.
         template: the paper's, which decides the widths: iclr, neurips, icml, acl or ieee.
 
     Returns:
@@ -57,7 +57,11 @@ def write_figures(runs: Sequence[RunResults], folder: Path, *, template: str = "
     """
     if template not in TEMPLATES:
         raise InputError(f"Unknown template {template!r}. {nearest(template, TEMPLATES)}")
-    files = []
+    with files_together(folder) as work:
+        return [folder / file.name for file in _files(runs, work, template)]
+
+
+def _files(runs: Sequence[RunResults], folder: Path, template: str) -> Iterator[Path]:
     for drawing in _drawings(runs):
         width = getattr(TEMPLATES[template], drawing.width)
         with paper_style(), warnings.catch_warnings():
@@ -69,15 +73,14 @@ def write_figures(runs: Sequence[RunResults], folder: Path, *, template: str = "
             for kind, metadata in _METADATA.items():
                 content = BytesIO()
                 figure.savefig(content, format=kind, metadata=metadata)
-                files.append(_write(folder / f"{drawing.name}.{kind}", content.getvalue()))
+                yield _write(folder / f"{drawing.name}.{kind}", content.getvalue())
     for table in result_tables(runs):
-        files.append(_write(folder / f"{table.id}.tex", table.latex().encode()))
-        files.append(_write(folder / f"{table.id}.csv", table.csv().encode()))
-    return files
+        yield _write(folder / f"{table.id}.tex", table.latex().encode())
+        yield _write(folder / f"{table.id}.csv", table.csv().encode())
 
 
 def _write(file: Path, content: bytes) -> Path:
-    write_atomically(file, content)
+    file.write_bytes(content)
     return file
 
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import xarray as xr
 
 from headcount.errors import InputError, RunError
-from headcount.store.files import cannot_write, make_folder
 from headcount.store.run import Run
+from headcount.store.whole import files_together
 
 FORMATS = ("parquet", "csv", "netcdf")
 
@@ -43,7 +43,7 @@ def _inert(value: Any) -> Any:
 
 
 def export_run(run: Run, folder: Path, form: str) -> list[Path]:
-    """Write what a run holds into a folder, each kind into a file of its own.
+    """Write what a run holds into a folder, each kind into a file of its own; all of them appear at once, or none.
 
     ``scores`` (one row an input, layer and head; one column a score), or ``heads`` of a summarised run (one row a score,
     layer and head: count, mean, variance, smallest, largest); ``thresholds``; ``outcomes`` (one row a policy and
@@ -56,13 +56,12 @@ def export_run(run: Run, folder: Path, form: str) -> list[Path]:
     """
     if form not in FORMATS:
         raise InputError(f"Unknown format {form!r}. Use {', '.join(FORMATS)}.")
-    try:
-        make_folder(folder)
-        written = list((_netcdf if form == "netcdf" else _tables)(run, folder, form))
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    if not written:
-        raise RunError(f"{str(run.path)!r} holds nothing to export yet. Run `headcount measure` or `evaluate` first.")
+    with files_together(folder) as work:
+        written = [folder / file.name for file in (_netcdf if form == "netcdf" else _tables)(run, work, form)]
+        if not written:
+            raise RunError(
+                f"{str(run.path)!r} holds nothing to export yet. Run `headcount measure` or `evaluate` first."
+            )
     return written
 
 
