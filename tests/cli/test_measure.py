@@ -45,6 +45,38 @@ def test_texts_are_measured_and_reported(headcount, checkpoint, text, tmp_path):
     assert Path("seite ü.html").read_bytes() == Path("run/report.html").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("name", "used", "note"),
+    [
+        (
+            "Small-Instruct/checkpoint-5",
+            True,
+            "'Small-Instruct' says that it expects one. Otherwise with --no-chat-template.",
+        ),
+        (
+            "Small",
+            False,
+            "not in the model's chat template: the name 'Small' does not say that it expects one. Otherwise",
+        ),
+    ],
+)
+def test_a_run_says_whether_prompts_are_in_the_chat_template_and_why(
+    headcount, checkpoint, own, letters, monkeypatch, name, used, note
+):
+    monkeypatch.setattr(letters, "chat_template", "[{{ messages[0]['content'] }}]")
+    folder = checkpoint(name)
+    code, _, told = headcount("measure", folder, *own(), "--score", "ahon", "-o", "run")
+    assert code == 0
+    assert note in told
+    manifest = open_run("run").manifest
+    assert manifest["data"]["chat_template"] is used
+    assert manifest["model"]["expects_chat"]["answer"] is used
+    assert manifest["model"]["expects_chat"]["why"] in told
+    _, _, told = headcount("measure", folder, *own(), "--score", "ahon", "-o", "plain", "--no-chat-template")
+    assert "chat template" not in told
+    assert open_run("plain").manifest["data"]["chat_template"] is False
+
+
 @pytest.mark.usefixtures("small_shards")
 @pytest.mark.parametrize("command", ["measure", "evaluate"])
 @pytest.mark.parametrize("options", [(), ("--summaries",), ("--scores-dtype", "float16")])

@@ -211,6 +211,29 @@ def test_a_chat_template_that_is_not_there_is_refused(ask):
         ask(["sums_a"], chat_template=True)
 
 
+def test_a_chat_template_that_refuses_is_one_sentence_and_one_that_refuses_system_messages_goes_without(
+    tiny, letters, own_tasks, monkeypatch
+):
+    model, tasks = tiny(), load_tasks(["sums_a"], offline=True, include_path=own_tasks)
+    monkeypatch.setattr(letters, "chat_template", "{{ raise_exception('Never.') }}")
+    with pytest.raises(InputError, match=r"chat template cannot be used: TemplateError: Never\. Leave it off"):
+        Benchmark(model, tasks, tokenizer=letters, chat_template=True)
+    refuses = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('No.') }}{% endif %}{{ messages[0]['content'] }}"
+    )
+    monkeypatch.setattr(letters, "chat_template", refuses)
+    lm = HeadcountLM(model, tokenizer=letters)
+    talk = [{"role": role, "content": role} for role in ("system", "user")]
+    assert lm.apply_chat_template(talk) == "user"
+    lm.chat.close()
+
+
+def test_a_prompt_beyond_any_size_is_refused(ask, monkeypatch):
+    monkeypatch.setattr("headcount.evaluation.benchmark.MAX_CHARACTERS", 5)
+    with pytest.raises(InputError, match=r"Question 0 of sums_a has a prompt of \d+ characters, more than 5\."):
+        ask(["sums_a"])
+
+
 @pytest.mark.parametrize(
     "policies", [[Random(0.1), Random(0.1)], [Fixed([(0, 0)]), Fixed([(1, 1)])], [Fixed([(0, 0)], name="baseline")]]
 )

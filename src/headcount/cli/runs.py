@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headcount.cli.console import Steps
+from headcount.cli.console import Steps, errors
 from headcount.errors import InputError
 from headcount.store import Run, is_run, open_run
 
@@ -60,6 +60,12 @@ def read_data(loaded: "LoadedModel", data: "Tasks | Texts", steps: Steps, **opti
     done = steps.start("Preparing the questions" if hasattr(data, "tasks") else "Reading the texts", 1)
     subject = read_data(loaded, data, **options)
     done(1, 1)
+    has_template = getattr(loaded.tokenizer, "chat_template", None)
+    if subject.benchmark is not None and has_template and options.get("chat_template") is None:
+        used, why = loaded.expects_chat()
+        where, otherwise = ("in", "--no-chat-template") if used else ("not in", "--chat-template")
+        note = f"Prompts are {where} the model's chat template: {why}. Otherwise with {otherwise}."
+        errors.print(note, highlight=False, soft_wrap=True, markup=False)
     return subject
 
 

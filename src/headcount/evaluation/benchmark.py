@@ -18,6 +18,7 @@ from headcount.evaluation.outcomes import add_usage, aggregate, answers, directi
 from headcount.interventions import Policy
 from headcount.metrics import directed
 from headcount.models.batching import Progress, data_fingerprint, no_progress
+from headcount.models.chat import MAX_CHARACTERS
 from headcount.tasks import TaskSet, check_limit, load_tasks, quiet
 
 
@@ -56,7 +57,8 @@ class Benchmark:
 
     Raises:
         TaskError: an unknown task, or data that cannot be had.
-        InputError: a chat template asked for that the tokenizer lacks, or no questions.
+        InputError: a chat template asked for that the tokenizer lacks or that cannot be used, a prompt beyond any size, or no
+            questions.
     """
 
     def __init__(
@@ -100,7 +102,9 @@ class Benchmark:
                     tokenizer_name=self.lm.tokenizer_name if chat_template else "",
                 )
             for request in task.instances:
+                _check_size(name, request)
                 self._requests.setdefault((name, request.doc_id), []).append(request)
+        self.lm.chat.close()  # every prompt is there now
         self.questions: list[tuple[str, int]] = list(self._requests)
         """(task, doc_id) of every question."""
         self.num_truncated = 0
@@ -245,6 +249,15 @@ class Benchmark:
                 rows.append(label | row | {"zeroed_heads": zeroed_heads.get(question)})
         place = {question: number for number, question in enumerate(questions)}
         return sorted(rows, key=lambda row: place[row["task"], row["doc_id"]])
+
+
+def _check_size(task: str, request: Any) -> None:
+    for text in request.args:
+        if isinstance(text, str) and len(text) > MAX_CHARACTERS:
+            raise InputError(
+                f"Question {request.doc_id} of {task} has a prompt of {len(text):,} characters, more than {MAX_CHARACTERS:,}. "
+                "Look at the task's template, or leave it out."
+            )
 
 
 def _collect(

@@ -20,6 +20,7 @@ from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
 from headcount.interventions import Policy
 from headcount.models.batching import Progress, check_tokens, no_progress
+from headcount.models.chat import ChatTemplate
 from headcount.models.instrument import DECIDE, instrument
 from headcount.models.loading import load
 from headcount.models.probe import Probe
@@ -124,6 +125,7 @@ class HeadcountLM(_HFLM):
         self.batch_tokens = batch_tokens
         self.seed = seed
         self.decide = decide
+        self.chat = ChatTemplate(self.tokenizer)
         self._encoded: dict[tuple[str, str], TokenPair] = {}
         self._generated: dict[tuple[int, ...], tuple[float, list[list[int]]]] = {}
         self._probe: Probe | None = None
@@ -144,6 +146,18 @@ class HeadcountLM(_HFLM):
         if answered.failure:
             raise InputError(answered.failure)
         return answered.responses
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """As lm-eval does it, within limits of time and memory; a conversation that is refused is tried without its system's
+        message."""
+        options = {"add_generation_prompt": add_generation_prompt, **self.chat_template_args}
+        try:
+            return self.chat.render(chat_history, **options)
+        except InputError:
+            others = [message for message in chat_history if message["role"] != "system"]
+            if len(others) == len(chat_history):
+                raise
+            return self.chat.render(others, **options)
 
     # What a Benchmark calls
 

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from headcount.cache import cache_folder, kept
 from headcount.errors import InputError, ModelError
+from headcount.models.chat import expects_chat
 from headcount.models.weights import check_config, check_values, gguf_part, load_filled, weight_files
 
 DEMO = "demo"
@@ -156,13 +157,8 @@ def default_name(model: str) -> str:
 
 
 def is_instruct(model: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the model expects chat messages: it has a chat template and its name says so.
-
-    Base models may carry a template too (Qwen2.5), so the name decides, as in lm-eval.
-    """
-    words = re.compile(r"inst|chat|assistant|(?:^|[-_.])(?:it|sft|dpo|rlhf|rlvr)(?:[-_.]|$)", re.IGNORECASE)
-    name = default_name(model).rstrip("/").split("/")[-1]
-    return bool(getattr(tokenizer, "chat_template", None)) and bool(words.search(name))
+    """Whether the model expects chat messages, as ``expects_chat`` finds it."""
+    return expects_chat(default_name(model), tokenizer)[0]
 
 
 def fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> str:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from headcount.models.batching import check_lengths, data_fingerprint
-from headcount.models.loading import default_name, fingerprint, is_instruct, load
+from headcount.models.chat import expects_chat
+from headcount.models.loading import default_name, fingerprint, load
 from headcount.models.observe import head_geometry
 from headcount.study.spec import ModelSpec, Tasks, Texts
 
@@ -29,8 +30,13 @@ class LoadedModel:
             "fingerprint": fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "num_heads": geometry.num_heads,
+            "expects_chat": dict(zip(("answer", "why"), self.expects_chat(), strict=True)),
             "layers": [layer.facts() for layer in geometry.layers],
         }
+
+    def expects_chat(self) -> tuple[bool, str]:
+        """Whether prompts go into its chat template unless something else is asked for, and why."""
+        return expects_chat(default_name(self.name), self.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +117,7 @@ def read_data(
 
     benchmark = Benchmark(
         loaded.model, list(data.tasks), tokenizer=loaded.tokenizer, num_fewshot=data.num_fewshot, limit=data.limit,
-        chat_template=is_instruct(loaded.name, loaded.tokenizer) if chat_template is None else chat_template,
+        chat_template=loaded.expects_chat()[0] if chat_template is None else chat_template,
         batch_tokens=batch_tokens, seed=seed, offline=offline or None, include_path=include_path,
     )  # fmt: skip
     facts = {"tasks": list(data.tasks)} | benchmark.facts()
