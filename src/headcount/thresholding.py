@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 
 from headcount.errors import InputError
-from headcount.scores import get_score
+from headcount.scores import inactive_when
 from headcount.summaries import Summary
 
 #: The shares the paper evaluates.
@@ -41,7 +41,7 @@ def thresholds(table: xr.Dataset | Summary, shares: Sequence[float] = SHARES) ->
         raise InputError("Thresholds need at least one share and one measured score.")
     cuts = {}
     for name in names:
-        at = wanted if get_score(name).inactive_when == "low" else [1 - share for share in wanted]
+        at = wanted if inactive_when(name, table) == "low" else [1 - share for share in wanted]
         if isinstance(table, Summary):
             found = table.scores[name].quantiles(at)
         else:

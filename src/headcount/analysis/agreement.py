@@ -5,6 +5,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headcount.analysis.inactivity import beyond, chunks, common_scores, values_of
+from headcount.scores import Side, inactive_when
 
 
 def score_agreement(scores: xr.Dataset, thresholds: xr.Dataset) -> xr.Dataset:
@@ -28,6 +29,7 @@ def score_agreement(scores: xr.Dataset, thresholds: xr.Dataset) -> xr.Dataset:
         InputError: no score with thresholds.
     """
     names = common_scores(scores, thresholds)
+    sides: list[Side] = [inactive_when(name, scores) for name in names]
     size = thresholds.sizes["share"], len(names), len(names)
     both = np.zeros(size)  # heads on inputs that are inactive by the one and by the other
     per_input = {name: (np.zeros(size), np.zeros(size)) for name in ("iou", "precision")}  # sum, inputs
@@ -35,7 +37,7 @@ def score_agreement(scores: xr.Dataset, thresholds: xr.Dataset) -> xr.Dataset:
         values = [values_of(scores, name, examples) for name in names]
         for number in range(size[0]):
             cuts = [float(thresholds[name][number]) for name in names]
-            inactive = np.stack([beyond(v, cut, n) for v, cut, n in zip(values, cuts, names, strict=True)], axis=1)
+            inactive = np.stack([beyond(v, cut, n) for v, cut, n in zip(values, cuts, sides, strict=True)], axis=1)
             sets = inactive.reshape(*inactive.shape[:2], -1).astype(np.float32)  # [example, score, head of any layer]
             shared = (sets @ sets.transpose(0, 2, 1)).astype(np.float64)  # [example, score, other]
             both[number] += shared.sum(axis=0)

@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from headcount.errors import InputError
 from headcount.heads import HeadGeometry
-from headcount.scores import get_score
+from headcount.scores import Side, inactive_when
 from headcount.summaries import Summary
 
 _CELLS_A_CHUNK = 20_000_000  # scores held at once: 80 MB of float32
 
 
-def beyond(values: NDArray[np.floating], threshold: float, score: str) -> NDArray[np.bool_]:
+def beyond(values: NDArray[np.floating], threshold: float, side: Side) -> NDArray[np.bool_]:
     """Where a score is inactive: strictly below the threshold, or above it for scores inactive when high; not where NaN."""
-    return values < threshold if get_score(score).inactive_when == "low" else values > threshold
+    return values < threshold if side == "low" else values > threshold
 
 
 def score_names(scores: xr.Dataset | Summary) -> list[str]:
@@ -71,12 +71,13 @@ def head_frequency(scores: xr.Dataset | Summary, thresholds: xr.Dataset) -> xr.D
     shape = scores.sizes["layer"], scores.sizes["head"]
     inactive = {name: np.zeros((thresholds.sizes["share"], *shape)) for name in names}
     measured = {name: np.zeros(shape) for name in names}
+    sides: dict[str, Side] = {name: inactive_when(name, scores) for name in names}
     for examples in chunks(scores):
         for name in names:
             values = values_of(scores, name, examples)
             measured[name] += (~np.isnan(values)).sum(axis=0)
             for number, threshold in enumerate(thresholds[name].to_numpy()):
-                inactive[name][number] += beyond(values, threshold, name).sum(axis=0)
+                inactive[name][number] += beyond(values, threshold, sides[name]).sum(axis=0)
     dims = "share", "layer", "head"
     return xr.Dataset(
         {name: (dims, _ratio(inactive[name], measured[name])) for name in names},
@@ -87,7 +88,7 @@ def head_frequency(scores: xr.Dataset | Summary, thresholds: xr.Dataset) -> xr.D
 def _summarised_frequency(scores: Summary, thresholds: xr.Dataset, names: list[str]) -> xr.Dataset:
     found = {}
     for name in names:
-        low = get_score(name).inactive_when == "low"
+        low = inactive_when(name, scores) == "low"
         shares = [scores.scores[name].share_of_inputs(cut, below=low) for cut in thresholds[name].to_numpy()]
         found[name] = (("share", "layer", "head"), np.stack(shares))
     return xr.Dataset(
@@ -121,11 +122,12 @@ def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, geometry: HeadGe
     most = _most_groups(geometry)
     shape = thresholds.sizes["share"], len(geometry.layers), most
     found = {name: np.zeros(shape) for name in names}
+    sides: dict[str, Side] = {name: inactive_when(name, scores) for name in names}
     for examples in chunks(scores):
         for name in names:
-            most_active = _most_active(values_of(scores, name, examples), geometry, name)
+            most_active = _most_active(values_of(scores, name, examples), geometry, sides[name])
             for number, threshold in enumerate(thresholds[name].to_numpy()):
-                found[name][number] += beyond(most_active, threshold, name).sum(axis=0)
+                found[name][number] += beyond(most_active, threshold, sides[name]).sum(axis=0)
     exists = np.arange(most) < np.array([[layer.num_key_value_heads] for layer in geometry.layers])  # [layer, group]
     dims = "share", "layer", "group"
     return xr.Dataset(
@@ -134,9 +136,9 @@ def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, geometry: HeadGe
     )
 
 
-def _most_active(values: NDArray[np.floating], geometry: HeadGeometry, score: str) -> NDArray[np.floating]:
+def _most_active(values: NDArray[np.floating], geometry: HeadGeometry, side: Side) -> NDArray[np.floating]:
     """The score of each group's head that is farthest from inactive, [example, layer, group]; NaN where one has none."""
-    farthest = np.max if get_score(score).inactive_when == "low" else np.min
+    farthest = np.max if side == "low" else np.min
     found = np.full((len(values), len(geometry.layers), _most_groups(geometry)), np.nan, values.dtype)
     for row, layer in enumerate(geometry.layers):
         shared = np.array(layer.key_value_heads)

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from headcount.analysis.inactivity import beyond, chunks, values_of
 from headcount.errors import InputError
-from headcount.scores import get_score
+from headcount.scores import inactive_when
 from headcount.summaries import Summary
 
 
@@ -68,15 +68,16 @@ def threshold_transfer(
 
 def _shares_beyond(scores: xr.Dataset | Summary, score: str, cuts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Which share of all heads on all inputs lies beyond each threshold; NaN where nothing was measured."""
+    side = inactive_when(score, scores)
     if isinstance(scores, Summary):
         below = scores.scores[score].share_below(cuts).reshape(cuts.shape)
-        return below if get_score(score).inactive_when == "low" else 1 - below
+        return below if side == "low" else 1 - below
     inactive, measured = np.zeros(cuts.shape), 0
     for examples in chunks(scores):
         values = values_of(scores, score, examples)
         measured += int((~np.isnan(values)).sum())
         for place, cut in np.ndenumerate(cuts):
-            inactive[place] += beyond(values, cut, score).sum()
+            inactive[place] += beyond(values, cut, side).sum()
     return inactive / measured if measured else np.full(cuts.shape, np.nan)
 
 

@@ -9,7 +9,6 @@ import pandas as pd
 
 from headcount.analysis import head_stability, threshold_stability
 from headcount.report import wording
-from headcount.report.head_map import score_facts
 from headcount.report.labels import run_labels, same_model
 from headcount.report.published import paper_ranks, published_models, published_shares
 from headcount.report.results import MARGIN, RunResults
@@ -214,8 +213,7 @@ def _share_of(row: Any) -> dict[str, Any]:
 
 
 def _line(score: str) -> dict[str, Any]:
-    side = score_facts(score)["inactive_when"]
-    return {"score": shown(score, 40), "style": vars(score_style(score)), "inactive_when": side}
+    return {"score": shown(score, 40), "style": vars(score_style(score))}
 
 
 def _percentages(fractions: Iterable[float]) -> list[float]:

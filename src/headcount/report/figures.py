@@ -1,6 +1,5 @@
 """Figures and tables of a run as files for papers."""
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ from headcount.report.labels import run_labels, same_model
 from headcount.report.plot.paper import TEMPLATES, paper_style
 from headcount.report.result_tables import result_tables
 from headcount.report.results import RunResults
-from headcount.scores import is_registered
+from headcount.scores import facts_of
+from headcount.store.names import slug
 from headcount.store.whole import files_together
 
 # What would make two runs of the same command differ is left out.
@@ -109,14 +109,14 @@ def _measured(run: RunResults) -> Iterator[_Drawing]:
     names = [str(name) for name in run.scores.data_vars if bool(run.scores[name].notnull().any())]
     for name, draw in (("distributions", plot.distributions), ("layers", plot.layers)):
         yield _panels(name, partial(draw, run.scores), len(names))
-    known = [name for name in names if is_registered(name)]
+    known = [name for name in names if facts_of(name, run.scores)]
     if known and run.summarised is None:
         agreement = partial(plot.agreement, run.scores[known], share=_SHARE)
         yield _Drawing(name="agreement", width="text", aspect=0.85, draw=_on_axes(agreement))
     aspect = 0.12 + 0.85 * run.scores.sizes["head"] / run.scores.sizes["layer"]
     for name in known:
         draw = partial(plot.head_map, run.scores, name, share=_SHARE, geometry=run.geometry)
-        file = "head-map-" + re.sub(r"[^A-Za-z0-9_-]", "-", name)
+        file = slug(f"head-map-{name}")
         yield _Drawing(name=file, width="text", aspect=aspect, draw=_on_axes(draw))
 
 
@@ -140,7 +140,7 @@ def _compared(runs: Sequence[RunResults]) -> Iterator[_Drawing]:
 def _known(run: RunResults) -> xr.Dataset:
     """The scores that have thresholds."""
     assert run.scores is not None
-    return run.scores[[str(name) for name in run.scores.data_vars if name in run.cuts and is_registered(str(name))]]
+    return run.scores[[str(name) for name in run.scores.data_vars if name in run.cuts]]
 
 
 def _panels(name: str, draw: Callable[..., Any], count: int) -> _Drawing:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from headcount.report.style import score_style
 from headcount.report.wording import shown
-from headcount.scores import get_score, is_registered
+from headcount.scores import Table, facts_of
 from headcount.thresholding import thresholds
 
 STEPS = 100  # of the slider: one percent of all heads and inputs each
@@ -55,7 +55,7 @@ def head_profile(table: xr.Dataset, name: str) -> HeadProfile | None:
     measured = ~np.isnan(values)
     if not measured.any():
         return None
-    inactive_when = score_facts(name)["inactive_when"]
+    inactive_when = score_facts(name, table)["inactive_when"]
     shares = np.arange(STEPS + 1) / STEPS
     if inactive_when:
         cuts = thresholds(table[[name]], shares.tolist())[name].to_numpy()
@@ -117,7 +117,7 @@ def head_maps(scores: xr.Dataset, layers: Iterable[Mapping[str, Any]] | None) ->
         if profile is None:
             continue
         facts.append({
-            "score": shown(name, 40), **score_facts(name), "style": vars(score_style(name)),
+            "score": shown(name, 40), **score_facts(name, scores), "style": vars(score_style(name)),
             "thresholds": [float(f"{cut:.9g}") for cut in profile.thresholds],
         })  # fmt: skip
         packed[name] = profile.packed()
@@ -143,9 +143,9 @@ def _groups(layer: Mapping[str, Any] | None, heads: int) -> int | list[int]:
     return max(1, int(layer["num_attention_heads"]) // int(layer["num_key_value_heads"]))
 
 
-def score_facts(name: str) -> dict[str, str]:
-    """Name, unit and direction of a score; the last two empty where this installation does not know it."""
-    if not is_registered(name):
+def score_facts(name: str, table: Table) -> dict[str, str]:
+    """Name, unit and direction of a score in a table; the last two empty where nothing says what it is."""
+    if (facts := facts_of(name, table)) is None:
         return {"name": shown(name, 40), "unit": "", "inactive_when": ""}
-    score = get_score(name)
-    return {"name": score.name, "unit": "" if score.unit == "1" else score.unit, "inactive_when": score.inactive_when}
+    unit = "" if facts.unit == "1" else shown(facts.unit, 20)
+    return {"name": shown(facts.name, 60), "unit": unit, "inactive_when": facts.inactive_when}

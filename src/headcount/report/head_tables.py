@@ -56,9 +56,10 @@ def _inactive(run: RunResults) -> Table:
 
 
 def _thresholds(run: RunResults) -> Table:
+    assert run.scores is not None
     shares = [float(share) for share in run.cuts["share"].values]
     frame = pd.DataFrame({"score": [str(name) for name in run.cuts.data_vars]})
-    frame["inactive_when"] = [score_facts(name)["inactive_when"] for name in frame["score"]]
+    frame["inactive_when"] = [score_facts(name, run.scores)["inactive_when"] for name in frame["score"]]
     for share in shares:
         frame[f"share_{share:g}"] = [float(of_score.sel(share=share)) for of_score in run.cuts.data_vars.values()]
     return table(

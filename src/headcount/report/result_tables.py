@@ -9,7 +9,7 @@ from headcount.report.comparison_tables import comparison_tables
 from headcount.report.head_tables import head_tables
 from headcount.report.results import MARGIN, RunResults, at
 from headcount.report.tables import Table, table
-from headcount.scores import all_scores
+from headcount.scores import SCORE_FACTS, Score, ScoreFacts, all_scores
 
 
 def result_tables(runs: Sequence[RunResults]) -> list[Table]:
@@ -128,12 +128,16 @@ def _definitions(run: RunResults) -> Table:
     named = {str(name) for name in run.scores.data_vars} if run.scores is not None else set()
     if run.evaluated:
         named |= set(run.removable["score"])
-    shown = [score for score in all_scores() if not named or score.id in named]
+    shown: list[ScoreFacts] = [score for score in all_scores() if not named or score.id in named]
+    if run.scores is not None:
+        shown += run.scores.attrs.get(SCORE_FACTS, {}).values()
     frame = pd.DataFrame(
         {
             "score": [score.id for score in shown],
             "name": [score.name for score in shown],
-            "definition": [wording.first_paragraph(score.function.__doc__) for score in shown],
+            "definition": [
+                wording.first_paragraph(score.function.__doc__) if isinstance(score, Score) else "" for score in shown
+            ],
             "inactive_when": [score.inactive_when for score in shown],
             "unit": [score.unit for score in shown],
             "source": [score.source for score in shown],

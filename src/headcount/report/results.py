@@ -28,8 +28,9 @@ from headcount.errors import InputError, RunError, nearest
 from headcount.heads import HeadGeometry, LayerHeads
 from headcount.metrics import Metric
 from headcount.report.wording import shown
-from headcount.scores import is_registered
+from headcount.scores import facts_of
 from headcount.store import Run
+from headcount.study.cuts import known_scores, saved_thresholds
 from headcount.study.verdicts import decided_table
 from headcount.summaries import Summary
 from headcount.thresholding import thresholds
@@ -116,14 +117,14 @@ class RunResults:
 
     @cached_property
     def cuts(self) -> xr.Dataset:
-        """The saved thresholds, or else those at the paper's shares; none of scores that are not registered here."""
+        """The saved thresholds, or else those at the paper's shares; none of scores whose direction nothing tells."""
         assert self.scores is not None
         if self.thresholds is not None:
             return self.thresholds
         known = [
             name
             for name, values in self.scores.data_vars.items()
-            if is_registered(str(name)) and bool(values.notnull().any())
+            if facts_of(str(name), self.scores) and bool(values.notnull().any())
         ]
         return thresholds(self.scores[known]) if known else xr.Dataset(coords={"share": []})
 
@@ -271,11 +272,12 @@ def read_results(run: Run) -> RunResults:
         RunError: nothing was measured or evaluated yet, or the run cannot be read.
     """
     scores, summary, outcomes = run.scores(), None, run.outcomes()
-    cuts = run.thresholds()
     if scores is None and (summary := run.summary()) is not None:
         scores = _quantiles(summary)
-        known = [name for name in summary.scores if is_registered(name) and bool(scores[name].notnull().any())]
-        cuts = cuts if cuts is not None or not known else thresholds(summary[known])
+    cuts = None if scores is None else saved_thresholds(run, scores)
+    if summary is not None and scores is not None and cuts is None:
+        known = [name for name in known_scores(summary) if bool(scores[name].notnull().any())]
+        cuts = thresholds(summary[known]) if known else None
     decided = decided_table(run)
     if decided is not None:
         outcomes = None
@@ -301,7 +303,7 @@ def _quantiles(summary: Summary) -> xr.Dataset:
         for name, of_score in summary.scores.items()
     }
     heads = summary.heads.sizes["head"]
-    return xr.Dataset(scores, coords={"layer": summary.layers, "head": np.arange(heads)})
+    return xr.Dataset(scores, coords={"layer": summary.layers, "head": np.arange(heads)}, attrs=summary.attrs)
 
 
 def at(tree: Any, *path: str) -> Any:

@@ -2,34 +2,29 @@
 
 import os
 import runpy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
 from headcount.attention.measurements import MEASUREMENTS, LayerMeasurements
 from headcount.errors import InputError, nearest
+from headcount.scores.facts import ScoreFacts, Side
 
 ScoreFunction = Callable[[LayerMeasurements], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Score:
+class Score(ScoreFacts):
     """A score function and the facts about it.
 
     ``function`` maps one layer's measurements to a number for each example and query head, ``[batch, head]``.
-    A head is inactive when that number is beyond a threshold on the side that ``inactive_when`` names.
     """
 
-    id: str
-    name: str
     function: ScoreFunction
     needs: frozenset[str]
-    inactive_when: Literal["low", "high"]
-    unit: str
-    source: str
     aliases: tuple[str, ...] = ()
 
     def __call__(self, measurements: LayerMeasurements) -> Tensor:
@@ -108,6 +103,35 @@ def get_score(name: str) -> Score:
 def is_registered(name: str) -> bool:
     """Whether ``get_score`` finds a score with this id or alias."""
     return name.lower() in _NAMES
+
+
+class Table(Protocol):
+    """Values of scores: an ``xarray.Dataset`` or a ``headcount.summaries.Summary``."""
+
+    @property
+    def attrs(self) -> Mapping[Any, Any]: ...
+
+
+#: The attribute of a table with the facts of scores that are not registered here, by id.
+SCORE_FACTS = "score_facts"
+
+
+def facts_of(name: str, table: Table) -> ScoreFacts | None:
+    """What a score in a table is: as it is registered, or else as the table says; None where neither knows it.
+
+    So that a table can be read without running the file that its score came from.
+    """
+    return get_score(name) if is_registered(name) else table.attrs.get(SCORE_FACTS, {}).get(name)
+
+
+def inactive_when(name: str, table: Table) -> Side:
+    """On which side of a threshold a score in a table is inactive. Raises InputError where that is not known."""
+    if (facts := facts_of(name, table)) is None:
+        raise InputError(
+            f"Unknown score {name!r}: nothing says when it is inactive, as in runs that an older headcount made. Give the "
+            "file that it came from with --scores-from FILE."
+        )
+    return facts.inactive_when
 
 
 def all_scores() -> list[Score]:

@@ -16,6 +16,7 @@ from headcount.models.batching import Progress
 from headcount.published import published_curves
 from headcount.store import Run, table_csv, write_atomically
 from headcount.store.files import leftovers
+from headcount.study.cuts import known_scores, saved_thresholds
 from headcount.study.folder import TABLES, TABLES_INDEX, StudyFolder
 from headcount.study.verdicts import rule_of
 from headcount.thresholding import thresholds
@@ -83,9 +84,10 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
 
 def read_saved(run: Run, model: str, data: str | None = None) -> Saved:
     """What a run holds, for ``all_tables``; named ``model`` and, if not by its tasks or texts, ``data``."""
-    scores, cuts = run.measurements(), run.thresholds()
-    if cuts is None and scores is not None:
-        cuts = thresholds(scores)
+    scores = run.measurements()
+    cuts = None if scores is None else saved_thresholds(run, scores)
+    if cuts is None and scores is not None and (known := known_scores(scores)):
+        cuts = thresholds(scores[known])
     layers = run.manifest.get("model", {}).get("layers")
     return Saved(
         model=model,

@@ -1,11 +1,15 @@
 """The stage between measuring and asking: thresholds of what a run measured."""
 
+import warnings
 from collections.abc import Iterable
 
 import xarray as xr
 
+from headcount.analysis.inactivity import score_names
 from headcount.errors import RunError
+from headcount.scores import facts_of
 from headcount.store import Run
+from headcount.summaries import Summary
 from headcount.thresholding import thresholds
 
 
@@ -23,3 +27,24 @@ def find_thresholds(run: Run, shares: Iterable[float]) -> xr.Dataset:
     if before is None or not before.equals(cuts.drop_attrs()):
         run.set_thresholds(cuts)
     return cuts.sel(share=sorted(set(shares)))
+
+
+def saved_thresholds(run: Run, measured: xr.Dataset | Summary) -> xr.Dataset | None:
+    """The thresholds that a run keeps, of scores of which something says when they are inactive; None if there are none.
+
+    Scores that a file added which an older headcount did not note are named in a warning.
+    """
+    if unknown := sorted(set(score_names(measured)) - set(known_scores(measured))):
+        warnings.warn(
+            f"{str(run.path)!r} does not say when {', '.join(unknown)} is inactive, so no thresholds of it are shown: an "
+            "older headcount made it. Give the file that it came from with --scores-from FILE.",
+            stacklevel=3,
+        )
+    cuts = run.thresholds()
+    cuts = None if cuts is None else cuts.drop_vars(unknown, errors="ignore")
+    return cuts if cuts else None
+
+
+def known_scores(measured: xr.Dataset | Summary) -> list[str]:
+    """The scores of which it is known when they are inactive."""
+    return [name for name in score_names(measured) if facts_of(name, measured)]

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from headcount.errors import InputError, nearest
 from headcount.heads import HeadGeometry
 from headcount.report.plot.paper import OFF, OFF_EDGE, new_axes, plain
-from headcount.scores import get_score
+from headcount.scores import facts_of, get_score
 from headcount.thresholding import thresholds
 
 
@@ -37,7 +37,7 @@ def head_map(
     Raises:
         InputError: a score that the table does not have, or ``often`` without a share.
     """
-    found = get_score(score)
+    found = facts_of(score, table) or get_score(score)
     if found.id not in table:
         raise InputError(f"{found.id} is not in this table. {nearest(found.id, map(str, table.data_vars))}")
     if often and share is None:

@@ -44,7 +44,7 @@ def distributions(
     for ax, name in panels:
         cuts, level = _quantiles(table, name)
         ax.plot(cuts, level, color=score_style(name).light)
-        side = score_facts(name)["inactive_when"]
+        side = score_facts(name, table)["inactive_when"]
         if side:
             marks = thresholds(table[[name]], shares)[name].to_numpy()
             at = [share if side == "low" else 1 - share for share in shares]
