@@ -8,6 +8,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="How many of your model's attention heads actually work?",
+    epilog="Looking at runs runs no code of theirs: docs/security.md says what is trusted and what is not.",
 )
 
 

@@ -20,7 +20,7 @@ def thresholds(
 ) -> None:
     """Find, for each measured score, the threshold beyond which a share of heads is inactive."""
     from headcount.cli.runs import command_line
-    from headcount.scores import get_score
+    from headcount.scores import inactive_when
     from headcount.store import continue_run
     from headcount.study.cuts import find_thresholds
     from headcount.study.progress import run_progress
@@ -35,7 +35,7 @@ def thresholds(
     for value in cuts["share"].values:
         table.add_column(f"{100 * value:g}%", justify="right", overflow="fold")
     for name, values in cuts.items():
-        sign = "<" if get_score(str(name)).inactive_when == "low" else ">"
+        sign = "<" if inactive_when(str(name), cuts) == "low" else ">"
         table.add_row(str(name), sign, *(f"{value:.4g}" for value in values.values))
     output.print(table)
     if progress.inputs_left:

@@ -261,7 +261,7 @@ class RunResults:
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Every entry of the manifest but the commands as (dotted name, text), nested mappings opened."""
-        hidden = ("command", "commands", "files", "thresholds")
+        hidden = ("command", "commands", "files", "thresholds", "scores")
         return _facts({name: value for name, value in self.manifest.items() if name not in hidden})
 
 

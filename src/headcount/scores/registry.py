@@ -3,7 +3,7 @@
 import os
 import runpy
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,6 +26,10 @@ class Score(ScoreFacts):
     function: ScoreFunction
     needs: frozenset[str]
     aliases: tuple[str, ...] = ()
+
+    def facts(self) -> ScoreFacts:
+        """Without the function."""
+        return ScoreFacts(**{field.name: getattr(self, field.name) for field in fields(ScoreFacts)})
 
     def __call__(self, measurements: LayerMeasurements) -> Tensor:
         return self.function(measurements)

@@ -4,7 +4,7 @@
 
     RUN/
       run.json            format, when and how it was begun, model, data, settings, environment, what was asked for
-                          (scores, policies), thresholds of each score at each share
+                          (scores, policies), what each score is, thresholds of each score at each share
       scores/*            safetensors, one file per shard of inputs: a tensor [example, layer, head] for each score
       summaries/*         safetensors, instead of scores: counts and moments of shards of inputs
       outcomes/*          parquet, one file per shard of questions and group of policies: one row a policy and question
@@ -30,6 +30,7 @@ import pandas as pd
 import xarray as xr
 
 from headcount.errors import RunError
+from headcount.store.described import described
 from headcount.store.files import Shard, damaged, is_whole, shards, write_atomically, write_shard
 from headcount.store.lock import holder
 from headcount.store.outcomes import OutcomeShard, describe_outcomes, encode_outcomes, read_outcomes
@@ -109,7 +110,7 @@ class Run:
         A score is read from disk when its values are asked for, as float32.
         """
         files = self._shards(SCORES)
-        return open_scores(files) if files else None
+        return described(open_scores(files), self.manifest.get("scores", {}), self.path) if files else None
 
     def score_parts(self) -> Iterator[tuple[int, xr.Dataset]]:
         """The scores part by part, each with the number of its first input: for runs larger than memory."""
@@ -119,7 +120,7 @@ class Run:
     def summary(self) -> Summary | None:
         """What was measured, summarised; None if no summary was kept."""
         files = summary_files(self.path / SUMMARIES)
-        return read_summaries(files) if files else None
+        return described(read_summaries(files), self.manifest.get("scores", {}), self.path) if files else None
 
     def measurements(self) -> xr.Dataset | Summary | None:
         """Every score, or their summary where that was kept; None if nothing was measured."""

@@ -13,6 +13,7 @@ import pandas as pd
 
 from headcount.errors import InputError, RunError
 from headcount.store import Run, environment, is_run, open_run, write_atomically
+from headcount.store.described import noted_facts
 from headcount.store.files import leftovers
 from headcount.store.lock import claimed, holder
 from headcount.store.names import slug
@@ -45,6 +46,10 @@ class StudyFolder:
         paths = {(model.label, data.label): self.run_path(model, data) for model, data in self.study.cells()}
         return {labels: open_run(path) for labels, path in paths.items() if is_run(path)}
 
+    def score_ids(self) -> list[str]:
+        """Of the scores that were asked for, as they were known then."""
+        return list(self.manifest.get("scores") or self.study.score_ids())
+
     def holder(self) -> dict[str, Any] | None:
         """Who works on the study just now (pid, host, since, command), None if nobody does."""
         return holder(self.path)
@@ -68,7 +73,8 @@ class StudyFolder:
             known = json.loads((self.path / TABLES / TABLES_INDEX).read_text(encoding="utf-8"))
             if made_from not in (None, known["made_from"]):
                 return {}
-            return {name: pd.read_parquet(self.path / TABLES / f"{name}.parquet") for name in known["tables"]}
+            names = [name for name in known["tables"] if slug(name) == name]  # files of this folder
+            return {name: pd.read_parquet(self.path / TABLES / f"{name}.parquet") for name in names}
         except (OSError, ValueError, LookupError, TypeError):  # gone or damaged: the next command makes them anew
             return {}
 
@@ -90,8 +96,9 @@ def begin_study(folder: Path, study: Study, command: str) -> Iterator[StudyFolde
         else:
             now = datetime.now(UTC).isoformat(timespec="seconds")
             manifest = {"format": FORMAT, "created": now, "command": command, "environment": environment()}
-        if manifest.get("study") != (asked := study.model_dump(mode="json")):
-            manifest |= {"study": asked}
+        asked = {"study": study.model_dump(mode="json"), "scores": noted_facts(study.score_ids())}
+        if any(manifest.get(name) != value for name, value in asked.items()):
+            manifest |= asked
             write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
         yield StudyFolder(path=folder, study=study, manifest=manifest)
 

@@ -86,8 +86,8 @@ def run_progress(run: Run, num_policies: int = 0, searched: Sequence[str] = ()) 
 def study_progress(folder: StudyFolder) -> dict[tuple[str, str], RunProgress | None]:
     """How far each run of a study is, by the labels of model and data; None for one not begun."""
     runs, study = folder.runs(), folder.study
-    searched = study.score_ids() if study.search else []
-    num_policies = 0 if searched else study.num_policies()
+    searched = folder.score_ids() if study.search else []
+    num_policies = 0 if searched else study.num_policies(folder.score_ids())
     return {
         labels: run_progress(runs[labels], num_policies, searched) if labels in runs else None
         for labels in ((model.label, data.label) for model, data in folder.study.cells())

@@ -1,7 +1,7 @@
 """What a study is: models × data × scores × shares, as a YAML file or from Python, checked before anything starts."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -289,14 +289,14 @@ class Study(_Spec):
         """Where to look for removable shares; None to ask at every share."""
         return self.search and ShareSearch(**self.search.model_dump())
 
-    def num_policies(self) -> int:
-        """Policies to ask under, the untouched model among them; 0 if nothing is to be asked.
+    def num_policies(self, scores: Sequence[str] = ()) -> int:
+        """Policies to ask under, the untouched model among them; 0 if nothing is to be asked. Of ``scores``, if given.
 
         A search asks under some it chooses: here as many as bisection would, which is more than it takes on average.
         """
         if not self.ask or not (self.shares or self.search):
             return 0
-        ids = self.score_ids()
+        ids = scores or self.score_ids()
         if search := self.share_search():
             return 1 + len(ids) * search.bisections()
         random = "random" in ids

@@ -15,7 +15,9 @@ from headcount.evaluation.outcomes import BASELINE, labels, with_divergences
 from headcount.interventions import Policy
 from headcount.metrics import joined
 from headcount.models.batching import Progress, no_progress
+from headcount.scores import is_registered
 from headcount.store import Run
+from headcount.store.described import noted_facts
 from headcount.study.units import Aggregate, AskShard, Engine, MeasureShard
 from headcount.summaries import Summary
 
@@ -49,6 +51,7 @@ def measure_run(
             "another folder with -o."
         )
     plan = {"scores": list(scores), "num_inputs": num_inputs}
+    note_scores(run, scores)
     if run.manifest.get("measured") != plan:
         run.update(measured=plan)
     units = [
@@ -206,12 +209,21 @@ def note_rule(run: Run, rule: UntilDecided | None) -> None:
     run.update(until_decided=wanted)
 
 
+def note_scores(run: Run, ids: Iterable[str]) -> None:
+    """Note in the manifest what the scores are, so that they can be shown where nobody has the file that they came from."""
+    known = run.manifest.get("scores", {})
+    if (now := known | noted_facts(ids)) != known:
+        run.update(scores=now)
+
+
 def note_policies(run: Run, policies: Iterable[Mapping[str, Any]]) -> None:
     """Note in the manifest what is asked for: the columns by which outcomes name their policy, thresholds included.
 
     Raises:
         RunError: the run holds a policy of this name with another threshold.
     """
+    policies = list(policies)
+    note_scores(run, [score for policy in policies if is_registered(score := policy["score"] or "")])
     planned = {entry["policy"]: entry for entry in run.manifest.get("policies", ())}
     for policy in policies:
         entry = {name: value if value == value else None for name, value in policy.items()}  # NaN is not JSON
