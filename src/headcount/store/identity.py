@@ -43,7 +43,8 @@ def code_version() -> dict[str, Any]:
 def _git(folder: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(  # noqa: S603  (arguments of our own)
-            ["git", "-C", str(folder), *arguments],  # noqa: S607  (the user's own git)
+            # The user's own git; a repository may name a program for it to run as its monitor.
+            ["git", "-c", "core.fsmonitor=false", "-C", str(folder), *arguments],  # noqa: S607
             capture_output=True, text=True, timeout=10, check=False,
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError):
