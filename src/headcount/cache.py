@@ -188,4 +188,4 @@ def _others_can_write(found: os.stat_result) -> bool:
 @functools.cache
 def _say(what: str) -> None:
     """Once a process."""
-    warnings.warn(what, stacklevel=3)
+    warnings.warn(what, stacklevel=1)

@@ -44,7 +44,7 @@ def clear_leftovers(folder: Path, name: str) -> None:
     """Remove what killed processes of this user left in ``folder`` when they made ``name``; warn of each."""
     for work in sorted(folder.iterdir()) if folder.is_dir() else ():
         if work.name.startswith(f".{name}.making-") and _is_left_over(work):
-            warnings.warn(f"Cleared {str(work)!r}, left over by a process that was killed.", stacklevel=3)
+            warnings.warn(f"Cleared {str(work)!r}, left over by a process that was killed.", stacklevel=1)
 
 
 def sync(path: Path) -> None:

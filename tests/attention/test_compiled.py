@@ -152,6 +152,17 @@ def test_inputs_of_a_model_are_not_contiguous():
             assert torch.equal(found[name], values)
 
 
+@pytest.mark.parametrize("elements_apart", [False, True])
+def test_no_examples_give_nothing(elements_apart):
+    inputs, positions = make(batch=1)
+    given = {name: getattr(inputs, name)[:0] for name in ("query", "key", "value")}
+    if elements_apart:
+        given = {name: torch.empty(tensor.mT.shape).mT for name, tensor in given.items()}
+        assert all(tensor.stride(-1) != 1 for tensor in given.values())
+    found = attend(replace(inputs, **given), replace(positions, first=positions.first[:0]))
+    assert found["output"].shape == (0, 4, 21, 16)
+
+
 def test_a_mask_may_be_shared_by_examples_and_turned():
     inputs, positions = make(mask="holes", length=40)
     mask = inputs.mask[:1, :, :, :].mT.contiguous().mT

@@ -32,7 +32,7 @@ class Strides(ctypes.Structure):
 
     @classmethod
     def of(cls, tensor: Tensor) -> "Strides":
-        assert tensor.stride(-1) == 1 or tensor.shape[-1] == 1
+        assert tensor.stride(-1) == 1 or tensor.shape[-1] == 1 or not tensor.numel()
         return cls(*tensor.stride()[:3])
 
 

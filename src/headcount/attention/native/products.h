@@ -64,9 +64,9 @@ static int tiles_allowed(void) {
 #ifdef TILES_ALLOWED
     return TILES_ALLOWED;
 #else
-    static int asked, allowed; /* threads that ask at the same time get the same answer */
-    if (!asked) allowed = syscall(SYS_arch_prctl, 0x1023, 18) == 0, asked = 1;
-    return allowed;
+    static _Atomic int known; /* 1: not allowed, 2: allowed; threads that ask at the same time get the same answer */
+    if (!known) known = 1 + (syscall(SYS_arch_prctl, 0x1023, 18) == 0);
+    return known == 2;
 #endif
 }
 

@@ -76,7 +76,7 @@ INLINE floats exp2_negative(floats x) {
     power = power * rest + 0.240222424f;
     power = power * rest + 0.693147004f;
     power = power * rest + 1.0f;
-    return (floats)((ints)power + ((ints)shifted << 23));
+    return (floats)((words)power + ((words)shifted << 23)); /* unsigned: what overflows is meant to go */
 }
 
 /* tanh, absolute error 1e-7, relative near 0 (the polynomial is that of Cephes). */
