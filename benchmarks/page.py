@@ -26,6 +26,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from headcount.report import RunResults, render_page
 from headcount.scores import all_scores
+from headcount.store import Manifest
 
 #: name → layers, query heads a layer, query heads a key-value head, inputs
 SIZES = {"30 × 9": (30, 9, 3, 400), "32 × 32": (32, 32, 4, 2000), "80 × 64": (80, 64, 8, 2000)}
@@ -48,7 +49,7 @@ def made_up(layers: int, heads: int, group: int, inputs: int, questions: int = 5
                   "layers": [{"index": index, **facts} for index in range(layers)]},
         "data": {"tasks": ["made_up"], "num_questions": questions},
     }  # fmt: skip
-    return RunResults(manifest=manifest, scores=table, outcomes=_outcomes(ids, questions, rng))
+    return RunResults(manifest=Manifest.of(manifest), scores=table, outcomes=_outcomes(ids, questions, rng))
 
 
 def _outcomes(ids: list[str], questions: int, rng: np.random.Generator) -> pd.DataFrame:

@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from headcount.errors import InputError
 
 FINE_BITS, HEAD_BITS = 11, 6  # of the mantissa
-_SPAN = 1 << 32  # codes of a head start at its number times this
+HEAD_SPAN = 1 << 32  # codes of a head start at its number times this
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class ScoreSummary:
         return cls(
             moments=Moments.of(values.astype(np.float64)),
             fine=Counts.of(_codes(values[known], FINE_BITS)),
-            by_head=Counts.of(heads * _SPAN + _codes(values[known], HEAD_BITS)),
+            by_head=Counts.of(heads * HEAD_SPAN + _codes(values[known], HEAD_BITS)),
         )
 
     def __add__(self, other: "ScoreSummary") -> "ScoreSummary":
@@ -129,9 +129,9 @@ class ScoreSummary:
         NaN for a head that was not measured.
         """
         heads = self.moments.count.size
-        counts = Counts(codes=self.by_head.codes % _SPAN, counts=self.by_head.counts)
+        counts = Counts(codes=self.by_head.codes % HEAD_SPAN, counts=self.by_head.counts)
         lower = np.bincount(
-            self.by_head.codes // _SPAN, weights=self._below(counts, HEAD_BITS, threshold), minlength=heads
+            self.by_head.codes // HEAD_SPAN, weights=self._below(counts, HEAD_BITS, threshold), minlength=heads
         ).reshape(self.moments.count.shape)
         lower = np.where(self.moments.largest < threshold, self.moments.count, lower)
         lower = np.where(self.moments.smallest >= threshold, 0, lower)
@@ -151,7 +151,7 @@ class ScoreSummary:
         start = (np.cumsum(count) - count)[known]
         rank = np.clip(np.ravel(shares).astype(float)[:, None] * count[known], 1, count[known])
         place = np.searchsorted(last, start + rank)
-        low, high = _edges(self.by_head.codes[place] % _SPAN, HEAD_BITS)
+        low, high = _edges(self.by_head.codes[place] % HEAD_SPAN, HEAD_BITS)
         part = (start + rank - (last[place] - self.by_head.counts[place]) - 0.5) / self.by_head.counts[place]
         smallest, largest = self.moments.smallest.ravel()[known], self.moments.largest.ravel()[known]
         inside = np.clip(low + (high - low) * part, smallest, largest)

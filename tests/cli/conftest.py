@@ -85,4 +85,4 @@ def text(tmp_path):
 @pytest.fixture
 def small_shards(monkeypatch):
     """Inputs and questions are written two at a time."""
-    monkeypatch.setattr("headcount.store.run.SHARD", 2)
+    monkeypatch.setattr("headcount.store.manifest.SHARD", 2)

@@ -73,8 +73,8 @@ def hostile_run(headcount, checkpoint, text):
     """A measured run whose manifest was written by somebody else."""
     assert headcount("measure", checkpoint(), "--texts", text, "-o", "run")[0] == 0
     run = open_run("run")
-    model, settings = run.manifest["model"] | {"name": HOSTILE}, run.manifest["settings"] | {HOSTILE: HOSTILE}
-    run.update(model=model, settings=settings, data=run.manifest["data"] | {"texts": [HOSTILE]}, created=HOSTILE)
+    model, settings = run.manifest.model.facts() | {"name": HOSTILE}, run.settings.facts() | {HOSTILE: HOSTILE}
+    run.update(model=model, settings=settings, data=run.manifest.data.facts() | {"texts": [HOSTILE]}, created=HOSTILE)
 
 
 @pytest.mark.parametrize(

@@ -53,8 +53,8 @@ def test_the_removable_share_is_searched_for(headcount, many):
     assert "look 1 for 2 removable shares" in error
     assert "Heads that can be zeroed within 5 points" in out
     run = open_run("run")
-    assert run.manifest["measured"]["scores"] == ["ahon_ln"]  # random heads need no scores
-    ends = run.manifest["searched"]["scores"]
+    assert run.manifest.measured.scores == ["ahon_ln"]  # random heads need no scores
+    ends = run.manifest.facts()["searched"]["scores"]
     assert list(ends) == ["ahon_ln", "random"]
     shown = [line.split() for line in out.splitlines() if line.startswith(("ahon_ln", "random"))][-2:]
     for line, score in zip(shown, ends, strict=True):
@@ -63,7 +63,7 @@ def test_the_removable_share_is_searched_for(headcount, many):
     # Another run gives the thresholds.
     elsewhere = (*many, *search, "--largest-share", 0.6, "--thresholds-from", "run", "-o", "elsewhere")
     assert headcount(*elsewhere)[0] == 0
-    assert open_run("elsewhere").manifest["searched"] == run.manifest["searched"]
+    assert open_run("elsewhere").manifest.searched == run.manifest.searched
     assert not open_run("elsewhere").has_scores
 
 

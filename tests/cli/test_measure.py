@@ -21,10 +21,10 @@ def test_texts_are_measured_and_reported(headcount, checkpoint, text, tmp_path):
     assert list(scores.data_vars) == [score.id for score in all_scores()]
     assert scores["awft"].shape == (1, 3, 8)
     assert scores["num_tokens"].values.tolist() == [55]
-    assert run.manifest["settings"] == {"seed": 3, "shard": 256, "scores_dtype": "float32", "summaries": False}
-    assert run.manifest["data"]["texts"] == [str(text)]
-    assert run.manifest["model"]["num_heads"] == 24
-    assert run.manifest["command"].startswith("headcount measure ")
+    assert run.settings.facts() == {"seed": 3, "shard": 256, "scores_dtype": "float32", "summaries": False}
+    assert run.manifest.data.texts == [str(text)]
+    assert run.manifest.model.num_heads == 24
+    assert run.manifest.command.startswith("headcount measure ")
 
     code, out, _ = headcount("measure", checkpoint(), "--texts", lines, "--text-column", "body", "--score", "awft",
                              "--score", "HONOR", "--max-length", "5", "-o", "run2")  # fmt: skip

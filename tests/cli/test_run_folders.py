@@ -47,7 +47,7 @@ def test_a_folder_that_holds_something_else(refused, checkpoint, text, tmp_path)
 def test_a_run_that_another_process_works_on(headcount, refused, checkpoint, text):
     command = ("measure", checkpoint(), "--texts", text, "-o", "run")
     headcount(*command)
-    made = open_run("run").manifest
+    made = open_run("run").manifest.facts()
     with begin_run("run", model=made["model"], data=made["data"], settings=made["settings"], command="headcount x"):
         assert re.search(r"being worked on by process \d+ on .*headcount x", refused(*command))
         assert "being worked on" in refused("thresholds", "run")

@@ -52,7 +52,7 @@ def test_names_are_taken_as_they_are(headcount, checkpoint, text, tmp_path, name
     code, out, _ = headcount("measure", checkpoint(name), "--texts", text, "-o", f"run {name}")
     assert code == 0
     assert out.endswith(f"Run: run {name}\n")
-    assert open_run(f"run {name}").manifest["model"]["name"] == str(tmp_path / name)
+    assert open_run(f"run {name}").manifest.model.name == str(tmp_path / name)
     code, out, _ = headcount("report", f"run {name}")
     assert (code, out) == (0, f"Page: run {name}/report.html\n")
 

@@ -13,6 +13,7 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from headcount.report import RunResults, render_page
 from headcount.scores import all_scores
+from headcount.store import Manifest
 from headcount.thresholding import thresholds
 
 IDS = [score.id for score in all_scores()]
@@ -26,8 +27,7 @@ def manifest(name: str = "SmolLM2-135M-Instruct", task: str = "arc_easy") -> dic
         "format": 1,
         "created": "2026-01-02T03:04:05+00:00",
         "command": f"headcount evaluate model --task {task} --limit 200",
-        "commands": [],
-        "versions": {"headcount": "0.1.0", "torch": "2.13.0"},
+        "environment": {"headcount": "0.1.0", "torch": "2.13.0"},
         "model": {
             "name": name,
             "fingerprint": "9f" * 8,
@@ -37,7 +37,6 @@ def manifest(name: str = "SmolLM2-135M-Instruct", task: str = "arc_easy") -> dic
         },
         "data": {"tasks": [task], "num_fewshot": 0, "limit": 200, "num_questions": 200},
         "settings": {"seed": 0},
-        "files": {"scores/00000.safetensors": "0" * 64},
     }
 
 
@@ -80,7 +79,11 @@ def _frame(policy, score, share_asked, share_zeroed, right, task) -> pd.DataFram
 def make_results(**changes) -> RunResults:
     scores = make_scores()
     given = {"manifest": manifest(), "scores": scores, "thresholds": thresholds(scores), "outcomes": make_outcomes()}
-    return RunResults(**(given | changes))
+    return results_of(**(given | changes))
+
+
+def results_of(manifest: dict, **held) -> RunResults:
+    return RunResults(manifest=Manifest.of(manifest), **held)
 
 
 @pytest.fixture(scope="session")

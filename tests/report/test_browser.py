@@ -25,6 +25,7 @@ from tests.report.conftest import (
     make_results,
     make_scores,
     manifest,
+    results_of,
 )
 from tests.report.test_page import hostile_results
 
@@ -343,7 +344,7 @@ def test_several_runs_are_drawn_beside_one_another(browser, tmp_path):
 
 def test_a_page_with_nothing_on_it_works(browser, tmp_path):
     file = tmp_path / "empty.html"
-    file.write_text(render_page([RunResults(manifest={})]), encoding="utf-8")
+    file.write_text(render_page([results_of(manifest={})]), encoding="utf-8")
     window = Window(browser, file)
     page = window.fresh(360)
     assert page.locator(".empty").count() == 11

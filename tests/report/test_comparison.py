@@ -6,7 +6,7 @@ import pytest
 
 from headcount.analysis import distances, score_agreement
 from headcount.published import published_curves
-from headcount.report import RunResults, render_page
+from headcount.report import render_page
 from headcount.report.chart_data import (
     agreement_data,
     comparison_data,
@@ -18,7 +18,7 @@ from headcount.report.chart_data import (
 from headcount.report.labels import run_labels, same_model
 from headcount.report.published import paper_ranks
 from headcount.report.result_tables import result_tables
-from tests.report.conftest import make_outcomes, make_results, make_scores, manifest
+from tests.report.conftest import make_outcomes, make_results, make_scores, manifest, results_of
 from tests.report.test_page import text_of
 
 IDS = ["ahon_ln", "awft"]
@@ -28,7 +28,7 @@ def run(name="model", task="arc_easy", fingerprint="aa", seed=0, **changes):
     facts = manifest(name, task)
     facts["model"]["fingerprint"] = fingerprint
     given = {"scores": make_scores(IDS, seed), "outcomes": make_outcomes(task=task)}
-    return RunResults(manifest=facts, **(given | changes))
+    return results_of(manifest=facts, **(given | changes))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_runs_are_called_by_what_tells_them_apart():
 
 def test_benchmarks_are_runs_of_the_same_weights(runs):
     assert same_model(runs) == runs[:2]
-    nameless = [RunResults(manifest={}, scores=make_scores(IDS)) for _ in range(2)]
+    nameless = [results_of(manifest={}, scores=make_scores(IDS)) for _ in range(2)]
     assert same_model(nameless) == nameless[:1]  # two that do not say which model they are of may be of two
 
 

@@ -7,17 +7,17 @@ import pytest
 from matplotlib import pyplot as plt
 
 from headcount.errors import InputError
-from headcount.report import RunResults, plot
+from headcount.report import plot
 from headcount.report.figures import write_figures
 from headcount.report.plot.paper import TEMPLATES
-from tests.report.conftest import HOSTILE, make_outcomes, make_scores, manifest
+from tests.report.conftest import HOSTILE, make_outcomes, make_scores, manifest, results_of
 
 DRAWN = ("accuracy", "removable", "ranks", "paper", "distributions", "layers", "agreement", "head-map-ahon_ln")
 
 
 @pytest.fixture(scope="module")
 def results():
-    return RunResults(manifest=manifest(), scores=make_scores(["ahon_ln"]), outcomes=make_outcomes())
+    return results_of(manifest=manifest(), scores=make_scores(["ahon_ln"]), outcomes=make_outcomes())
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_names_from_strangers_are_drawn_as_they_are(tmp_path):
     # Mathematics, markup, the end of an XML comment, a mark of direction, a script that the font lacks, a formula.
     name = '_$\\frac{$<b>-->&"模\u202e\n=1+1'
     runs = [
-        RunResults(
+        results_of(
             manifest=manifest(model, task),
             scores=make_scores([name, "ahon_ln"], seed),
             outcomes=make_outcomes(task=task, loss={name: 0.3, "random": 1.5}),

@@ -4,6 +4,7 @@ import gzip
 import numpy as np
 import xarray as xr
 
+from headcount.heads import LayerHeads
 from headcount.report.head_map import ALWAYS, HALF, NOT_MEASURED, STEPS, head_maps, head_profile
 from headcount.thresholding import thresholds
 from tests.report.conftest import make_scores
@@ -79,7 +80,7 @@ def test_packed_profile_comes_back():
 
 
 def test_facts_of_the_map():
-    layers = [{"index": 5, "num_attention_heads": 4, "num_key_value_heads": 2}]
+    layers = [LayerHeads(index=5, num_attention_heads=4, num_key_value_heads=2, head_dim=8)]
     facts, packed = head_maps(one("ahon", np.ones((2, 2, 4)), layer=(5, 7)), layers)
     assert facts["layers"] == [5, 7]
     assert facts["groups"] == [2, 1]  # two query heads a key-value head in layer 5; nothing is known of layer 7
@@ -90,18 +91,18 @@ def test_facts_of_the_map():
 def test_a_score_that_was_measured_nowhere_is_left_out():
     table = make_scores(["ahon", "lthon"])
     table["ahon"][:] = np.nan
-    assert [entry["score"] for entry in head_maps(table, None)[0]["scores"]] == ["lthon"]
+    assert [entry["score"] for entry in head_maps(table)[0]["scores"]] == ["lthon"]
 
 
 def test_an_unknown_score_has_no_side():
-    facts, _ = head_maps(make_scores(["mine"]), None)
+    facts, _ = head_maps(make_scores(["mine"]))
     assert facts["scores"][0]["inactive_when"] == ""
 
 
 def test_groups_of_several_sizes_name_each_heads():
     layers = [
-        {"index": 5, "num_attention_heads": 3, "num_key_value_heads": 2, "key_value_index": [0, 1, 1]},
-        {"index": 7, "num_attention_heads": 4, "num_key_value_heads": 2},
+        LayerHeads(index=5, num_attention_heads=3, num_key_value_heads=2, head_dim=8, key_value_index=(0, 1, 1)),
+        LayerHeads(index=7, num_attention_heads=4, num_key_value_heads=2, head_dim=8),
     ]
     facts, _ = head_maps(one("ahon", np.ones((2, 2, 4)), layer=(5, 7)), layers)
     assert facts["groups"] == [[0, 1, 1, 1], 2]  # the last stands for no head

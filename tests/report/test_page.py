@@ -12,7 +12,7 @@ import pytest
 from headcount.errors import InputError
 from headcount.report import RunResults, render_page
 from headcount.scores import all_scores
-from tests.report.conftest import HOSTILE, IDS, make_outcomes, make_results, make_scores, manifest
+from tests.report.conftest import HOSTILE, IDS, make_outcomes, make_results, make_scores, manifest, results_of
 
 
 def data_of(page):
@@ -59,7 +59,7 @@ def hostile_results() -> RunResults:
     facts = manifest(HOSTILE, HOSTILE)
     facts["data"]["texts"] = [HOSTILE]
     facts["data"][HOSTILE[:50]] = "\udcff"  # a file name that is not UTF-8, as Python reads it
-    return RunResults(
+    return results_of(
         manifest=facts,
         scores=make_scores([HOSTILE]),
         outcomes=make_outcomes(task=HOSTILE, loss={HOSTILE: 0.3, "random": 1.5}),
@@ -133,14 +133,14 @@ def test_near_chance_is_said():
 
 
 def test_empty_states_say_what_to_run():
-    text = text_of(render_page([RunResults(manifest={})]))
+    text = text_of(render_page([results_of(manifest={})]))
     assert "not known yet" in text
     assert text.count("Run headcount evaluate MODEL --task TASK") == 5
     assert "Run headcount measure MODEL --task TASK -o RUN" in text
 
 
 def test_a_page_without_charts_carries_no_plotting_library():
-    assert len(render_page([RunResults(manifest={})])) < 200_000
+    assert len(render_page([results_of(manifest={})])) < 200_000
 
 
 def test_baseline_alone_is_not_an_answer():
@@ -159,14 +159,14 @@ def test_definitions_are_those_of_the_scores_shown(page_html):
 
 def test_methods_name_seed_versions_and_command(page_html):
     text = text_of(page_html)
-    for fact in ("settings.seed 0", "versions.torch 2.13.0", "headcount evaluate model --task arc_easy --limit 200"):
+    for fact in ("settings.seed 0", "environment.torch 2.13.0", "headcount evaluate model --task arc_easy --limit 200"):
         assert fact in text
 
 
 def test_model_data_settings_and_date_stand_at_the_top():
     facts = manifest()
     facts["data"] |= {"num_fewshot": 5, "chat_template": False}
-    top = text_of(render_page([RunResults(manifest=facts)]))
+    top = text_of(render_page([results_of(manifest=facts)]))
     assert (
         "30 layers · 270 query heads · bfloat16 · arc_easy · 200 questions · 5-shot · without chat template · seed 0 · "
         "2 January 2026"
@@ -176,9 +176,9 @@ def test_model_data_settings_and_date_stand_at_the_top():
 def test_the_metric_comes_from_the_settings():
     outcomes = make_outcomes().assign(acc_norm=lambda o: o["acc"])
     wanted = manifest() | {"settings": {"metric": "acc_norm"}}
-    assert "length-normalised accuracy" in render_page([RunResults(manifest=wanted, outcomes=outcomes)])
+    assert "length-normalised accuracy" in render_page([results_of(manifest=wanted, outcomes=outcomes)])
     with pytest.raises(InputError, match="Unknown metric 'f1'"):
-        render_page([RunResults(manifest={"settings": {"metric": "f1"}}, outcomes=outcomes)])
+        render_page([results_of(manifest={"settings": {"metric": "f1"}}, outcomes=outcomes)])
 
 
 def test_no_run_is_refused():

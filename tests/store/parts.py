@@ -1,10 +1,13 @@
 """What the tests put into runs."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import xarray as xr
+
+from headcount.store.manifest import sealed, unsealed
 
 
 def table(examples, seed=0):
@@ -33,6 +36,12 @@ def metrics(policy):
 
 
 FACTS = {"model": {"name": "some/model", "fingerprint": "ab"}, "data": {"tasks": ["sums"]}, "settings": {"seed": 0}}
+
+
+def forge(file, change):
+    """Change a manifest's facts, and seal it again as headcount would."""
+    facts = unsealed(json.loads(Path(file).read_text()))
+    Path(file).write_bytes(sealed(change(facts)))
 
 
 def shard_files(folder):

@@ -1,6 +1,7 @@
 """Runs that are made, continued, mended or refused."""
 
 import json
+import os
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from headcount.store import Run, begin_run, is_run, open_run
 from headcount.store.files import write_shard
 from headcount.summaries import Summary
 from tests.runs import contents
-from tests.store.parts import FACTS, outcomes, shard_files, table
+from tests.store.parts import FACTS, forge, outcomes, shard_files, table
 
 DAMAGE = [lambda b: b[:-1], lambda b: b"", lambda b: b[:40] + b"\xff" + b[41:], lambda b: b + b"x"]
 
@@ -84,7 +85,7 @@ def test_what_an_interruption_left_is_cleared_away(tmp_path):
     for name in (
         ".run.json.77.part",
         "scores/.000001-0123456789abcdef.safetensors.77.part",
-        "scores/000001.safetensors",
+        "scores/.000001-0123456789abcdef.safetensors.0123456789abcdef.part",
     ):
         (run.path / name).write_bytes(b"half")
     (run.path / ".report.html.77.part").write_bytes(b"another process writes the page just now")
@@ -127,7 +128,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "open", refuse)
+        patch.setattr(os, "open", refuse)
         with (
             pytest.raises(RunError, match=r"cannot be written \(Permission denied\).*-o"),
             begin_run(tmp_path / "a", **FACTS),
@@ -152,12 +153,12 @@ def test_a_damaged_manifest_is_an_error(run, content):
 
 
 @pytest.mark.parametrize(
-    ("version", "advice"), [(1, "make the run again"), (3, "Upgrade"), ("2", "Upgrade"), (None, "Upgrade")]
+    ("version", "advice"),
+    [(1, "make it again"), (4, "Upgrade"), ("2", "Upgrade"), (None, "Upgrade"), (True, "Upgrade")],
 )
 def test_another_format_is_refused(run, version, advice):
-    manifest = json.loads((run.path / "run.json").read_text())
-    (run.path / "run.json").write_text(json.dumps(manifest | {"format": version}))
-    with pytest.raises(RunError, match=rf"format {version}, this headcount reads format 2\. .*{advice}"):
+    forge(run.path / "run.json", lambda facts: facts | {"format": version})
+    with pytest.raises(RunError, match=rf"format {version}, this headcount reads format 3\. .*{advice}"):
         open_run(run.path)
 
 
@@ -182,17 +183,17 @@ def test_the_same_model_under_another_name_continues_a_run(tmp_path):
     with begin_run(tmp_path / "run", **FACTS):
         pass
     with begin_run(tmp_path / "run", **FACTS | {"model": {"name": "./here", "fingerprint": "ab"}}) as run:
-        assert run.manifest["model"]["name"] == "some/model"
+        assert run.manifest.model.name == "some/model"
 
 
 def test_continuing_keeps_when_the_run_was_begun_and_tells_of_other_versions(tmp_path):
     with begin_run(tmp_path / "run", **FACTS, command="first") as run:
-        run.update(created="2000-01-01", environment=run.manifest["environment"] | {"torch": "0.1"})
+        run.update(created="2000-01-01", environment=run.manifest.environment | {"torch": "0.1"})
     with (
         pytest.warns(UserWarning, match=r"begun with other versions \(torch is '0.1' there"),
         begin_run(tmp_path / "run", **FACTS, command="second") as run,
     ):
-        assert (run.manifest["created"], run.manifest["command"]) == ("2000-01-01", "first")
+        assert (run.manifest.created, run.manifest.command) == ("2000-01-01", "first")
     history = [json.loads(line) for line in (run.path / "history.jsonl").read_text().splitlines()]
     assert [entry["command"] for entry in history] == ["first", "second"]
     assert history[1]["environment"]["torch"] != "0.1"

@@ -1,6 +1,7 @@
 """Files are written whole, or not at all."""
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,8 @@ def test_file_and_folder_are_synced_before_a_write_counts_as_done(tmp_path, monk
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(Path, "replace", lambda self, to: done.append(("rename", to.name)) or replace(self, to))
     write_atomically(tmp_path / "new/page.html", b"x")
-    part = f".page.html.{os.getpid()}.part"
+    part = done[1][1]
+    assert re.fullmatch(r"\.page\.html\.[0-9a-f]{16}\.part", part)
     assert done == [("sync", tmp_path.name), ("sync", part), ("rename", "page.html"), ("sync", "new")]
 
 

@@ -1,7 +1,5 @@
 """What was kept in a run comes back."""
 
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,9 +7,8 @@ import xarray as xr
 
 from headcount.errors import InputError, RunError
 from headcount.store import begin_run, is_run, open_run
-from headcount.store.run import FORMAT
 from headcount.store.scores import _Part as Shards
-from tests.store.parts import FACTS, metrics, outcomes, shard_files, table
+from tests.store.parts import FACTS, forge, metrics, outcomes, shard_files, table
 
 HOSTILE = [
     "../../etc/passwd",
@@ -30,8 +27,8 @@ HOSTILE = [
 def test_a_new_run_is_there_and_empty(run):
     assert is_run(run.path)
     again = open_run(run.path)
-    assert again.manifest.items() >= {"format": FORMAT, "command": "headcount test", **FACTS}.items()
-    assert {"headcount", "python", "torch", "numpy", "system"} <= again.manifest["environment"].keys()
+    assert again.manifest.facts().items() >= {"format": 3, "command": "headcount test", **FACTS}.items()
+    assert {"headcount", "python", "torch", "numpy", "system"} <= again.manifest.environment.keys()
     assert not again.has_scores
     assert again.scores() is None
     assert again.summary() is None
@@ -150,12 +147,22 @@ def test_hostile_policy_labels_stay_in_their_folder_and_apart(run):
     assert all(len(file.name.encode()) < 100 for file in shard_files(run.path))
 
 
-@pytest.mark.parametrize("thresholds", [[], {}, 3, {"share": [0.1], "scores": {"awft": [1, 2]}}])
+@pytest.mark.parametrize(
+    "thresholds",
+    [
+        [],
+        {},
+        3,
+        {"share": [0.1], "scores": {"awft": [1, 2]}},
+        {"share": [0.1], "scores": {"awft": [float("nan")]}},
+        {"share": [0.1, 0.1], "scores": {"awft": [1, 2]}},
+        {"share": [1.1], "scores": {}},
+    ],
+)
 def test_damaged_thresholds_are_an_error(run, thresholds):
-    manifest = json.loads((run.path / "run.json").read_text())
-    (run.path / "run.json").write_text(json.dumps(manifest | {"thresholds": thresholds}))
-    with pytest.raises(RunError, match=r"run.json.* cannot be read.*headcount thresholds"):
-        open_run(run.path).thresholds()
+    forge(run.path / "run.json", lambda facts: facts | {"thresholds": thresholds})
+    with pytest.raises(RunError, match=r"run.json.*\(thresholds.*\)"):
+        open_run(run.path)
 
 
 def test_a_shard_written_again_replaces_the_old_one(run):

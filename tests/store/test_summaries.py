@@ -18,11 +18,11 @@ def test_a_file_gives_back_what_was_summarised(tmp_path):
         coords={"layer": [0, 1, 2], "head": range(5), "num_tokens": ("example", np.full(400, 7))},
     )
     summary = Summary.of(whole)
-    add_summary(tmp_path / "first", 0, summary)
+    add_summary(tmp_path / "first", 0, summary, "run")
     again = read_summaries(summary_files(tmp_path / "first"))
     xr.testing.assert_identical(again.heads, summary.heads)
     assert again.scores["awft"].quantiles([0.2]) == summary.scores["awft"].quantiles([0.2])
-    add_summary(tmp_path / "again", 0, again)
+    add_summary(tmp_path / "again", 0, again, "run")
     assert contents(tmp_path / "again") == contents(tmp_path / "first")
 
 

@@ -109,7 +109,7 @@ def test_a_search_closes_in_on_the_removable_share(early, tmp_path, monkeypatch)
     early |= {"until_decided": {"margin": 0, "confidence": 0.999_999}, "search": {"largest": 0.8, "resolution": 0.2}}
     study = Study(**early | {"scores": ["ahon_ln", "awft", "random"]})
     run = run_study(study, tmp_path / "whole").runs().popitem()[1]
-    found = run.manifest["searched"]
+    found = run.manifest.facts()["searched"]
     assert (found["largest"], found["resolution"]) == (0.8, 0.2)
     assert list(found["scores"]) == ["ahon_ln", "awft", "random"]
     table = decided_table(run)

@@ -30,6 +30,6 @@ def test_a_study_killed_at_any_moment_ends_with_the_bytes_of_an_uninterrupted_on
     assert len(found["stages"]) == 25
     assert {"measuring", "asking"} <= set(found["stages"])
     assert found["finished"] >= 8
-    # 3 manifests, 3 × 3 shards of outcomes, metrics, scores; 15 tables as CSV and parquet, and their index
-    assert found["files"] == 22 + 31
+    # 3 manifests, 3 × 3 shards of outcomes, metrics, scores; 15 tables as CSV and parquet
+    assert found["files"] == 22 + 30
     assert found["differing"] == []

@@ -17,6 +17,7 @@ from headcount.study.running import run_study
 from headcount.study.spec import Study
 from headcount.thresholding import thresholds
 from tests.runs import contents
+from tests.store.parts import forge
 
 
 @pytest.fixture(autouse=True)
@@ -154,8 +155,8 @@ def test_another_model_under_the_same_name_is_refused(fields, subjects, tmp_path
     run_study(Study(**fields | named), tmp_path / "study")
     for file in (tmp_path / "study").rglob("metrics.parquet"):
         file.unlink()  # so that there is something left to do
-    file = tmp_path / "study/study.json"
-    file.write_text(file.read_text().replace(str(subjects / "model"), str(subjects / "other")))
+    here, there = json.dumps(str(subjects / "model")), json.dumps(str(subjects / "other"))
+    forge(tmp_path / "study/study.json", lambda facts: json.loads(json.dumps(facts).replace(here, there)))
     named["models"][0]["model"] = str(subjects / "other")
     with pytest.raises(RunError, match="run of something else: model .*fingerprint is"):
         run_study(Study(**fields | named), tmp_path / "study")
@@ -273,6 +274,6 @@ def test_the_manifest_says_what_a_study_was_made_with(fields, tmp_path):
     assert made["study"]["shares"] == [0, 0.1, 0.3]
     assert {"headcount", "torch", "system"} <= made["environment"].keys()
     run = done.runs().popitem()[1]
-    assert run.manifest["settings"] == {"seed": 0, "shard": 4, "scores_dtype": "float32", "summaries": False}
-    assert run.manifest["model"]["fingerprint"]
-    assert run.manifest["data"]["fingerprint"]
+    assert run.settings.facts() == {"seed": 0, "shard": 4, "scores_dtype": "float32", "summaries": False}
+    assert run.manifest.model.fingerprint
+    assert run.manifest.data.facts()["fingerprint"]

@@ -38,19 +38,21 @@ def analyse(
     Prints removable shares with intervals, ranks, heads always and never inactive, agreement between scores and, for
     several runs, how thresholds carry over. Nothing is run: what a run does not hold is left out.
     """
-    from headcount.cli.runs import open_runs
+    from headcount.cli.runs import open_runs, say_whats_left
     from headcount.report.overview import print_overview
     from headcount.store.whole import check_writable, files_together
     from headcount.study.analysing import analyse_runs, write_tables
 
     if output_folder is not None:
         check_writable(output_folder)
-    tables = analyse_runs(open_runs(runs), metric=metric, higher_is_better=higher_is_better, published=published)
+    opened = open_runs(runs)
+    tables = analyse_runs(opened, metric=metric, higher_is_better=higher_is_better, published=published)
     if not tables:
         raise RunError(
             f"{', '.join(map(str, runs))} hold neither scores nor outcomes. Run `headcount measure` or `evaluate` first."
         )
     print_overview(output, tables, share=share, published=published)
+    say_whats_left(opened)
     if output_folder is not None:
         with files_together(output_folder) as folder:
             write_tables(folder, tables)

@@ -53,9 +53,9 @@ def demo(
             requests = [parse_policy(f"{score}:{share}") for score in SCORES for share in SHARES]
             evaluate_into(run, subject, requests, progress, seed=seed)
         page = write_report([run])
-    model = run.manifest["model"]
+    model = run.manifest.model
     output.print(
-        f"\n{model['name']}: {model['num_heads']} heads in {len(model['layers'])} layers, {model['dtype']}. "
+        f"\n{model.name}: {model.num_heads} heads in {len(model.layers)} layers, {model.dtype}. "
         f"{facts.num_questions} questions of {TASK} ({', '.join(set(facts.data['sources'].values()))}), without the "
         f"chat template, {time.monotonic() - start:.0f} s.\n"
     )

@@ -205,7 +205,7 @@ def _measured(
     from headcount.study.stages import inputs_left, measure_run
 
     if thresholds_from is None:
-        ids = run.manifest.get("measured", {}).get("scores", wanted)
+        ids = run.scores_measured() or wanted
         _check_has(wanted, ids, run)
         if inputs_left(run, num_inputs):
             told = progress.start(f"Measuring {len(ids)} score{'s' * (len(ids) > 1)}", num_inputs)
@@ -213,12 +213,13 @@ def _measured(
         source = run
     else:
         source = open_run(thresholds_from)
-        if (theirs := source.manifest["model"]["fingerprint"]) != (ours := run.manifest["model"]["fingerprint"]):
+        theirs, ours = source.manifest.model, run.manifest.model
+        if theirs.fingerprint != ours.fingerprint:
             raise RunError(
-                f"{str(thresholds_from)!r} measured another model ({source.manifest['model']['name']}, {theirs}) than this "
-                f"one ({run.manifest['model']['name']}, {ours}). Measure this model, or leave --thresholds-from out."
+                f"{str(thresholds_from)!r} measured another model ({theirs.name}, {theirs.fingerprint}) than this "
+                f"one ({ours.name}, {ours.fingerprint}). Measure this model, or leave --thresholds-from out."
             )
-        _check_has(wanted, source.manifest.get("measured", {}).get("scores", ()), source)
+        _check_has(wanted, source.scores_measured() or (), source)
     measured = source.measurements()
     if measured is None:
         raise RunError(f"{str(source.path)!r} holds no scores. Measure some with `headcount measure … -o FOLDER`.")
@@ -234,11 +235,12 @@ def _check_has(wanted: list[str], measured: Collection[str], source: "Run") -> N
 
 
 def print_results(run: "Run", metric: str | None = None, higher_is_better: bool | None = None) -> None:
-    """The tables, and where the run is."""
+    """The tables, where the run is, and what it lacks."""
     from headcount.analysis.accuracy import accuracy_table
     from headcount.analysis.divergence import divergence_table
     from headcount.analysis.outcomes import main_metric
     from headcount.analysis.removable import removable_table
+    from headcount.cli.runs import say_whats_left
     from headcount.metrics import Metric
     from headcount.report import print_decided, print_divergence, print_tables
     from headcount.study.verdicts import decided_table, rule_of
@@ -249,6 +251,7 @@ def print_results(run: "Run", metric: str | None = None, higher_is_better: bool 
         print_decided(output, decided, margin=rule.margin, confidence=rule.confidence)
         output.print()
         output.say(f"Run:  {run.path}")
+        say_whats_left([run])
         return
     metric = metric or main_metric(outcomes)
     try:
@@ -264,3 +267,4 @@ def print_results(run: "Run", metric: str | None = None, higher_is_better: bool 
     finally:  # an unknown metric must not hide where hours of work are
         output.print()
         output.say(f"Run:  {run.path}")
+        say_whats_left([run])

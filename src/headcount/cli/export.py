@@ -19,9 +19,11 @@ def export(
     ] = None,
 ) -> None:
     """Write scores, thresholds, outcomes and metrics of a run as parquet, CSV or netCDF."""
+    from headcount.cli.runs import say_whats_left
     from headcount.store import open_run
     from headcount.store.export import export_run
 
     opened = open_run(run)
     for file in export_run(opened, folder or opened.path / "export", form):
         output.say(str(file))
+    say_whats_left([opened])

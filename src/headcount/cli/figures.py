@@ -21,6 +21,7 @@ def figures(
     scores_from: options.ScoresFrom = None,
 ) -> None:
     """Write each figure as PDF, SVG and PNG, and each table as LaTeX (booktabs) and CSV."""
+    from headcount.cli.runs import say_whats_left
     from headcount.report import read_results
     from headcount.report.figures import write_figures
     from headcount.store import open_run
@@ -29,5 +30,7 @@ def figures(
     folder = output_folder or runs[0] / "figures"
     if output_folder is not None:
         check_writable(output_folder)
-    files = write_figures([read_results(open_run(run)) for run in runs], folder, template=template)
+    opened = [open_run(run) for run in runs]
+    files = write_figures([read_results(run) for run in opened], folder, template=template)
     output.say(f"{len(files)} files in {folder}")
+    say_whats_left(opened)

@@ -21,13 +21,15 @@ def report(
     scores_from: options.ScoresFrom = None,
 ) -> None:
     """Write one HTML page that shows a run, or compares several, such as a study's; it needs no network and no server."""
-    from headcount.cli.runs import open_runs
+    from headcount.cli.runs import open_runs, say_whats_left
     from headcount.study.folder import is_study
 
     if output_file is None and is_study(runs[0]):
         output_file = runs[0] / "report.html"
-    page = write_report(open_runs(runs), output_file)
+    opened = open_runs(runs)
+    page = write_report(opened, output_file)
     output.say(f"Page: {page}")
+    say_whats_left(opened)
 
 
 def write_report(runs: "list[Run]", file: Path | None = None) -> Path:

@@ -5,11 +5,12 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from headcount.cli.console import Steps, errors
+from headcount.cli.console import Steps, errors, output
 from headcount.errors import InputError
 from headcount.store import Run, is_run, open_run
 
@@ -78,11 +79,14 @@ def prepare_benchmark(loaded: "LoadedModel", questions: "Tasks", steps: Steps, *
 
 def run_settings(folder: Path, *, seed: int, **chosen: Any) -> dict[str, Any]:
     """The manifest's ``settings``: those of the run that is there, if there is one, but for what is chosen here."""
-    from headcount.store.run import SHARD
+    from headcount.store import manifest
+    from headcount.store.files import Damaged
 
-    known = open_run(folder).settings if is_run(folder) else {}
-    defaults = {"shard": SHARD, "scores_dtype": "float32", "summaries": False}
-    return {"seed": seed} | defaults | {name: known[name] for name in defaults if name in known} | chosen
+    known = manifest.Settings(shard=manifest.SHARD)
+    with suppress(Damaged):  # made anew with these
+        known = open_run(folder).settings if is_run(folder) else known
+    kept = {"shard": known.shard, "scores_dtype": known.scores_dtype, "summaries": known.summaries}
+    return {"seed": seed} | kept | chosen
 
 
 def open_runs(paths: Sequence[Path]) -> list[Run]:
@@ -107,6 +111,15 @@ def open_runs(paths: Sequence[Path]) -> list[Run]:
             )
         found |= {run.path.resolve(): run for run in runs if run.path.resolve() not in found}
     return list(found.values())
+
+
+def say_whats_left(runs: Sequence[Run]) -> None:
+    """Name the runs that do not hold all that was asked for."""
+    from headcount.study.progress import whats_left
+
+    for run in runs:
+        if said := whats_left(run):
+            output.say(f"{run.path}: {said}")
 
 
 def command_line() -> str:

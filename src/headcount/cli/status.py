@@ -18,22 +18,44 @@ if TYPE_CHECKING:
 @app.command()
 def status(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run or of a study.", show_default=False)],
-    check: Annotated[bool, typer.Option("--check", help="Read every file and name those that are damaged.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Read every file and name those that are damaged or gone.")
+    ] = False,
 ) -> None:
     """Show what is measured and answered, what is left, and who works on it."""
-    from headcount.store import open_run
-    from headcount.study.folder import is_study, open_study
+    from headcount.store.files import Damaged
+    from headcount.study.faults import find_faults
+
+    faults = find_faults(folder) if check else None
+    try:
+        _show(folder)
+    except Damaged:
+        if faults is None or not any(faults):
+            raise
+    if faults is None:
+        return
+    for said, files in zip(("Damaged", "Missing"), faults, strict=True):
+        for file in files:
+            output.say(f"{said}: {file}")
+    output.print("The command that made the run makes these anew." if any(faults) else "Every file is whole.")
+    if any(faults):
+        raise typer.Exit(1)
+
+
+def _show(folder: Path) -> None:
+    from headcount.store import is_run, open_run
+    from headcount.study.folder import holds_runs, is_study, open_study
     from headcount.study.progress import run_progress, study_progress
 
     study: StudyFolder | None = None
-    if is_study(folder):
+    if is_study(folder) or (not is_run(folder) and holds_runs(folder)):
         study = open_study(folder)
         runs, holder = study.runs(), study.holder()
         rows: Mapping[tuple[str, str], RunProgress | None] = study_progress(study)
     else:
         run = open_run(folder)
         holder = run.holder()
-        labels = str(run.manifest["model"].get("name", "?")), ", ".join(run.manifest.get("data", {}).get("tasks", ()))
+        labels = run.manifest.model.name or "?", ", ".join(run.manifest.data.tasks)
         runs, rows = {labels: run}, {labels: run_progress(run)}
     table = Table(box=None, header_style="bold")
     for heading in ("model", "data", "inputs measured", "thresholds", "policies", "answers", "left"):
@@ -51,13 +73,6 @@ def status(
     if study is not None:
         output.say(_tables(study))
     output.say(_holder(holder))
-    if check:
-        damaged = [file for run in runs.values() for file in run.damaged()]
-        for file in damaged:
-            output.say(f"Damaged: {file}")
-        output.print("The command that made the run makes these anew." if damaged else "Every file is whole.")
-        if damaged:
-            raise typer.Exit(1)
 
 
 def _tables(study: "StudyFolder") -> str:

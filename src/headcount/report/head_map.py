@@ -2,7 +2,7 @@
 
 import base64
 import gzip
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headcount.heads import LayerHeads
 from headcount.report.style import score_style
 from headcount.report.wording import shown
 from headcount.scores import Table, facts_of
@@ -103,13 +104,12 @@ def _parts(inactive: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.
     return np.where(count == 0, NOT_MEASURED, part).astype(np.uint8)
 
 
-def head_maps(scores: xr.Dataset, layers: Iterable[Mapping[str, Any]] | None) -> tuple[dict[str, Any], dict[str, str]]:
+def head_maps(scores: xr.Dataset, layers: Iterable[LayerHeads] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """The head map's facts for JSON, and each score's packed profile.
 
     Args:
         scores: one variable a score, dims (example, layer, head).
-        layers: the manifest's: ``index``, ``num_attention_heads``, ``num_key_value_heads`` and, where groups have several
-            sizes, ``key_value_index`` of each layer. Without them no head belongs to a group.
+        layers: the model's. Without them no head belongs to a group.
     """
     facts, packed = [], {}
     for name in map(str, scores.data_vars):
@@ -122,7 +122,7 @@ def head_maps(scores: xr.Dataset, layers: Iterable[Mapping[str, Any]] | None) ->
         })  # fmt: skip
         packed[name] = profile.packed()
     labels = [int(label) for label in scores["layer"].values]
-    known = {layer["index"]: layer for layer in layers or [] if isinstance(layer, Mapping) and "index" in layer}
+    known = {layer.index: layer for layer in layers}
     return {
         "scores": facts,
         "layers": labels,
@@ -133,14 +133,14 @@ def head_maps(scores: xr.Dataset, layers: Iterable[Mapping[str, Any]] | None) ->
     }, packed
 
 
-def _groups(layer: Mapping[str, Any] | None, heads: int) -> int | list[int]:
+def _groups(layer: LayerHeads | None, heads: int) -> int | list[int]:
     """Query heads that share one key-value head; or for each its key-value head, where groups have several sizes."""
-    if layer is None or not layer.get("num_key_value_heads"):
+    if layer is None:
         return 1
-    if shared := layer.get("key_value_index"):
-        known = [int(head) for head in shared][:heads]
-        return known + [known[-1]] * (heads - len(known))
-    return max(1, int(layer["num_attention_heads"]) // int(layer["num_key_value_heads"]))
+    if shared := layer.key_value_index:
+        known = shared[:heads]
+        return [*known, *[known[-1]] * (heads - len(known))]
+    return layer.num_attention_heads // layer.num_key_value_heads
 
 
 def score_facts(name: str, table: Table) -> dict[str, str]:

@@ -26,8 +26,9 @@ from headcount.report.chart_data import (
 )
 from headcount.report.head_map import compressed, head_maps
 from headcount.report.head_tables import most_alike
+from headcount.report.labels import run_labels
 from headcount.report.result_tables import result_tables
-from headcount.report.results import CONFIDENCE, MARGIN, RunResults, at
+from headcount.report.results import CONFIDENCE, MARGIN, RunResults
 
 _SCRIPTS = (
     "core", "colours", "profiles", "details", "map", "charts", "grid", "accuracy", "divergence", "distributions", "agreement",
@@ -65,8 +66,9 @@ def render_page(runs: Sequence[RunResults]) -> str:
         raise InputError("A report needs the results of at least one run.")
     run = runs[0]
     tables = {table.id: table for table in result_tables(runs)}
-    layers = at(run.manifest, "model", "layers")
-    maps, profiles = head_maps(run.scores, layers) if run.scores is not None and run.measured else (None, {})
+    maps, profiles, geometry = None, {}, run.manifest.model.geometry
+    if run.scores is not None and run.measured:
+        maps, profiles = head_maps(run.scores, geometry.layers if geometry else ())
     if maps:
         maps["inputs"] = run.num_inputs
     data = {
@@ -98,6 +100,11 @@ def render_page(runs: Sequence[RunResults]) -> str:
         run=run,
         title=run.model,
         subtitle=_subtitle(run),
+        left=[
+            f"{name}: {other.left}" if len(runs) > 1 else other.left
+            for name, other in zip(run_labels(runs), runs, strict=True)
+            if other.left
+        ],
         contents=list(_CONTENTS.items()),
         tables=tables,
         **_answer(run),
@@ -160,37 +167,33 @@ def _answer(run: RunResults) -> dict[str, Any]:
 
 
 def _subtitle(run: RunResults) -> str:
-    layers, heads = at(run.manifest, "model", "layers"), at(run.manifest, "model", "num_heads")
-    questions, created = at(run.manifest, "data", "num_questions"), run.manifest.get("created")
-    shots, chat = at(run.manifest, "data", "num_fewshot"), at(run.manifest, "data", "chat_template")
-    seed = at(run.manifest, "settings", "seed")
+    model, data, settings = run.manifest.model, run.manifest.data, run.manifest.settings
     parts = [
-        f"{len(layers)} layers" if isinstance(layers, list) and layers else "",
-        f"{heads:,} query heads" if isinstance(heads, int) else "",
-        wording.shown(at(run.manifest, "model", "dtype") or "", 20),
+        f"{len(model.layers)} layers" if model.layers else "",
+        f"{model.num_heads:,} query heads" if model.num_heads is not None else "",
+        wording.shown(model.dtype or "", 20),
         run.data,
-        f"{questions:,} questions" if isinstance(questions, int) else "",
-        f"{shots}-shot" if isinstance(shots, int) else "",
-        f"{'with' if chat else 'without'} chat template" if isinstance(chat, bool) else "",
-        f"seed {seed}" if isinstance(seed, int) else "",
-        _date(created) if created else "",
+        f"{data.num_questions:,} questions" if data.num_questions else "",
+        f"{data.num_fewshot}-shot" if data.num_fewshot is not None else "",
+        f"{'with' if data.chat_template else 'without'} chat template" if data.chat_template is not None else "",
+        f"seed {settings.seed}" if "seed" in settings.model_fields_set else "",
+        _date(run.manifest.created) if run.manifest.created else "",
     ]
     return " · ".join(part for part in parts if part)
 
 
-def _date(text: Any) -> str:
+def _date(text: str) -> str:
     """An ISO date as "25 November 2026"; anything else as it is."""
     try:
-        day = datetime.fromisoformat(str(text))
+        day = datetime.fromisoformat(text)
     except ValueError:
         return wording.shown(text, 40)
     return f"{day.day} {day:%B %Y}"
 
 
 def _command(run: RunResults) -> str:
-    """The commands that made the run, one a line, without marks that could show them as something else."""
-    commands = [run.manifest.get("command"), *(run.manifest.get("commands") or [])]
-    return "\n".join(wording.shown(command, 2000) for command in commands if command)
+    """The command that began the run, without marks that could show it as something else."""
+    return wording.shown(run.manifest.command, 2000)
 
 
 def _asset(name: str) -> str:

@@ -7,7 +7,7 @@ import pandas as pd
 from headcount.report import wording
 from headcount.report.comparison_tables import comparison_tables
 from headcount.report.head_tables import head_tables
-from headcount.report.results import MARGIN, RunResults, at
+from headcount.report.results import MARGIN, RunResults
 from headcount.report.tables import Table, table
 from headcount.scores import SCORE_FACTS, Score, ScoreFacts, all_scores
 
@@ -102,15 +102,16 @@ def _divergence(run: RunResults) -> Table:
 
 
 def _decided(run: RunResults) -> Table:
+    rule = run.manifest.until_decided
     assert run.decided is not None
-    margin = float(at(run.manifest, "until_decided", "margin"))
+    assert rule is not None
     lower = "higher_is_better" in run.decided and bool(run.decided["higher_is_better"].isin([False]).any())
     return table(
         "decided",
-        f"Within {wording.fall_name(margin)} of the untouched model?",
+        f"Within {wording.fall_name(rule.margin)} of the untouched model?",
         "Questions were asked in random order, and no more of them under a policy once it was known, with "
-        f"{wording.percent(float(at(run.manifest, 'until_decided', 'confidence')), 0)} confidence, whether the "
-        f"{'rise' if lower else 'fall'} over the whole benchmark is within the margin. Changes are those of the questions asked.",
+        f"{wording.percent(rule.confidence, 0)} confidence, whether the {'rise' if lower else 'fall'} over the "
+        "whole benchmark is within the margin. Changes are those of the questions asked.",
         run.decided,
         [
             ("Policy", wording.policy_name, False),

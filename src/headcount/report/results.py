@@ -25,12 +25,13 @@ from headcount.analysis.divergence import per_token
 from headcount.analysis.outcomes import BASELINE, MEASURES, main_metric, metrics_of
 from headcount.analysis.removable import COLUMNS as REMOVABLE
 from headcount.errors import InputError, RunError, nearest
-from headcount.heads import HeadGeometry, LayerHeads
+from headcount.heads import HeadGeometry
 from headcount.metrics import Metric
 from headcount.report.wording import shown
 from headcount.scores import facts_of
-from headcount.store import Run
+from headcount.store import Manifest, Run
 from headcount.study.cuts import known_scores, saved_thresholds
+from headcount.study.progress import whats_left
 from headcount.study.verdicts import decided_table
 from headcount.summaries import Summary
 from headcount.thresholding import thresholds
@@ -47,8 +48,9 @@ class RunResults:
     """What a report is made from; parts that the run does not have are None.
 
     Args:
-        manifest: facts about the run (model, data, settings, versions, created, command); all optional. The metric is
-            ``settings.metric`` if given, else as from ``main_metric``.
+        manifest: facts about the run; all optional. The metric is ``settings.metric`` if given, else as from
+            ``main_metric``.
+        left: how much is not there of what was asked for, in a sentence.
         scores: one variable a score, dims (example, layer, head).
         summarised: for a run that kept a summary the number of its inputs; ``scores`` are then evenly spaced quantiles of
             each head, and what two heads do on one input is not known.
@@ -58,7 +60,8 @@ class RunResults:
         decided: of such a run, each policy's verdict.
     """
 
-    manifest: Mapping[str, Any]
+    manifest: Manifest
+    left: str = ""
     scores: xr.Dataset | None = None
     summarised: int | None = None
     thresholds: xr.Dataset | None = None
@@ -67,25 +70,24 @@ class RunResults:
 
     @property
     def model(self) -> str:
-        return shown(at(self.manifest, "model", "name") or "Unnamed model")
+        return shown(self.manifest.model.name or "Unnamed model")
 
     @property
     def fingerprint(self) -> str:
         """Of the model's weights; empty if the manifest does not say."""
-        return str(at(self.manifest, "model", "fingerprint") or "")
+        return self.manifest.model.fingerprint or ""
 
     @property
     def data(self) -> str:
         """The tasks or texts in a few words; empty if the manifest does not say."""
-        named = at(self.manifest, "data", "tasks") or at(self.manifest, "data", "texts") or ""
-        return shown(", ".join(map(str, named)) if isinstance(named, list) else named)
+        return shown(", ".join(self.manifest.data.tasks or self.manifest.data.texts))
 
     @cached_property
     def metric(self) -> str:
         """What accuracy is measured by. Raises InputError for one that the outcomes do not have."""
         assert self.outcomes is not None
         known = metrics_of(self.outcomes)
-        metric = str(at(self.manifest, "settings", "metric") or main_metric(self.outcomes))
+        metric = str(self.manifest.settings.metric or main_metric(self.outcomes))
         if metric not in known:
             raise InputError(f"Unknown metric {metric!r}. {nearest(metric, known) if known else 'There is none here.'}")
         return metric
@@ -94,7 +96,7 @@ class RunResults:
     def judged(self) -> Metric:
         """``metric``, and which way it is better: as ``settings.higher_is_better`` says, or else its tasks."""
         assert self.outcomes is not None
-        return Metric.of(self.outcomes, self.metric, at(self.manifest, "settings", "higher_is_better"))
+        return Metric.of(self.outcomes, self.metric, self.manifest.settings.higher_is_better)
 
     @property
     def asked(self) -> bool:
@@ -159,13 +161,10 @@ class RunResults:
     @cached_property
     def geometry(self) -> HeadGeometry | None:
         """Which heads the model has, from the manifest; None where that does not say, or speaks of other layers."""
-        try:
-            layers = tuple(LayerHeads(**layer) for layer in at(self.manifest, "model", "layers"))
-        except TypeError:
-            return None
-        geometry = HeadGeometry(layers=layers)
-        measured = self.scores is None or geometry.layer_indices == self.scores["layer"].values.tolist()
-        return geometry if measured else None
+        geometry = self.manifest.model.geometry
+        if geometry is None or self.scores is None:
+            return geometry
+        return geometry if geometry.layer_indices == self.scores["layer"].values.tolist() else None
 
     @cached_property
     def agreement(self) -> xr.Dataset:
@@ -260,9 +259,9 @@ class RunResults:
         return [min(max(value, 0.0), 1.0) if self.judged.is_share else value for value in accuracies]
 
     def facts(self) -> Iterator[tuple[str, str]]:
-        """Every entry of the manifest but the commands as (dotted name, text), nested mappings opened."""
-        hidden = ("command", "commands", "files", "thresholds", "scores")
-        return _facts({name: value for name, value in self.manifest.items() if name not in hidden})
+        """Every entry of the manifest but the command as (dotted name, text), nested mappings opened."""
+        hidden = ("command", "thresholds", "scores", "files", "metrics")
+        return _facts({name: value for name, value in self.manifest.facts().items() if name not in hidden})
 
 
 def read_results(run: Run) -> RunResults:
@@ -287,6 +286,7 @@ def read_results(run: Run) -> RunResults:
         )
     return RunResults(
         manifest=run.manifest,
+        left=whats_left(run),
         scores=scores,
         summarised=summary and summary.num_inputs,
         thresholds=cuts,
@@ -304,13 +304,6 @@ def _quantiles(summary: Summary) -> xr.Dataset:
     }
     heads = summary.heads.sizes["head"]
     return xr.Dataset(scores, coords={"layer": summary.layers, "head": np.arange(heads)}, attrs=summary.attrs)
-
-
-def at(tree: Any, *path: str) -> Any:
-    """The value under these names, None where there is none."""
-    for name in path:
-        tree = tree.get(name) if isinstance(tree, Mapping) else None
-    return tree
 
 
 def _facts(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

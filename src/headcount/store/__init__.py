@@ -4,9 +4,11 @@ from headcount.store.begin import begin_run, continue_run
 from headcount.store.export import table_csv
 from headcount.store.files import write_atomically
 from headcount.store.identity import differences, environment
+from headcount.store.manifest import Manifest
 from headcount.store.run import Run, is_run, open_run
 
 __all__ = [
+    "Manifest",
     "Run",
     "begin_run",
     "continue_run",

@@ -10,11 +10,24 @@ from pathlib import Path
 from typing import Any
 
 from headcount.errors import RunError
-from headcount.store.files import damaged, leftovers, shards
+from headcount.store.files import (
+    WRITTEN,
+    Damaged,
+    Shard,
+    append_line,
+    as_shard,
+    checksum,
+    damaged,
+    every_shard,
+    is_whole,
+    leftovers,
+    read_file,
+)
 from headcount.store.identity import differences, environment
-from headcount.store.lock import claimed
-from headcount.store.run import FORMAT, MANIFEST, METRICS, OUTCOMES, SCORES, SUMMARIES, Run, is_run, open_run
-from headcount.store.summaries import add_up, summary_files
+from headcount.store.lock import HOLDER, claimed
+from headcount.store.manifest import Manifest
+from headcount.store.run import MANIFEST, METRICS, OUTCOMES, SCORES, SUMMARIES, Run, is_run, open_run, subject_of
+from headcount.store.summaries import add_up
 
 _HISTORY = "history.jsonl"
 
@@ -43,26 +56,55 @@ def begin_run(
         RunError: the folder is another run's, holds other things, cannot be written, or another process works on it.
     """
     folder = Path(path)
-    facts = {"model": dict(model), "data": dict(data), "settings": dict(settings)}
+    facts = Manifest.of({"model": model, "data": data, "settings": settings})
     with claimed(folder, "run", is_run, command):
         now = datetime.now(UTC).isoformat(timespec="seconds")
         versions = environment()
         if is_run(folder):
-            run = open_run(folder)
+            run = _opened(folder, facts)
             _check_same(run, facts)
-            if changed := list(differences(versions, run.manifest.get("environment", {}))):
+            if changed := list(differences(versions, run.manifest.environment)):
                 warnings.warn(
                     f"{str(folder)!r} was begun with other versions ({'; '.join(changed)}): its numbers may differ from "
                     "those of one run by rounding.",
                     stacklevel=3,
                 )
         else:
-            run = Run(folder, {})
-            run.update(format=FORMAT, created=now, command=command, environment=versions, **facts)
+            run = Run(folder, facts)
+        if not run.manifest.created:
+            run.update(created=now, command=command, environment=versions)
         _repair(run)
-        with suppress(OSError), (folder / _HISTORY).open("a", encoding="utf-8") as history:  # for people alone
-            history.write(json.dumps({"time": now, "command": command, "environment": versions}) + "\n")
+        with suppress(OSError, RunError):  # for people alone
+            append_line(folder / _HISTORY, json.dumps({"time": now, "command": command, "environment": versions}))
         yield run
+        if (folder / WRITTEN).exists():
+            run.update()
+
+
+def _opened(folder: Path, facts: Manifest) -> Run:
+    """The run in the folder; where its manifest is damaged or gone, one made anew from its shards.
+
+    Raises:
+        RunError: the shards do not say that they are of this run.
+    """
+    try:
+        run = open_run(folder)
+    except Damaged as error:
+        run = Run(folder, facts)
+        for name in run.present():
+            if is_whole(shard := Shard.of(folder / name)) and subject_of(shard) != facts.subject:
+                raise RunError(
+                    f"{error} But {name} does not say that it is of the same model, data and settings as this command. Give "
+                    "that command, or choose another folder with -o."
+                ) from None
+        warnings.warn(f"{str(folder / MANIFEST)!r} was damaged; it is made anew.", stacklevel=4)
+        (folder / WRITTEN).unlink(missing_ok=True)
+    try:
+        run.noted()
+    except Damaged:
+        warnings.warn(f"{str(folder / WRITTEN)!r} was damaged; it is made anew.", stacklevel=4)
+        (folder / WRITTEN).unlink()
+    return run
 
 
 @contextmanager
@@ -74,20 +116,24 @@ def continue_run(path: str | os.PathLike[str], *, command: str = "", repair: boo
     run = open_run(path)
     if not repair and (broken := run.damaged()):
         raise damaged(broken[0], "it was cut off or altered since it was written")
+    if not repair and (gone := run.missing()):
+        raise damaged(gone[0], "it is gone")
     known = run.manifest
     with begin_run(
-        path, model=known["model"], data=known.get("data", {}), settings=known.get("settings", {}), command=command
+        path, model=known.model.facts(), data=known.data.facts(), settings=known.settings.facts(), command=command
     ) as run:
         yield run
 
 
-def _check_same(run: Run, facts: dict[str, dict[str, Any]]) -> None:
-    same_model = facts["model"].get("fingerprint") == run.manifest.get("model", {}).get("fingerprint")
-    parts = ("data", "settings") if same_model else ("model", "data", "settings")  # a path may be spelled another way
+def _check_same(run: Run, facts: Manifest) -> None:
+    there, here = run.manifest, facts
+    parts = {"data": (here.data, there.data), "settings": (here.settings, there.settings)}
+    if here.model.fingerprint != there.model.fingerprint:  # of the same one a path may be spelled another way
+        parts = {"model": (here.model, there.model), **parts}
     differing = [
         f"{part} {difference}"
-        for part in parts
-        for difference in differences(json.loads(json.dumps(facts[part], default=str)), run.manifest.get(part, {}))
+        for part, (wanted, found) in parts.items()
+        for difference in differences(wanted.facts(), found.facts())
     ]
     if differing:
         raise RunError(
@@ -97,16 +143,31 @@ def _check_same(run: Run, facts: dict[str, dict[str, Any]]) -> None:
 
 def _repair(run: Run) -> None:
     """Clear away what an interruption left: half-written files, those that others replace, and damaged ones."""
-    for name in (MANIFEST, METRICS):
-        for file in leftovers(run.path, name):
-            file.unlink(missing_ok=True)
+    for gone in run.missing():
+        if gone.name == METRICS:  # added up anew from the answers
+            continue
+        warnings.warn(f"{str(gone)!r} is gone; it is made anew.", stacklevel=4)
+        for other in every_shard(gone.parent):
+            if (lost := as_shard(gone)) and other.stem == lost.stem:  # under its name, and not what was written
+                other.path.unlink()
     for file in run.damaged():
         warnings.warn(f"{str(file)!r} was cut off or altered since it was written; it is made anew.", stacklevel=4)
-        file.unlink(missing_ok=True)
+        file.unlink()
+    kept = set(run.present())
     for folder in (SCORES, SUMMARIES, OUTCOMES):
-        files = summary_files(run.path / folder) if folder == SUMMARIES else shards(run.path / folder)
-        kept = {file.path for file in files}
-        for file in (run.path / folder).glob("*"):
-            if file not in kept:
-                file.unlink(missing_ok=True)
+        for file in [*leftovers(run.path / folder), *(shard.path for shard in every_shard(run.path / folder))]:
+            if f"{folder}/{file.name}" not in kept:
+                file.unlink()
+    for name in (MANIFEST, METRICS, HOLDER, _HISTORY, WRITTEN):
+        for file in leftovers(run.path, name):
+            file.unlink()
+    metrics = None
+    if (run.path / METRICS).exists():
+        older = run.manifest.format == 2
+        metrics = checksum(read_file(run.path / METRICS)) if older else run.manifest.metrics
+        if metrics is None:  # whoever wrote it died before it counted
+            (run.path / METRICS).unlink()
+    found = {"files": sorted(kept)} | ({} if metrics == run.manifest.metrics else {"metrics": metrics})
+    if run.manifest.changed(**found) != run.manifest or (run.path / WRITTEN).exists():
+        run.update(**found)
     add_up(run.path / SUMMARIES)

@@ -3,16 +3,15 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import xarray as xr
-from pydantic import TypeAdapter, ValidationError
 
 from headcount.errors import RunError
 from headcount.scores import SCORE_FACTS, ScoreFacts, get_score, is_registered
+from headcount.store.manifest import NotedScore
 from headcount.summaries import Summary
 
-_FACTS = TypeAdapter(dict[str, ScoreFacts])
 _Measured = TypeVar("_Measured", xr.Dataset, Summary)
 
 
@@ -22,16 +21,16 @@ def noted_facts(ids: Iterable[str]) -> dict[str, dict[str, str]]:
     return {id: {name: value for name, value in facts.items() if name != "id"} for id, facts in of_score.items()}
 
 
-def described(measured: _Measured, noted: Mapping[str, Any], folder: Path) -> _Measured:
+def described(measured: _Measured, noted: Mapping[str, NotedScore], folder: Path) -> _Measured:
     """What was measured, with the facts that the run notes of scores that are not registered here.
 
     Raises:
-        RunError: the facts cannot be read, or a score is another one here.
+        RunError: a score is another one here.
     """
-    try:
-        facts = _FACTS.validate_python({id: {"id": id, **entry} for id, entry in noted.items()})
-    except (ValidationError, TypeError) as error:
-        raise RunError(f"{str(folder)!r} does not say what its scores are ({str(error).splitlines()[0]}).") from error
+    facts = {
+        id: ScoreFacts(id=id, name=of.name, inactive_when=of.inactive_when, unit=of.unit, source=of.source)
+        for id, of in noted.items()
+    }
     for id, there in facts.items():
         if is_registered(id) and (here := get_score(id)).inactive_when != there.inactive_when:
             raise RunError(

@@ -1,5 +1,8 @@
 """Files that are complete once they exist, and whose names say what is in them.
 
+Only what is a file or a folder of its own counts: a part of a run that is a link, a pipe or a device is refused by name,
+before it is read, replaced or removed. The way to the run may lead over links.
+
 A shard is called ``STEM-HASH.EXT`` where HASH is the first 16 hex digits of its content's SHA-256. It appears under that
 name in one step, so a process that dies at any moment leaves whole shards only, and one that was cut off or altered
 afterwards no longer matches its name.
@@ -8,20 +11,114 @@ afterwards no longer matches its name.
 import hashlib
 import os
 import re
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import NamedTuple
 
 from headcount.errors import RunError
 
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<checksum>[0-9a-f]{16})\.[a-z]+")
+_SHARD = re.compile(r"(?P<stem>\d{6,12}(-[A-Za-z0-9_-]+)?)-(?P<checksum>[0-9a-f]{16})\.(safetensors|parquet)")
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.([0-9a-f]{16}|\d{1,10})\.part")  # the latter: of older headcounts
+#: A shard within its run.
+NOTED = re.compile(rf"(scores|summaries|outcomes)/{_SHARD.pattern}")
+#: Gets a line for each shard that is written, and goes when a manifest lists them.
+WRITTEN = "written.txt"
+#: What lies in the folder of a run or study. Whatever else lies there is somebody else's.
+_FILES = (
+    "run.json", "study.json", "metrics.parquet", WRITTEN, "history.jsonl", ".lock", ".holder.json", "report.html",
+)  # fmt: skip
+_FOLDERS = ("scores", "summaries", "outcomes", "tables", "runs", "export", "figures")
+_WITHIN = ("scores", "summaries", "outcomes", "tables", "runs")
+# Where the system has no such flags, nothing hangs either.
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+_KINDS = {
+    stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "symbolic link", stat.S_IFIFO: "pipe (FIFO)",
+    stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device",
+}  # fmt: skip
 
 
 class Shard(NamedTuple):
     path: Path
     stem: str
     checksum: str
+
+    @classmethod
+    def of(cls, path: Path) -> "Shard":
+        """Of a file that is named as a shard."""
+        shard = as_shard(path)
+        assert shard is not None
+        return shard
+
+
+def kind(path: Path) -> str | None:
+    """What is there, without following a link: ``file``, ``folder``, ``symbolic link``, …; None for nothing."""
+    try:
+        return _KINDS.get(stat.S_IFMT(path.lstat().st_mode), "device")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def check_parts(folder: Path) -> None:
+    """Raise RunError if a part of a run or study is not the file or folder that headcount makes, or cannot be read."""
+    try:
+        for names, wanted in ((_FILES, "file"), (_FOLDERS, "folder")):
+            for name in names:
+                if kind(folder / name) not in (None, wanted):
+                    raise _no(wanted, folder / name)
+        for name in _WITHIN:
+            for entry in os.scandir(folder / name) if kind(folder / name) else ():
+                own = name != "runs" and (_SHARD.fullmatch(entry.name) or _TEMPORARY.fullmatch(entry.name))
+                if not entry.is_file(follow_symlinks=False) and (own or not entry.is_dir(follow_symlinks=False)):
+                    raise _no("folder" if name == "runs" else "file", Path(entry.path))
+        for path in (folder / "runs").glob("*/*"):
+            if kind(path) not in ("folder", "file"):
+                raise _no("folder", path)
+    except OSError as error:
+        raise RunError(f"{str(folder)!r} cannot be read ({error.strerror or error}).") from error
+
+
+def _no(wanted: str, path: Path) -> RunError:
+    return RunError(
+        f"{str(path)!r} is a {kind(path)}, and headcount keeps a {wanted} of its own there. Nothing was read or written. "
+        "Put the real one in its place, or move it away."
+    )
+
+
+def open_file(file: Path) -> BufferedReader:
+    """A file's content, to read. Raises OSError if it cannot be read, or is a link, a pipe, a folder or a device."""
+    descriptor = os.open(file, os.O_RDONLY | _PLAIN)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"it is a {kind(file)}, not a file")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_file(file: Path) -> bytes:
+    """As ``open_file``, all of it."""
+    with open_file(file) as stream:
+        return stream.read()
+
+
+def append_line(file: Path, line: str) -> None:
+    """Add a line, durably, to this file alone: one that has other names (hard links) is replaced by a copy.
+
+    Raises:
+        OSError: it cannot be written, or is a link, a pipe, a folder or a device.
+    """
+    with suppress(FileNotFoundError):
+        with open_file(file) as known:
+            content = known.read() if os.fstat(known.fileno()).st_nlink > 1 else None
+        if content is not None:
+            write_atomically(file, content)
+    descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _PLAIN, 0o666)
+    with os.fdopen(descriptor, "ab") as stream:
+        stream.write(f"{line}\n".encode())
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def write_atomically(file: Path, content: bytes) -> None:
@@ -30,12 +127,15 @@ def write_atomically(file: Path, content: bytes) -> None:
     Temporary file, fsync, rename, fsync of the folder.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: it cannot be written, or something else than a file is there.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.part")
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(8)}.part")
     try:
         make_folder(file.parent)
-        with temporary.open("wb") as stream:
+        if (found := kind(file)) not in (None, "file"):
+            raise OSError(f"it is a {found}")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN, 0o666)
+        with os.fdopen(descriptor, "wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
@@ -56,27 +156,60 @@ def make_folder(folder: Path) -> None:
 
 
 def write_shard(folder: Path, stem: str, extension: str, content: bytes) -> Path:
-    """Write a shard. An older one with the same stem goes once the new one is there."""
+    """Write a shard, and note it in the run. An older one with the same stem goes once the new one is there."""
     file = folder / f"{stem}-{checksum(content)}.{extension}"
     write_atomically(file, content)
-    for other in _every_shard(folder):
+    name = f"{folder.name}/{file.name}"
+    try:
+        append_line(folder.parent / WRITTEN, f"{checksum(name.encode())} {name}")
+    except OSError as error:
+        raise cannot_write(folder.parent / WRITTEN, error) from error
+    for other in every_shard(folder):
         if other.stem == stem and other.path != file:
             other.path.unlink(missing_ok=True)
     return file
 
 
+def written(run: Path) -> list[str]:
+    """The shards noted since the manifest was written, as FOLDER/NAME; a line that was cut off is left out.
+
+    Raises:
+        Damaged: the list was altered.
+    """
+    file = run / WRITTEN
+    try:
+        lines = read_file(file).decode(errors="replace").split("\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise damaged(file, str(error)) from error
+    names = []
+    for known, _, name in (line.partition(" ") for line in lines[:-1]):
+        if checksum(name.encode()) != known or not NOTED.fullmatch(name):
+            raise damaged(file, "a line differs from its checksum")
+        names.append(name)
+    return names
+
+
 def shards(folder: Path) -> list[Shard]:
     """The shards of a folder by name; the first by checksum where two have one stem."""
     found: dict[str, Shard] = {}
-    for shard in _every_shard(folder):
+    for shard in every_shard(folder):
         found.setdefault(shard.stem, shard)
     return list(found.values())
 
 
-def _every_shard(folder: Path) -> Iterator[Shard]:
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if match := _SHARD.fullmatch(path.name):
-            yield Shard(path, match["stem"], match["checksum"])
+def every_shard(folder: Path) -> Iterator[Shard]:
+    """Also those that another one of the same stem stands in for."""
+    for path in sorted(folder.iterdir()) if kind(folder) == "folder" else ():
+        if (shard := as_shard(path)) is not None:
+            yield shard
+
+
+def as_shard(path: Path) -> Shard | None:
+    """What a file's name says; None if headcount does not name its shards so."""
+    match = _SHARD.fullmatch(path.name)
+    return match and Shard(path, match["stem"], match["checksum"])
 
 
 def checksum(content: bytes | memoryview) -> str:
@@ -86,7 +219,7 @@ def checksum(content: bytes | memoryview) -> str:
 def is_whole(shard: Shard) -> bool:
     """Whether the shard's content is the one its name promises."""
     try:
-        with shard.path.open("rb") as stream:
+        with open_file(shard.path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()[:16] == shard.checksum
     except OSError:
         return False
@@ -95,7 +228,7 @@ def is_whole(shard: Shard) -> bool:
 def read_shard(shard: Shard) -> bytes:
     """A shard's content. Raises RunError if it cannot be read, or is not what was written."""
     try:
-        content = shard.path.read_bytes()
+        content = read_file(shard.path)
     except OSError as error:
         raise damaged(shard.path, str(error)) from error
     if checksum(content) != shard.checksum:
@@ -103,13 +236,20 @@ def read_shard(shard: Shard) -> bytes:
     return content
 
 
-def leftovers(folder: Path, name: str = "*") -> Iterator[Path]:
-    """Temporary files, for files called ``name``, of writers that died."""
-    yield from folder.glob(f".{name}.*.part")
+def leftovers(folder: Path, name: str | None = None) -> Iterator[Path]:
+    """Temporary files, for files called ``name`` or all, of writers that died."""
+    for path in folder.iterdir() if kind(folder) == "folder" else ():
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and name in (None, match["name"]) and kind(path) == "file":
+            yield path
 
 
-def damaged(file: Path, why: str) -> RunError:
-    return RunError(
+class Damaged(RunError):
+    """A file that is not what headcount wrote, or is gone."""
+
+
+def damaged(file: Path, why: str) -> Damaged:
+    return Damaged(
         f"{str(file)!r} is not what was written ({why}). Give the command that made the run again: it makes this part anew."
     )
 

@@ -7,14 +7,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field
 
 from headcount.errors import RunError
-from headcount.store.files import cannot_write, leftovers, make_folder
+from headcount.store.files import cannot_write, check_parts, kind, leftovers, make_folder, read_file, write_atomically
 
 LOCK, HOLDER = ".lock", ".holder.json"
+_Said = Annotated[str, Field(max_length=10_000)]
+
+
+class Holder(BaseModel):
+    """Who works on a folder, as its process wrote it."""
+
+    pid: Annotated[int, Field(ge=0, lt=2**63)]
+    host: _Said
+    since: _Said
+    command: _Said
 
 
 @contextmanager
@@ -26,6 +37,7 @@ def claimed(folder: Path, what: str, is_own: Callable[[Path], bool], command: st
     """
     try:
         make_folder(folder)
+        check_parts(folder)
         others = {entry.name for entry in folder.iterdir()} - {LOCK, HOLDER, *(file.name for file in leftovers(folder))}
         if others and not is_own(folder):
             raise RunError(f"{str(folder)!r} is not empty. Give the {what} a folder of its own with -o.")
@@ -42,6 +54,8 @@ def _locked(folder: Path, command: str) -> Iterator[None]:
     Raises:
         RunError: another process holds it; the message says which, since when, and what it does.
     """
+    if _shared(folder / LOCK):
+        raise RunError(f"{str(folder / LOCK)!r} has other names (hard links), so that it locks nothing. Remove it.")
     lock = FileLock(folder / LOCK, is_singleton=False, thread_local=False)
     try:
         lock.acquire(timeout=0.3, poll_interval=0.05)  # somebody may only be looking
@@ -55,8 +69,8 @@ def _locked(folder: Path, command: str) -> Iterator[None]:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     facts = {"pid": os.getpid(), "host": socket.gethostname(), "since": now, "command": command}
     try:
-        with suppress(OSError):  # for people alone: the lock holds without it
-            (folder / HOLDER).write_text(json.dumps(facts), encoding="utf-8")
+        with suppress(RunError):  # for people alone: the lock holds without it
+            write_atomically(folder / HOLDER, json.dumps(facts).encode())
         yield
     finally:
         with suppress(OSError):
@@ -66,21 +80,24 @@ def _locked(folder: Path, command: str) -> Iterator[None]:
 
 def holder(folder: Path) -> dict[str, Any] | None:
     """Who works on the folder (pid, host, since, command; empty if that cannot be told), None if nobody does."""
-    if not (folder / LOCK).exists():
+    if kind(folder / LOCK) != "file" or _shared(folder / LOCK):
         return None
     lock = FileLock(folder / LOCK, is_singleton=False, thread_local=False)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         with suppress(OSError, ValueError):
-            known = json.loads((folder / HOLDER).read_text(encoding="utf-8"))
-            if isinstance(known, dict):
-                return known
+            return Holder.model_validate_json(read_file(folder / HOLDER)).model_dump()
         return {}
     except OSError:  # a folder that can only be read
         return None
     lock.release()
     return None
+
+
+def _shared(lock: Path) -> bool:
+    """Whether a lock file has other names: to lock it would empty and lock those, too."""
+    return kind(lock) is not None and lock.lstat().st_nlink > 1
 
 
 def _described(facts: dict[str, Any] | None) -> str:

@@ -4,15 +4,35 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import Field
 
 from headcount.metrics import Directions, directed, directions_of, merged
-from headcount.store.files import Shard, damaged, read_shard
+from headcount.store.files import Shard, damaged, open_file, read_shard
+from headcount.store.manifest import Count, Facts, RuleFacts, plain
 
 _KEY = b"headcount"
+_WHOLE = ("policy", "score", "task", "doc_id")  # every row has them
+_NUMBERS = ("doc_id", "share_asked", "threshold", "share_zeroed")
+_KINDS = {
+    "text": ("policy", "score", "task", "doc_hash", "target", "response", "items"),
+    "number": (*_NUMBERS, "num_inputs", "num_tokens", "gold_loglikelihood", "kl_from_baseline"),
+    "list": ("loglikelihoods", "zeroed_heads"),
+}
+
+
+class _Facts(Facts):
+    policies: Annotated[list[str], Field(min_length=1)]
+    questions: Annotated[list[Count], Field(min_length=1)]
+    failures: dict[str, str]
+    higher_is_better: Directions = Field(default={})
+    """What the questions' tasks say of their metrics; empty in files of an older headcount."""
+    run: str | None = None
+    until_decided: RuleFacts | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,12 +40,20 @@ class OutcomeShard:
     """What an outcome file holds: every one of ``questions`` (numbers within the benchmark) under each of ``policies``."""
 
     file: Shard
-    policies: tuple[str, ...]
-    questions: tuple[int, ...]
-    failures: dict[str, str]
-    """Policies without rows, and why."""
-    higher_is_better: Directions
-    """What the questions' tasks say of their metrics; empty in files of an older headcount."""
+    facts: "_Facts"
+
+    @property
+    def policies(self) -> list[str]:
+        return self.facts.policies
+
+    @property
+    def questions(self) -> list[int]:
+        return self.facts.questions
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Policies without rows, and why."""
+        return self.facts.failures
 
     @property
     def place(self) -> int:
@@ -33,12 +61,10 @@ class OutcomeShard:
         return int(self.file.stem.partition("-")[0])
 
 
-def encode_outcomes(
-    outcomes: pd.DataFrame, policies: Sequence[str], questions: Sequence[int], failures: Mapping[str, str]
-) -> bytes:
+def encode_outcomes(outcomes: pd.DataFrame, facts: Mapping[str, Any]) -> bytes:
+    """A shard's content; ``facts`` are those of ``OutcomeShard``."""
     table = pa.Table.from_pandas(outcomes, preserve_index=False)
-    facts = {"policies": list(policies), "questions": list(questions), "failures": dict(failures)}
-    facts["higher_is_better"] = directions_of(outcomes)
+    facts = {**facts, "higher_is_better": directions_of(outcomes)}
     table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(facts).encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
@@ -48,12 +74,10 @@ def encode_outcomes(
 def describe_outcomes(file: Shard) -> OutcomeShard:
     """What a file holds, from its footer alone. Raises RunError if that cannot be read."""
     try:
-        facts = json.loads(pq.read_schema(file.path).metadata[_KEY])
-        return OutcomeShard(
-            file=file, policies=tuple(facts["policies"]), questions=tuple(facts["questions"]),
-            failures=dict(facts["failures"]), higher_is_better=dict(facts.get("higher_is_better", {})),
-        )  # fmt: skip
-    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError) as error:
+        with open_file(file.path) as stream:
+            facts = _Facts.model_validate(plain(json.loads(pq.read_schema(stream).metadata[_KEY])))
+        return OutcomeShard(file=file, facts=facts)
+    except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, RecursionError) as error:
         raise damaged(file.path, str(error)) from error
 
 
@@ -63,11 +87,41 @@ def read_outcomes(parts: Sequence[OutcomeShard], columns: Sequence[str] | None =
     for part in parts:
         try:
             table = pq.read_table(io.BytesIO(read_shard(part.file)))
-        except (pa.ArrowException, OSError, ValueError) as error:
+            _check(part, table)
+        except (pa.ArrowException, OSError, ValueError, LookupError) as error:
             raise damaged(part.file.path, str(error)) from error
         if columns is not None:
             table = table.select([name for name in columns if name in table.column_names])
         tables.append(table.replace_schema_metadata(None))
-    # A column of nothing but None has no type of its own in its file.
-    frame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
-    return directed(frame, merged(part.higher_is_better for part in parts))
+    try:  # a column of nothing but None has no type of its own in its file
+        frame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+    except pa.ArrowException as error:
+        raise damaged(parts[0].file.path.parent, str(error)) from error
+    return directed(frame, merged(part.facts.higher_is_better for part in parts))
+
+
+def _check(part: OutcomeShard, table: pa.Table) -> None:
+    """Raise ValueError unless the rows are those that the file is said to hold."""
+    kinds = dict(zip(table.column_names, table.schema.types, strict=True))
+    if len(kinds) < table.num_columns or not kinds.keys() >= {*_WHOLE, *_NUMBERS}:
+        raise ValueError(f"its columns are {', '.join(table.column_names):.200}")
+    for name, kind in kinds.items():
+        wanted = [of for of, names in _KINDS.items() if name in names] or list(_KINDS)
+        if (found := _kind(kind)) not in (*wanted, None) or (found is None and name in _WHOLE):
+            raise ValueError(f"its column {name} is of {kind}")
+    if any(table[name].null_count for name in _WHOLE):
+        raise ValueError("it has rows without a policy, score, task or question")
+    asked = [policy for policy in part.policies if policy not in part.failures]
+    if sorted(table["policy"].to_pylist()) != sorted(policy for policy in asked for _ in part.questions):
+        raise ValueError(f"its {table.num_rows} rows are not {len(part.questions)} of each policy")
+
+
+def _kind(kind: pa.DataType) -> str | None:
+    """What values of a type are: ``text``, ``number`` or ``list`` (of numbers, or of such lists); None for no values."""
+    if pa.types.is_null(kind):
+        return None
+    if pa.types.is_list(kind):
+        return "list" if _kind(kind.value_type) in ("number", "list", None) else "other"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        return "text"
+    return "number" if pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) else "other"

@@ -20,7 +20,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -31,29 +31,44 @@ import xarray as xr
 
 from headcount.errors import RunError
 from headcount.store.described import described
-from headcount.store.files import Shard, damaged, is_whole, shards, write_atomically, write_shard
+from headcount.store.files import (
+    WRITTEN,
+    Damaged,
+    Shard,
+    as_shard,
+    check_parts,
+    checksum,
+    damaged,
+    is_whole,
+    kind,
+    read_file,
+    shards,
+    write_atomically,
+    write_shard,
+    written,
+)
+from headcount.store.headers import read_header
 from headcount.store.lock import holder
+from headcount.store.manifest import Manifest, RuleFacts, Settings
 from headcount.store.outcomes import OutcomeShard, describe_outcomes, encode_outcomes, read_outcomes
 from headcount.store.scores import encode_scores, open_scores
-from headcount.store.summaries import add_summary, read_summaries, span, summary_files
+from headcount.store.summaries import add_summary, read_summaries, span, standing, summary_files
 from headcount.summaries import Summary
 
-FORMAT = 2
-#: Inputs, or questions, whose results are written together.
-SHARD = 256
 MANIFEST, METRICS = "run.json", "metrics.parquet"
 SCORES, SUMMARIES, OUTCOMES = "scores", "summaries", "outcomes"
+_STEMS = {SCORES: re.compile(r"\d+"), OUTCOMES: re.compile(r"\d+-.*")}
 
 
 class Run:
     """One run's folder. ``open_run`` reads it; ``begin_run`` (store/begin.py) makes or continues it."""
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
 
     def __repr__(self) -> str:
-        model = self.manifest.get("model", {}).get("name", "?")
+        model = self.manifest.model.name or "?"
         measured = sum(len(self._shards(folder)) for folder in (SCORES, SUMMARIES))
         return (
             f"<Run {str(self.path)!r}: {model}, {measured} files of scores, {len(self._shards(OUTCOMES))} of outcomes>"
@@ -61,44 +76,62 @@ class Run:
 
     def _repr_html_(self) -> str:
         """Model, data, what was measured and evaluated, as a table."""
-        data = self.manifest.get("data", {})
-        named = data.get("tasks") or data.get("texts") or []
+        data = self.manifest.data
         facts = {
             "run": self.path,
-            "model": self.manifest.get("model", {}).get("name", "?"),
-            "data": ", ".join(map(str, named)),
+            "model": self.manifest.model.name or "?",
+            "data": ", ".join(data.tasks or data.texts),
             "files of scores": sum(len(self._shards(folder)) for folder in (SCORES, SUMMARIES)),
             "policies": ", ".join(self.policies()),
-            "created": self.manifest.get("created", "?"),
+            "created": self.manifest.created or "?",
         }
         rows = (f"<tr><th>{escape(name)}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items())
         return f"<table>{''.join(rows)}</table>"
 
     @property
-    def settings(self) -> Mapping[str, Any]:
-        return self.manifest.get("settings", {})
+    def settings(self) -> Settings:
+        return self.manifest.settings
 
     @property
     def shard_size(self) -> int:
         """Inputs, or questions, of one shard."""
-        return self.settings.get("shard", SHARD)
+        return self.settings.shard
 
     def update(self, **facts: Any) -> None:
-        """Write facts into the manifest."""
-        manifest = self.manifest | facts
-        write_atomically(self.path / MANIFEST, json.dumps(manifest, indent=1, default=str).encode())
+        """Write facts into the manifest, and which shards there are."""
+        manifest = self.manifest.changed(**{"files": self.noted()} | facts)
+        write_atomically(self.path / MANIFEST, manifest.content())
         self.manifest = manifest
+        (self.path / WRITTEN).unlink(missing_ok=True)
+
+    def noted(self) -> list[str]:
+        """Every shard that the run is known to have, as FOLDER/NAME, whether it is still there or not."""
+        latest = {}
+        for name in [*self.manifest.files, *written(self.path)]:
+            if (shard := as_shard(self.path / name)) is not None:
+                latest[shard.path.parent, shard.stem] = shard
+        return self._names(latest.values())
+
+    def present(self) -> list[str]:
+        """Every shard that is there, as FOLDER/NAME."""
+        return self._names(shard for folder in (SCORES, SUMMARIES, OUTCOMES) for shard in self._shards(folder))
+
+    def _names(self, shards: Iterable[Shard]) -> list[str]:
+        held = list(shards)
+        sums = [shard for shard in held if shard.path.parent.name == SUMMARIES]
+        kept = [*standing(sums), *(shard for shard in held if shard.path.parent.name != SUMMARIES)]
+        return sorted(f"{shard.path.parent.name}/{shard.path.name}" for shard in kept)
 
     # What was measured
 
     def add_scores(self, shard: int, table: xr.Dataset) -> None:
         """Keep the scores of one shard of inputs, as ``measure_heads`` gives them."""
-        content = encode_scores(table, self.settings.get("scores_dtype", "float32"))
+        content = encode_scores(table, self.settings.scores_dtype, self.manifest.subject)
         write_shard(self.path / SCORES, f"{shard:06d}", "safetensors", content)
 
     def add_summary(self, shard: int, summary: Summary) -> None:
         """Keep a summary of one shard of inputs, added up with its neighbours'."""
-        add_summary(self.path / SUMMARIES, shard, summary)
+        add_summary(self.path / SUMMARIES, shard, summary, self.manifest.subject)
 
     @property
     def has_scores(self) -> bool:
@@ -110,7 +143,7 @@ class Run:
         A score is read from disk when its values are asked for, as float32.
         """
         files = self._shards(SCORES)
-        return described(open_scores(files), self.manifest.get("scores", {}), self.path) if files else None
+        return described(open_scores(files), self.manifest.scores, self.path) if files else None
 
     def score_parts(self) -> Iterator[tuple[int, xr.Dataset]]:
         """The scores part by part, each with the number of its first input: for runs larger than memory."""
@@ -119,8 +152,8 @@ class Run:
 
     def summary(self) -> Summary | None:
         """What was measured, summarised; None if no summary was kept."""
-        files = summary_files(self.path / SUMMARIES)
-        return described(read_summaries(files), self.manifest.get("scores", {}), self.path) if files else None
+        files = self._shards(SUMMARIES)
+        return described(read_summaries(files), self.manifest.scores, self.path) if files else None
 
     def measurements(self) -> xr.Dataset | Summary | None:
         """Every score, or their summary where that was kept; None if nothing was measured."""
@@ -128,8 +161,15 @@ class Run:
 
     def measured(self) -> set[int]:
         """The shards of inputs that are measured."""
-        spans = map(span, summary_files(self.path / SUMMARIES))
-        return {int(file.stem) for file in self._shards(SCORES)} | {i for a, b in spans for i in range(a, b + 1)}
+        summed = {i for file in self._shards(SUMMARIES) for i in _covered(file)}
+        return {int(file.stem) for file in self._shards(SCORES)} | summed
+
+    def scores_measured(self) -> list[str] | None:
+        """Ids, as the manifest says or, where it was made anew, the shards; None if nothing was to be measured."""
+        if self.manifest.measured is not None:
+            return self.manifest.measured.scores
+        kept = [shard for folder in (SCORES, SUMMARIES) for shard in self._shards(folder)]
+        return read_header(kept[0].path).scores if kept else None
 
     def set_thresholds(self, cuts: xr.Dataset) -> None:
         values = {str(name): of_score.values.tolist() for name, of_score in cuts.items()}
@@ -137,17 +177,10 @@ class Run:
 
     def thresholds(self) -> xr.Dataset | None:
         """Thresholds, dim (share,), one variable per score; None if they were not computed."""
-        known = self.manifest.get("thresholds")
-        if known is None:
+        if (known := self.manifest.thresholds) is None:
             return None
-        try:
-            cuts = {name: ("share", values) for name, values in known["scores"].items()}
-            return xr.Dataset(cuts, coords={"share": known["share"]})
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            file = str(self.path / MANIFEST)
-            raise RunError(
-                f"The thresholds in {file!r} cannot be read ({error}). Find them again with `headcount thresholds`."
-            ) from error
+        cuts = {name: ("share", values) for name, values in known.scores.items()}
+        return xr.Dataset(cuts, coords={"share": known.share})
 
     # What was answered
 
@@ -170,7 +203,12 @@ class Run:
         """
         name = re.sub(r"[^A-Za-z0-9_]+", "-", policies[0])[:40].strip("-") or "policy"
         unit = hashlib.sha256(json.dumps([list(policies), list(questions)]).encode()).hexdigest()[:6]
-        content = encode_outcomes(outcomes, policies, questions, failures or {})
+        rule = self.manifest.until_decided
+        facts = {
+            "run": self.manifest.subject, "policies": list(policies), "questions": list(questions),
+            "failures": dict(failures or {}), "until_decided": rule and rule.facts(),
+        }  # fmt: skip
+        content = encode_outcomes(outcomes, facts)
         write_shard(
             self.path / OUTCOMES, f"{min(questions) if place is None else place:06d}-{name}-{unit}", "parquet", content
         )
@@ -182,6 +220,10 @@ class Run:
             for policy in shard.policies:
                 known.setdefault(policy, set()).update(shard.questions)
         return known
+
+    def rule(self) -> RuleFacts | None:
+        """When asking stops, as the manifest says or, where it was made anew, the answers; None: every question is asked."""
+        return self.manifest.until_decided or next((shard.facts.until_decided for shard in self._answers()), None)
 
     def failures(self) -> dict[str, str]:
         """Policies that were given up on some question, with the reason."""
@@ -233,52 +275,100 @@ class Run:
     def policies(self) -> list[str]:
         """Labels of the policies that have answers, in the order in which they were asked for."""
         have = self.answered()
-        asked = [entry["policy"] for entry in self.manifest.get("policies", ())]
+        asked = [entry.policy for entry in self.manifest.policies]
         return list(dict.fromkeys([*(label for label in asked if label in have), *have]))
 
     def set_metrics(self, metrics: pd.DataFrame) -> None:
         buffer = io.BytesIO()
         metrics.to_parquet(buffer, index=False)
+        if self.manifest.metrics is not None:
+            self.update(metrics=None)  # whoever dies now leaves metrics that do not count, not damaged ones
         write_atomically(self.path / METRICS, buffer.getvalue())
+        self.update(metrics=checksum(buffer.getvalue()))
 
     def metrics(self) -> pd.DataFrame | None:
         """lm-eval's aggregated metrics of every policy; None if there are none."""
-        file = self.path / METRICS
-        if not file.exists():
+        if (known := self.manifest.metrics) is None and self.manifest.format > 2:
             return None
+        file = self.path / METRICS
         try:
-            return pd.read_parquet(file)
-        except (OSError, ValueError) as error:
+            content = read_file(file)
+            if known not in (None, checksum(content)):
+                raise ValueError("its checksum differs")
+            frame = pd.read_parquet(io.BytesIO(content))
+            if frame.columns.tolist() != ["policy", "task", "metric", "value"]:
+                raise ValueError("its columns are others")
+            return frame.astype({"policy": str, "task": str, "metric": str, "value": float})
+        except (OSError, ValueError, TypeError) as error:
+            if known is None and not file.exists():
+                return None
             raise damaged(file, str(error)) from error
 
     # How it stands
 
     def damaged(self) -> list[Path]:
         """Files that were cut off or altered since they were written. Reads every file."""
-        return [
+        found = [
             shard.path
             for folder in (SCORES, SUMMARIES, OUTCOMES)
             for shard in self._shards(folder)
             if not is_whole(shard)
         ]
+        if (self.path / METRICS).exists():
+            try:
+                self.metrics()
+            except Damaged:
+                found.append(self.path / METRICS)
+        return found
+
+    def missing(self) -> list[Path]:
+        """Files that were there and are gone."""
+        present, summed = self.present(), {i for file in self._shards(SUMMARIES) for i in _covered(file)}
+        noted = [as_shard(self.path / name) for name in self.noted() if name not in present]
+        gone = [file.path for file in noted if file and not (_covered(file) and _covered(file) <= summed)]
+        if self.manifest.metrics and not (self.path / METRICS).exists():
+            gone.append(self.path / METRICS)
+        # Whoever is killed leaves one file at most that is not noted.
+        unknown = set(present) - set(self.noted())
+        if len(unknown) > 1 and self.manifest.files and self.holder() is None:
+            gone.append(self.path / WRITTEN)
+        return gone
 
     def fingerprint(self) -> str:
         """Of all that the run holds: it changes when anything is measured or answered, or thresholds are found."""
         kept = {
-            name: value for name, value in self.manifest.items() if name not in ("created", "command", "environment")
+            name: value
+            for name, value in self.manifest.facts().items()
+            if name not in ("created", "command", "environment", "files")
         }
-        names = [shard.path.name for folder in (SCORES, SUMMARIES, OUTCOMES) for shard in self._shards(folder)]
-        return hashlib.sha256(json.dumps([kept, names], default=str).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([kept, self.present()]).encode()).hexdigest()[:16]
 
     def holder(self) -> dict[str, Any] | None:
         """Who works on the run just now (pid, host, since, command), None if nobody does."""
         return holder(self.path)
 
     def _shards(self, folder: str) -> list[Shard]:
-        return shards(self.path / folder)
+        """Those whose names are of this folder's kind."""
+        if folder == SUMMARIES:
+            return summary_files(self.path / folder)
+        return [shard for shard in shards(self.path / folder) if _STEMS[folder].fullmatch(shard.stem)]
 
     def _answers(self) -> list[OutcomeShard]:
         return [describe_outcomes(file) for file in self._shards(OUTCOMES)]
+
+
+def _covered(file: Shard) -> set[int]:
+    """The shards of inputs that a summary is of."""
+    if file.path.parent.name != SUMMARIES:
+        return set()
+    first, last = span(file)
+    return set(range(first, last + 1))
+
+
+def subject_of(shard: Shard) -> str | None:
+    """Of which run a shard says that it is."""
+    known = describe_outcomes(shard).facts if shard.path.parent.name == OUTCOMES else read_header(shard.path)
+    return known.run
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -288,25 +378,22 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         RunError: no run there, a damaged manifest, or another format.
     """
     folder = Path(path)
+    check_parts(folder)
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Run(folder, Manifest.read(folder / MANIFEST))
     except FileNotFoundError:
+        if holds_shards(folder):
+            raise damaged(folder / MANIFEST, "it is gone") from None
         raise RunError(
             f"{str(folder)!r} holds no run (no {MANIFEST}). Make one with `headcount measure … -o {folder}`."
         ) from None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{str(folder / MANIFEST)!r} cannot be read ({error}). Make the run again.") from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("model"), dict):
-        raise RunError(f"{str(folder / MANIFEST)!r} is not the manifest of a headcount run.")
-    if (found := manifest.get("format")) != FORMAT:
-        older = isinstance(found, int) and found < FORMAT
-        raise RunError(
-            f"{str(folder)!r} has format {found}, this headcount reads format {FORMAT}. "
-            + ("It was made by an older headcount: make the run again." if older else "Upgrade headcount.")
-        )
-    return Run(folder, manifest)
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
     """Whether there is a run in the folder."""
-    return (Path(path) / MANIFEST).is_file()
+    return kind(Path(path) / MANIFEST) is not None or holds_shards(Path(path))
+
+
+def holds_shards(folder: Path) -> bool:
+    """Whether a run left anything there, be its manifest gone."""
+    return any(shards(folder / name) for name in (SCORES, SUMMARIES, OUTCOMES))

@@ -18,13 +18,15 @@ from xarray.core import indexing
 
 from headcount.errors import InputError
 from headcount.store.files import Shard, checksum, damaged
+from headcount.store.headers import read_header
+from headcount.store.manifest import MOST_HEADS
 
 DTYPES = ("float32", "float16")
 _DIMS = ("example", "layer", "head")
 
 
-def encode_scores(table: xr.Dataset, dtype: str) -> bytes:
-    """A shard's content, from scores as ``measure_heads`` gives them.
+def encode_scores(table: xr.Dataset, dtype: str, subject: str | None = None) -> bytes:
+    """A shard's content, from scores as ``measure_heads`` gives them; ``subject`` says of which run they are.
 
     Raises:
         InputError: a value too large for float16.
@@ -44,6 +46,7 @@ def encode_scores(table: xr.Dataset, dtype: str) -> bytes:
         "scores": list(tensors),
         "layers": table["layer"].values.tolist(),
         "attrs": table.attrs,
+        "run": subject,
     }
     tensors["num_tokens"] = table["num_tokens"].values.astype(np.int64)
     facts["checksums"] = {name: checksum(tensor.tobytes()) for name, tensor in tensors.items()}
@@ -55,7 +58,7 @@ def open_scores(files: Sequence[Shard]) -> xr.Dataset:
     parts = [_Part.of(file) for file in files]
     first = parts[0]
     for part in parts:
-        if (part.names, part.shape[1:]) != (first.names, first.shape[1:]):
+        if (part.names, part.shape[1:], part.layers) != (first.names, first.shape[1:], first.layers):
             raise damaged(part.file.path, f"it holds other scores or heads than {first.file.path.name!r}")
     variables = {}
     for name in first.names:
@@ -80,16 +83,22 @@ class _Part:
 
     @classmethod
     def of(cls, file: Shard) -> "_Part":
+        known = read_header(file.path)
         try:
-            with safe_open(file.path, framework="numpy") as content:
-                facts = json.loads(content.metadata()["headcount"])
-                examples, layers, heads = content.get_slice(facts["scores"][0]).get_shape()
-                return cls(
-                    file=file, names=facts["scores"], shape=(examples, layers, heads), layers=facts["layers"],
-                    attrs=facts["attrs"], checksums=facts["checksums"],
-                )  # fmt: skip
-        except (OSError, SafetensorError, ValueError, LookupError, TypeError) as error:
+            (examples,) = known.check("num_tokens", ("I64",), None).shape
+            shapes = {
+                tuple(known.check(name, ("F32", "F16"), examples, len(known.layers), None).shape)
+                for name in known.scores
+            }
+            ((_, layers, heads),) = shapes
+            if not examples or not 1 <= heads <= MOST_HEADS or not known.checksums.keys() >= known.tensors.keys():
+                raise ValueError(f"it is of {examples} inputs, {heads} heads and {len(known.checksums)} checksums")
+        except ValueError as error:
             raise damaged(file.path, str(error)) from error
+        return cls(
+            file=file, names=known.scores, shape=(examples, layers, heads), layers=known.layers, attrs=known.attrs,
+            checksums=known.checksums,
+        )  # fmt: skip
 
     def read(self, name: str) -> np.ndarray:
         try:

@@ -5,7 +5,8 @@ within segments and always from a segment's first on, so that the sums do not de
 """
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -15,15 +16,20 @@ from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
 
 from headcount.store.files import Shard, damaged, read_shard, shards, write_shard
-from headcount.summaries import Counts, Moments, ScoreSummary, Summary
+from headcount.store.headers import Header, read_header
+from headcount.store.manifest import MOST_HEADS
+from headcount.summaries import FINE_BITS, HEAD_BITS, HEAD_SPAN, Counts, Moments, ScoreSummary, Summary
 
 #: Shards that are added up into one file: what a damaged file costs at most.
 _SEGMENT = 64
+_MOMENTS = ("count", "mean", "deviations", "smallest", "largest")
+_MOST = 10**15  # values in a bin
+_SPAN = re.compile(r"\d+-\d+")
 
 
-def add_summary(folder: Path, shard: int, summary: Summary) -> None:
-    """Keep the summary of one shard of inputs, added up with its neighbours'."""
-    write_shard(folder, f"{shard:06d}-{shard:06d}", "safetensors", _encode(summary))
+def add_summary(folder: Path, shard: int, summary: Summary, subject: str) -> None:
+    """Keep the summary of one shard of inputs, added up with its neighbours'; ``subject`` says of which run it is."""
+    write_shard(folder, f"{shard:06d}-{shard:06d}", "safetensors", _encode(summary, subject))
     _add_up_segment(folder, shard // _SEGMENT)
 
 
@@ -35,10 +41,20 @@ def add_up(folder: Path) -> None:
 
 def summary_files(folder: Path) -> list[Shard]:
     """Those that are not part of another one: both are there for a moment when they are added up."""
-    by_start = groupby(sorted(shards(folder), key=span), key=lambda file: span(file)[0])
+    return standing(shards(folder))
+
+
+def standing(files: Iterable[Shard]) -> list[Shard]:
+    """Those of a segment's shards that are not part of another one."""
+    spans = [file for file in files if _SPAN.fullmatch(file.stem) and _within_segment(*span(file))]
+    by_start = groupby(sorted(spans, key=span), key=lambda file: span(file)[0])
     largest = [max(files, key=span) for _, files in by_start]
     ends = [-1, *(span(file)[1] for file in largest)]
     return [file for i, file in enumerate(largest) if span(file)[0] > max(ends[: i + 1])]
+
+
+def _within_segment(first: int, last: int) -> bool:
+    return first <= last and first // _SEGMENT == last // _SEGMENT
 
 
 def span(file: Shard) -> tuple[int, int]:
@@ -56,12 +72,13 @@ def _add_up_segment(folder: Path, segment: int) -> None:
         if begun is None or (following := (begun[1] + 1, begun[1] + 1)) not in files:
             return
         parts = files[begun], files[following]
-        write_shard(folder, f"{first:06d}-{following[1]:06d}", "safetensors", _encode(read_summaries(parts)))
+        content = _encode(read_summaries(parts), read_header(parts[0].path).run)
+        write_shard(folder, f"{first:06d}-{following[1]:06d}", "safetensors", content)
         for part in parts:
             part.path.unlink(missing_ok=True)
 
 
-def _encode(summary: Summary) -> bytes:
+def _encode(summary: Summary, subject: str | None) -> bytes:
     tensors = {}
     for name, score in summary.scores.items():
         parts = {
@@ -71,34 +88,59 @@ def _encode(summary: Summary) -> bytes:
         }  # fmt: skip
         tensors |= {f"{name}/{part}": np.ascontiguousarray(values) for part, values in parts.items()}
     facts = {name: value for name, value in vars(summary).items() if name not in ("scores", "heads")}
-    return save_safetensors(tensors, {"headcount": json.dumps(facts | {"scores": list(summary.scores)}, default=str)})
+    return save_safetensors(
+        tensors, {"headcount": json.dumps(facts | {"scores": list(summary.scores), "run": subject}, default=str)}
+    )
 
 
 def read_summaries(files: Sequence[Shard]) -> Summary:
     """The sum of the summaries in several files. Raises RunError if one is damaged."""
     total = None
     for file in files:
-        content = read_shard(file)
+        known, content = read_header(file.path), read_shard(file)
         try:
-            summary = _decode(content)
+            summary = _decode(known, load_safetensors(content))
+            total = summary if total is None else total + summary
         except (SafetensorError, ValueError, LookupError, TypeError) as error:
             raise damaged(file.path, str(error)) from error
-        total = summary if total is None else total + summary
     assert total is not None
     return total
 
 
-def _decode(content: bytes) -> Summary:
-    length = int.from_bytes(content[:8], "little")
-    facts = json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["headcount"])
-    tensors = load_safetensors(content)
-    names = ("count", "mean", "deviations", "smallest", "largest")
-    scores = {
-        name: ScoreSummary(
-            moments=Moments(**{part: tensors[f"{name}/{part}"] for part in names}),
-            fine=Counts(codes=tensors[f"{name}/fine_codes"], counts=tensors[f"{name}/fine_counts"]),
-            by_head=Counts(codes=tensors[f"{name}/head_codes"], counts=tensors[f"{name}/head_counts"]),
-        )
-        for name in facts.pop("scores")
-    }
-    return Summary(scores=scores, **facts)
+def _decode(known: Header, tensors: dict[str, np.ndarray]) -> Summary:
+    first = known.check(f"{known.scores[0]}/count", ("I64",), len(known.layers), None)
+    shape = len(known.layers), first.shape[1]
+    if not 1 <= shape[1] <= MOST_HEADS:
+        raise ValueError(f"it is of {shape[1]} heads")
+    scores = {name: _score(known, tensors, name, shape) for name in known.scores}
+    return Summary(
+        scores=scores, layers=known.layers, num_inputs=known.num_inputs, num_tokens=known.num_tokens, attrs=known.attrs
+    )
+
+
+def _score(known: Header, tensors: dict[str, np.ndarray], name: str, shape: tuple[int, int]) -> ScoreSummary:
+    """One score, if its counts are of each head what its moments say."""
+    for part in _MOMENTS:
+        known.check(f"{name}/{part}", ("I64" if part == "count" else "F64",), *shape)
+    moments = Moments(**{part: tensors[f"{name}/{part}"] for part in _MOMENTS})
+    fine, by_head = _counts(known, tensors, f"{name}/fine"), _counts(known, tensors, f"{name}/head")
+    heads, of_head = by_head.codes // HEAD_SPAN, np.zeros(moments.count.size, np.int64)
+    if by_head.codes.size and not (heads.min() >= 0 and heads.max() < of_head.size):
+        raise ValueError(f"{name} counts heads that are not there")
+    np.add.at(of_head, heads, by_head.counts)
+    if (of_head != moments.count.ravel()).any() or fine.counts.sum() != of_head.sum():
+        raise ValueError(f"the counts of {name} do not agree")
+    return ScoreSummary(moments=moments, fine=fine, by_head=by_head)
+
+
+def _counts(known: Header, tensors: dict[str, np.ndarray], name: str) -> Counts:
+    (size,) = known.check(f"{name}_codes", ("I64",), None).shape
+    known.check(f"{name}_counts", ("I64",), size)
+    codes, counts = tensors[f"{name}_codes"], tensors[f"{name}_counts"]
+    largest = int(counts.max(initial=0))
+    if (np.diff(codes) <= 0).any() or codes.min(initial=0) < 0 or counts.min(initial=1) < 1 or largest > _MOST:
+        raise ValueError(f"{name} is no count of values")
+    bins = codes % HEAD_SPAN if name.endswith("/head") else codes
+    if bins.max(initial=0) >= 1 << (9 + (HEAD_BITS if name.endswith("/head") else FINE_BITS)):
+        raise ValueError(f"{name} counts values that are no numbers")
+    return Counts(codes=codes, counts=counts)

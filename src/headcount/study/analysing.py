@@ -1,7 +1,6 @@
 """The last stage of a study: every table that its runs give, from what they saved."""
 
 import hashlib
-import io
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,13 +10,11 @@ from pathlib import Path
 import pandas as pd
 
 from headcount.analysis import Saved, all_tables
-from headcount.heads import HeadGeometry, LayerHeads
 from headcount.models.batching import Progress
 from headcount.published import published_curves
 from headcount.store import Run, table_csv, write_atomically
-from headcount.store.files import leftovers
 from headcount.study.cuts import known_scores, saved_thresholds
-from headcount.study.folder import TABLES, TABLES_INDEX, StudyFolder
+from headcount.study.folder import StudyFolder
 from headcount.study.verdicts import rule_of
 from headcount.thresholding import thresholds
 
@@ -38,7 +35,7 @@ def analyse_runs(
     Raises:
         InputError: a metric that cannot be used.
     """
-    held = [{(model_name(run), name) for name in (data_name(run), *_tasks(run))} for run in runs]
+    held = [{(model_name(run), name) for name in (data_name(run), *run.manifest.data.tasks)} for run in runs]
     times = Counter(name for names in held for name in names)
     saved = [
         read_saved(run, model_name(run) + ("" if all(times[name] == 1 for name in names) else f" ({run.path})"))
@@ -50,27 +47,19 @@ def analyse_runs(
 def analyse_study(study: StudyFolder, *, announce: Callable[[str], Progress] | None = None) -> dict[str, pd.DataFrame]:
     """Every table of a study's runs, kept in its folder; made anew only where a run has changed.
 
-    Models and data are called as in the study. ``tables/`` holds each as CSV for people, and as parquet.
+    Models and data are called as in the study.
 
     Raises:
         RunError: the folder cannot be written.
     """
     runs = study.runs()
-    folder = study.path / TABLES
-    index, made_from = folder / TABLES_INDEX, _made_from(runs.values())
+    made_from = _made_from(runs.values())
     told = announce("making tables") if announce else None
     if not (kept := study.tables(made_from)):
         kept = _tables(
             [read_saved(run, model, data) for (model, data), run in runs.items()], None, None, published=True
         )
-        for file in (index, *folder.glob("*.csv"), *folder.glob("*.parquet"), *leftovers(folder)):
-            file.unlink(missing_ok=True)
-        write_tables(folder, kept)
-        for name, frame in kept.items():
-            buffer = io.BytesIO()
-            frame.to_parquet(buffer, index=False)
-            write_atomically(folder / f"{name}.parquet", buffer.getvalue())
-        write_atomically(index, json.dumps({"made_from": made_from, "tables": list(kept)}, indent=1).encode())
+        study.write_tables(kept, made_from)
     if told:
         told(1, 1)
     return kept
@@ -88,32 +77,27 @@ def read_saved(run: Run, model: str, data: str | None = None) -> Saved:
     cuts = None if scores is None else saved_thresholds(run, scores)
     if cuts is None and scores is not None and (known := known_scores(scores)):
         cuts = thresholds(scores[known])
-    layers = run.manifest.get("model", {}).get("layers")
     return Saved(
         model=model,
         data=data or data_name(run),
-        tasks=_tasks(run),
+        tasks=run.manifest.data.tasks,
         outcomes=run.outcomes(),
         until_decided=rule_of(run.manifest),
-        num_questions=run.manifest.get("data", {}).get("num_questions", 0),
+        num_questions=run.manifest.data.num_questions,
         scores=scores,
         thresholds=cuts,
-        geometry=HeadGeometry(layers=tuple(LayerHeads(**layer) for layer in layers)) if layers else None,
+        geometry=run.manifest.model.geometry,
     )
 
 
 def model_name(run: Run) -> str:
-    return str(run.manifest.get("model", {}).get("name", "unnamed model"))
+    return run.manifest.model.name or "unnamed model"
 
 
 def data_name(run: Run) -> str:
     """Its tasks, or else its texts."""
-    texts = run.manifest.get("data", {}).get("texts") or ["unnamed data"]
-    return "+".join(_tasks(run) or [Path(str(text)).stem for text in texts])
-
-
-def _tasks(run: Run) -> list[str]:
-    return [str(task) for task in run.manifest.get("data", {}).get("tasks") or ()]
+    data = run.manifest.data
+    return "+".join(data.tasks or [Path(text).stem for text in data.texts or ["unnamed data"]])
 
 
 def _tables(

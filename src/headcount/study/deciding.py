@@ -51,7 +51,7 @@ def ask_until_decided(
     note_rule(run, rule)
     note_policies(run, [labels(policy) for policy in (None, *policies)])
     asking = _Asking(run, rule, policies, num_questions)
-    order = asking_order(num_questions, run.settings["seed"])
+    order = asking_order(num_questions, run.settings.seed)
     for place in range(0, num_questions, rule.questions_a_look):
         look, waiting = order[place : place + rule.questions_a_look], asking.undecided()
         if not waiting:
@@ -177,7 +177,7 @@ def search_run(
                 found[score] = ended.value
     ends = {score: {"within": found[score].within, "beyond": found[score].beyond} for score in scores if score in found}
     kept = asdict(search) | {"scores": ends}
-    if run.manifest.get("searched") != kept:
+    if (before := run.manifest.searched) is None or before.facts() != kept:
         run.update(searched=kept)
     return found
 

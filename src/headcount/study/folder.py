@@ -1,30 +1,50 @@
 """A study on disk: its manifest, and a run in a folder of its own for each model and data."""
 
-import json
+import io
 import os
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
+from pydantic import Field
 
 from headcount.errors import InputError, RunError
-from headcount.store import Run, environment, is_run, open_run, write_atomically
+from headcount.store import Run, environment, is_run, open_run, table_csv, write_atomically
 from headcount.store.described import noted_facts
-from headcount.store.files import leftovers
-from headcount.store.lock import claimed, holder
+from headcount.store.files import Damaged, Shard, check_parts, checksum, damaged, is_whole, kind, leftovers, read_file
+from headcount.store.lock import HOLDER, claimed, holder
+from headcount.store.manifest import Facts, NotedScore, Sealed
 from headcount.store.names import slug
 from headcount.study.spec import ModelSpec, Study, Tasks, Texts
 
-_MANIFEST = "study.json"
-TABLES, TABLES_INDEX = "tables", "index.json"
-FORMAT = 1
+MANIFEST, TABLES = "study.json", "tables"
+_INDEX = "index.json"  # of tables, in format 1
 
 
-@dataclass(frozen=True, kw_only=True)
+class _Tables(Facts):
+    """What the tables were made from, empty while they are made anew, and each file's checksum."""
+
+    made_from: str
+    files: dict[Annotated[str, Field(pattern=r"^\w+\.(csv|parquet)$")], str]
+
+
+class StudyManifest(Sealed):
+    """What was asked for, how it was begun, and which tables were made."""
+
+    formats = (1, 2)
+    holds = "study"
+
+    study: dict[str, Any]
+    scores: dict[str, NotedScore] = Field(default={})
+    tables: _Tables | None = None
+
+
+@dataclass(kw_only=True)
 class StudyFolder:
     """A study on disk: ``study.json``, a run in ``runs/MODEL/DATA`` for each model and data, and ``tables``.
 
@@ -36,7 +56,7 @@ class StudyFolder:
 
     path: Path
     study: Study
-    manifest: dict[str, Any]
+    manifest: StudyManifest
 
     def run_path(self, model: ModelSpec, data: Tasks | Texts) -> Path:
         return self.path / "runs" / slug(model.label) / slug(data.label)
@@ -48,7 +68,7 @@ class StudyFolder:
 
     def score_ids(self) -> list[str]:
         """Of the scores that were asked for, as they were known then."""
-        return list(self.manifest.get("scores") or self.study.score_ids())
+        return list(self.manifest.scores or self.study.score_ids())
 
     def holder(self) -> dict[str, Any] | None:
         """Who works on the study just now (pid, host, since, command), None if nobody does."""
@@ -69,14 +89,59 @@ class StudyFolder:
 
         Empty before that; with ``made_from``, also where they were made from other results than it names.
         """
+        known = self.manifest.tables
+        if known is None or not known.made_from or made_from not in (None, known.made_from) or any(self.faults()):
+            return {}  # gone or damaged ones the next command makes anew
+        names = [name.removesuffix(".parquet") for name in known.files if name.endswith(".parquet")]
         try:
-            known = json.loads((self.path / TABLES / TABLES_INDEX).read_text(encoding="utf-8"))
-            if made_from not in (None, known["made_from"]):
-                return {}
-            names = [name for name in known["tables"] if slug(name) == name]  # files of this folder
-            return {name: pd.read_parquet(self.path / TABLES / f"{name}.parquet") for name in names}
-        except (OSError, ValueError, LookupError, TypeError):  # gone or damaged: the next command makes them anew
-            return {}
+            content = {name: read_file(self.path / TABLES / f"{name}.parquet") for name in names}
+            return {name: pd.read_parquet(io.BytesIO(held)) for name, held in content.items()}
+        except (OSError, ValueError) as error:
+            raise damaged(self.path / TABLES, str(error)) from error
+
+    def write_tables(self, tables: Mapping[str, pd.DataFrame], made_from: str) -> None:
+        """Keep each table as CSV for people, and as parquet; those before go.
+
+        Raises:
+            RunError: the folder cannot be written.
+        """
+        folder, before = self.path / TABLES, self.manifest.tables
+        if before is not None:
+            self.update(
+                tables={"made_from": "", "files": before.files}
+            )  # whoever dies now leaves none, not damaged ones
+        for name in (*(before.files if before else ()), _INDEX):
+            if kind(folder / name) == "file":
+                (folder / name).unlink()
+        for file in leftovers(folder):
+            file.unlink()
+        files = {}
+        for name, frame in tables.items():
+            buffer = io.BytesIO()
+            frame.to_parquet(buffer, index=False)
+            for extension, content in (("csv", table_csv(frame).encode()), ("parquet", buffer.getvalue())):
+                write_atomically(folder / f"{name}.{extension}", content)
+                files[f"{name}.{extension}"] = checksum(content)
+        self.update(tables={"made_from": made_from, "files": files})
+
+    def update(self, **facts: Any) -> None:
+        """Write facts into the manifest."""
+        manifest = self.manifest.changed(**facts)
+        write_atomically(self.path / MANIFEST, manifest.content())
+        self.manifest = manifest
+
+    def faults(self) -> tuple[list[Path], list[Path]]:
+        """Tables that are damaged, and tables and runs that were there and are gone."""
+        known = self.manifest.tables
+        if known is None or not known.made_from:
+            return [], []
+        files = {self.path / TABLES / name: known_as for name, known_as in known.files.items()}
+        gone = [file for file in files if kind(file) is None]
+        paths = [self.run_path(model, data) for model, data in self.study.cells()]
+        gone += [path / "run.json" for path in paths if not is_run(path)]
+        whole = (is_whole(Shard(file, file.stem, known_as)) for file, known_as in files.items() if file not in gone)
+        there = [file for file in files if file not in gone]
+        return [file for file, fine in zip(there, whole, strict=True) if not fine], gone
 
 
 @contextmanager
@@ -86,21 +151,31 @@ def begin_study(folder: Path, study: Study, command: str) -> Iterator[StudyFolde
     Raises:
         RunError: the folder is another study's, holds other things, cannot be written, or another process works on it.
     """
-    with claimed(folder, "study", is_study, command):
-        for file in leftovers(folder, _MANIFEST):
-            file.unlink(missing_ok=True)
-        if is_study(folder):
-            opened = open_study(folder)
-            manifest = opened.manifest
-            _check_same(opened, study)
-        else:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            manifest = {"format": FORMAT, "created": now, "command": command, "environment": environment()}
+    with claimed(folder, "study", _is_own, command):
+        for name in (MANIFEST, HOLDER):
+            for file in leftovers(folder, name):
+                file.unlink()
         asked = {"study": study.model_dump(mode="json"), "scores": noted_facts(study.score_ids())}
-        if any(manifest.get(name) != value for name, value in asked.items()):
-            manifest |= asked
-            write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=1).encode())
-        yield StudyFolder(path=folder, study=study, manifest=manifest)
+        opened = None
+        if _is_own(folder):
+            try:
+                opened = open_study(folder)
+                _check_same(opened, study)
+            except Damaged:
+                warnings.warn(f"{str(folder / MANIFEST)!r} was damaged; it is made anew.", stacklevel=3)
+        if opened is None:
+            now = datetime.now(UTC).isoformat(timespec="seconds")
+            facts = {"created": now, "command": command, "environment": environment(), **asked}
+            opened = StudyFolder(path=folder, study=study, manifest=StudyManifest.of(facts))
+            opened.update()
+        elif any(opened.manifest.facts().get(name) != value for name, value in asked.items()):
+            tables = opened.manifest.tables  # to be made of other runs
+            opened.update(**asked, tables=tables and {"made_from": "", "files": tables.files})
+        yield replace(opened, study=study)
+
+
+def _is_own(folder: Path) -> bool:
+    return is_study(folder) or holds_runs(folder)
 
 
 def _check_same(opened: StudyFolder, study: Study) -> None:
@@ -124,24 +199,31 @@ def open_study(folder: str | os.PathLike[str]) -> StudyFolder:
         RunError: no study there, a damaged manifest, or a format of a newer headcount.
     """
     path = Path(folder)
-    file = path / _MANIFEST
+    file = path / MANIFEST
+    check_parts(path)
     try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        found = manifest["format"]
+        manifest = StudyManifest.read(file)
+        return StudyFolder(path=path, study=Study.saved(manifest.study), manifest=manifest)
     except FileNotFoundError:
+        if holds_runs(path):
+            raise damaged(file, "it is gone") from None
         raise RunError(
-            f"{str(path)!r} holds no study (no {_MANIFEST}). Make one with `headcount study STUDY.yaml -o {path}`."
+            f"{str(path)!r} holds no study (no {MANIFEST}). Make one with `headcount study STUDY.yaml -o {path}`."
         ) from None
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise RunError(f"{str(file)!r} cannot be read ({error}). Make the study again.") from error
-    if found != FORMAT:
-        raise RunError(f"{str(path)!r} has format {found}, this headcount reads format {FORMAT}. Upgrade headcount.")
-    try:
-        return StudyFolder(path=path, study=Study.saved(manifest["study"]), manifest=manifest)
     except (InputError, LookupError, TypeError) as error:
-        raise RunError(f"{str(file)!r} cannot be read ({error}). Make the study again.") from error
+        raise damaged(file, str(error)) from error
 
 
 def is_study(path: str | os.PathLike[str]) -> bool:
     """Whether there is a study in the folder."""
-    return (Path(path) / _MANIFEST).is_file()
+    return kind(Path(path) / MANIFEST) is not None
+
+
+def holds_runs(path: Path) -> bool:
+    """Whether there are runs where a study has them, be its manifest gone."""
+    return any(map(is_run, run_folders(path)))
+
+
+def run_folders(study: Path) -> Iterator[Path]:
+    """Every folder that can hold a run of the study, whatever the study says."""
+    return (path for path in sorted((study / "runs").glob("*/*")) if kind(path) == "folder")

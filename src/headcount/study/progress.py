@@ -39,7 +39,7 @@ class RunProgress:
 
     @property
     def inputs_left(self) -> int:
-        return (self.num_inputs or 0) - self.inputs_done
+        return max(0, (self.num_inputs or 0) - self.inputs_done)
 
     @property
     def answers_done(self) -> int:
@@ -54,21 +54,21 @@ def run_progress(run: Run, num_policies: int = 0, searched: Sequence[str] = ()) 
         num_policies: to be asked under, if it is known.
         searched: scores whose removable share is to be found.
     """
-    planned = run.manifest.get("measured", {}).get("num_inputs")
-    size, done = run.shard_size, run.measured()
-    inputs = sum(min(size, (planned or 0) - shard * size) for shard in done)
+    manifest, size, done = run.manifest, run.shard_size, run.measured()
+    planned = manifest.measured and manifest.measured.num_inputs
+    inputs = sum(max(0, min(size, (planned or 0) - shard * size)) for shard in done)
     answered = run.answered()
-    labels = dict.fromkeys([*(entry["policy"] for entry in run.manifest.get("policies", ())), *answered])
+    labels = dict.fromkeys([*(entry.policy for entry in manifest.policies), *answered])
     policies = {label: len(answered.get(label, ())) for label in labels}
-    questions = run.manifest.get("data", {}).get("num_questions", 0)
+    questions = manifest.data.num_questions
     failures = run.failures()
     stopped = {label: test.num_asked for label, test in run_tests(run).items() if test.verdict is not None}
     left = {label: questions - given for label, given in policies.items() if label not in stopped}
-    if rule_of(run.manifest) is not None:
+    if rule_of(manifest) is not None:
         left = {label: count for label, count in left.items() if label not in failures}
         if not left.keys() - {BASELINE}:
             left = {}  # the untouched model is asked what the others are
-    cuts = run.manifest.get("thresholds") or {}
+    found = manifest.searched.scores if manifest.searched else {}
     return RunProgress(
         num_inputs=planned,
         inputs_done=inputs,
@@ -76,11 +76,24 @@ def run_progress(run: Run, num_policies: int = 0, searched: Sequence[str] = ()) 
         num_policies=max(num_policies, len(labels)),
         policies=policies,
         stopped=stopped,
-        searching=[score for score in searched if score not in run.manifest.get("searched", {}).get("scores", {})],
+        searching=[score for score in searched if score not in found],
         answers_left=sum(left.values()) + max(0, num_policies - len(labels)) * questions,
-        num_thresholds=len(cuts.get("share", ())),
+        num_thresholds=len(manifest.thresholds.share) if manifest.thresholds else 0,
         failures=failures,
     )
+
+
+def whats_left(run: Run) -> str:
+    """How much is not there of what was asked for, and of what was there, in a sentence; empty if nothing is lacking."""
+    known = run_progress(run)
+    asked = known.num_questions * known.num_policies
+    left = [
+        f"{known.inputs_left:,} of {known.num_inputs:,} inputs are not measured" if known.inputs_left else "",
+        f"{known.answers_left:,} of {asked:,} answers are not given" if known.answers_left else "",
+    ]
+    said = f"Not complete: {' and '.join(filter(None, left))} yet." if any(left) else ""
+    gone = f"{lost} files that were there are gone." if (lost := len(run.missing())) else ""
+    return " ".join(filter(None, (said, gone)))
 
 
 def study_progress(folder: StudyFolder) -> dict[tuple[str, str], RunProgress | None]:

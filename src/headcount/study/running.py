@@ -10,7 +10,8 @@ import xarray as xr
 
 from headcount.interventions import Policy, Random, Threshold
 from headcount.models.batching import Progress, no_progress
-from headcount.store import begin_run, continue_run, is_run
+from headcount.store import begin_run, continue_run, is_run, open_run
+from headcount.store.files import Damaged
 from headcount.study.analysing import analyse_study
 from headcount.study.cuts import find_thresholds
 from headcount.study.deciding import ask_until_decided, policies_at, search_run
@@ -166,18 +167,23 @@ def _is_finished(path: Path, study: Study, command: str) -> bool:
     """Whether a run holds all that the study asks of it, undamaged; then its model need not be loaded again."""
     if not is_run(path):
         return False
+    try:
+        open_run(path)
+    except Damaged:  # to be made anew
+        return False
     with continue_run(path, command=command) as run:
         progress = run_progress(run)
         cuts = run.thresholds()
-        if run.settings != run_settings(study) or progress.inputs_left or progress.answers_left:
+        if run.settings.facts() != run_settings(study) or progress.inputs_left or progress.answers_left:
             return False
         if study.shares and (cuts is None or not set(study.shares) <= set(cuts["share"].values.tolist())):
             return False
         if not study.ask or not progress.num_questions:
             return True
         if search := study.share_search():
-            known = run.manifest.get("searched", {})
-            asked = all(known.get(name) == value for name, value in asdict(search).items())
-            return asked and known["scores"].keys() >= set(study.score_ids()) and has_metrics(run)
+            known = run.manifest.searched
+            if known is None or not asdict(search).items() <= known.facts().items():
+                return False
+            return known.scores.keys() >= set(study.score_ids()) and has_metrics(run)
         wanted = {policy.label for policy in study_policies(study, cuts)} if cuts is not None else set()
         return wanted <= set(run.answered()) and (not wanted or has_metrics(run))

@@ -44,20 +44,19 @@ def measure_run(
     Raises:
         RunError: the run was begun with other scores.
     """
-    known = run.manifest.get("measured", {}).get("scores", list(scores))
-    if known != list(scores):
+    known, before = run.manifest.measured, run.scores_measured()
+    if before not in (None, list(scores)):
         raise RunError(
-            f"{str(run.path)!r} was measured with the scores {', '.join(known)}, not {', '.join(scores)}. Measure these in "
-            "another folder with -o."
+            f"{str(run.path)!r} was measured with the scores {', '.join(before or ())}, not {', '.join(scores)}. Measure these "
+            "in another folder with -o."
         )
-    plan = {"scores": list(scores), "num_inputs": num_inputs}
     note_scores(run, scores)
-    if run.manifest.get("measured") != plan:
-        run.update(measured=plan)
+    if known is None or known.num_inputs != num_inputs:
+        run.update(measured={"scores": list(scores), "num_inputs": num_inputs})
     units = [
         MeasureShard(
             shard=part.start // run.shard_size, first=part.start, last=part.stop, scores=tuple(scores), seed=seed,
-            summarise=run.settings.get("summaries", False),
+            summarise=run.settings.summaries,
         )
         for part in inputs_left(run, num_inputs)
     ]  # fmt: skip
@@ -196,11 +195,12 @@ def note_rule(run: Run, rule: UntilDecided | None) -> None:
         RunError: the run was asked by another rule.
     """
     wanted = rule and {name: value for name, value in asdict(rule).items() if value is not None}
-    known = run.manifest.get("until_decided")
-    if known == wanted:
+    noted = run.manifest.until_decided
+    if (noted and noted.facts()) == wanted:
         return
-    if run.answered():
-        ways = {"there": known, "here": wanted}
+    known = run.rule()
+    if run.answered() and (known and known.facts()) != wanted:
+        ways = {"there": known and known.facts(), "here": wanted}
         said = ", ".join(
             f"{where} {'every question is asked' if way is None else f'until it is decided by {way}'}"
             for where, way in ways.items()
@@ -211,7 +211,7 @@ def note_rule(run: Run, rule: UntilDecided | None) -> None:
 
 def note_scores(run: Run, ids: Iterable[str]) -> None:
     """Note in the manifest what the scores are, so that they can be shown where nobody has the file that they came from."""
-    known = run.manifest.get("scores", {})
+    known = {id: noted.facts() for id, noted in run.manifest.scores.items()}
     if (now := known | noted_facts(ids)) != known:
         run.update(scores=now)
 
@@ -222,16 +222,32 @@ def note_policies(run: Run, policies: Iterable[Mapping[str, Any]]) -> None:
     Raises:
         RunError: the run holds a policy of this name with another threshold.
     """
-    policies = list(policies)
-    note_scores(run, [score for policy in policies if is_registered(score := policy["score"] or "")])
-    planned = {entry["policy"]: entry for entry in run.manifest.get("policies", ())}
-    for policy in policies:
-        entry = {name: value if value == value else None for name, value in policy.items()}  # NaN is not JSON
-        known = planned.setdefault(entry["policy"], entry)
+    wanted = [_without_nan(policy) for policy in policies]
+    note_scores(run, [score for policy in wanted if is_registered(score := policy["score"] or "")])
+    before = [entry.facts() for entry in run.manifest.policies]
+    planned = {entry["policy"]: entry for entry in before}
+    held = _held(run, [entry["policy"] for entry in wanted if entry["policy"] not in planned])
+    for entry in wanted:
+        planned.setdefault(entry["policy"], entry)
+        known = held.get(entry["policy"], planned[entry["policy"]])
         if known != entry:
             raise RunError(
                 f"{str(run.path)!r} holds {entry['policy']} with threshold {known['threshold']}; this command gives "
                 f"{entry['threshold']}. Choose another folder with -o."
             )
-    if run.manifest.get("policies") != list(planned.values()):
+    if before != list(planned.values()):
         run.update(policies=list(planned.values()))
+
+
+def _held(run: Run, policies: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Policies that were answered and are not in the manifest, since that was made anew: as their answers name them."""
+    if not (known := run.answered().keys() & set(policies)):
+        return {}
+    rows = run.outcomes(list(known), list(labels(None)))
+    found = [] if rows is None else rows.drop_duplicates("policy").to_dict("records")
+    return {str(entry["policy"]): _without_nan(entry) for entry in found}
+
+
+def _without_nan(policy: Mapping[str, Any]) -> dict[str, Any]:
+    """For JSON."""
+    return {name: value if value == value else None for name, value in policy.items()}

@@ -11,6 +11,7 @@ from headcount.report.plot.paper import line_style, new_axes, plain
 from headcount.report.results import MARGIN, RunResults
 from headcount.report.style import ACCENT, GREY, score_style
 from headcount.report.wording import fall_name, metric_name, open_above, rows
+from headcount.store.manifest import Manifest, Settings
 
 
 def accuracy(
@@ -110,7 +111,7 @@ def removable(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | N
 
 def evaluated(outcomes: pd.DataFrame, metric: str | None) -> RunResults:
     """Results that have at least one score beside the baseline. Raises InputError where there is none."""
-    results = RunResults(manifest={"settings": {"metric": metric}}, outcomes=outcomes)
+    results = RunResults(manifest=Manifest(settings=Settings(metric=metric)), outcomes=outcomes)
     if results.judged.doubt:
         raise InputError(results.judged.doubt)
     if results.removable.empty:

@@ -1,0 +1,64 @@
+"""What a safetensors shard says of itself, checked before anything is made of its tensors."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator
+
+from headcount.store.files import damaged, open_file
+from headcount.store.manifest import Count, Facts, first_fault, plain
+
+_LARGEST = 100_000_000  # bytes of a header, as in safetensors
+_NOT_SCORES = {"example", "layer", "head", "num_tokens", "share", "score"}  # names of dimensions
+
+
+class Tensor(Facts):
+    dtype: str
+    shape: Annotated[list[Count], Field(max_length=8)]
+
+
+class Header(Facts):
+    """Facts of a shard: its scores and layers, the run that it is of, and its tensors by name."""
+
+    scores: Annotated[list[str], Field(min_length=1)]
+    layers: Annotated[list[Count], Field(min_length=1)]
+    attrs: dict[str, Any] = Field(default={})
+    run: str | None = None
+    tensors: dict[str, Tensor]
+    # of scores
+    checksums: dict[str, str] = Field(default={})
+    # of summaries
+    num_inputs: Count = 0
+    num_tokens: Annotated[int, Field(ge=0, lt=2**63)] = 0
+
+    @field_validator("scores", "layers")
+    @classmethod
+    def _once_each(cls, names: list[Any]) -> list[Any]:
+        if len(set(names)) < len(names) or _NOT_SCORES & set(names):
+            raise ValueError("each stands once, under a name of its own")
+        return names
+
+    def check(self, name: str, dtypes: tuple[str, ...], *shape: int | None) -> Tensor:
+        """A tensor. Raises ValueError unless it is of one of these types and this shape, where None is any number."""
+        tensor = self.tensors.get(name)
+        fits = tensor is not None and tensor.dtype in dtypes and len(tensor.shape) == len(shape)
+        if tensor is None or not fits or any(w not in (None, n) for w, n in zip(shape, tensor.shape, strict=True)):
+            raise ValueError(f"{name} is not a tensor of {' or '.join(dtypes)} with shape {list(shape)}")
+        return tensor
+
+
+def read_header(file: Path) -> Header:
+    """A shard's header. Raises Damaged if it is none of headcount's."""
+    try:
+        with open_file(file) as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if length > _LARGEST:
+                raise ValueError("its header is too long")
+            tensors = plain(json.loads(stream.read(length)))
+        facts = plain(json.loads(tensors.pop("__metadata__")["headcount"]))
+        return Header.model_validate({**facts, "tensors": tensors})
+    except ValidationError as error:
+        raise damaged(file, first_fault(error)) from error
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise damaged(file, str(error)) from error

@@ -1,0 +1,306 @@
+"""A run's manifest, ``run.json``: what the run is of and what was asked for, typed and parsed here alone.
+
+It carries a checksum of its content, as a study's does, by which damage and careless editing are found; who computes it
+anew can forge it, so everything in it is checked as if a stranger had written it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from headcount.errors import RunError
+from headcount.heads import HeadGeometry, LayerHeads
+from headcount.store.files import NOTED, checksum, damaged, read_file
+
+#: Inputs, or questions, whose results are written together.
+SHARD = 256
+_DEEPEST = 32
+
+Count = Annotated[int, Field(ge=0, le=10**9)]
+MOST_HEADS = 65_536
+Heads = Annotated[int, Field(ge=1, le=MOST_HEADS)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Facts(BaseModel):
+    """Facts that are known by name, and others, which are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="allow")
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON: what was given, without defaults."""
+        return self.model_dump(exclude_unset=True)
+
+
+class Layer(Facts):
+    """As ``LayerHeads.facts`` gives it."""
+
+    index: Count
+    num_attention_heads: Heads
+    num_key_value_heads: Heads
+    head_dim: Heads
+    key_value_index: list[Count] | None = None
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        heads, groups, index = self.num_attention_heads, self.num_key_value_heads, self.key_value_index
+        if index is None and heads % groups:
+            raise ValueError(f"{heads} query heads cannot share {groups} key-value heads evenly")
+        if index is not None and (len(index) != heads or max(index) >= groups):
+            raise ValueError(f"each of {heads} query heads uses one of {groups} key-value heads")
+        return self
+
+
+class ModelFacts(Facts):
+    name: str = ""
+    fingerprint: str | None = None
+    dtype: str | None = None
+    num_heads: Count | None = None
+    layers: list[Layer] = Field(default=[], max_length=10_000)
+
+    @field_validator("layers")
+    @classmethod
+    def _once_each(cls, layers: list[Layer]) -> list[Layer]:
+        if len({layer.index for layer in layers}) < len(layers):
+            raise ValueError("a layer is there twice")
+        return layers
+
+    @property
+    def geometry(self) -> HeadGeometry | None:
+        """Which heads the model has; None where that is not said."""
+        layers = tuple(LayerHeads(**layer.facts()) for layer in self.layers)
+        return HeadGeometry(layers=layers) if layers else None
+
+
+class DataFacts(Facts):
+    tasks: list[str] = []
+    texts: list[str] = []
+    num_inputs: Count | None = None
+    num_questions: Annotated[int, Field(ge=0, le=10**7)] = 0
+    num_fewshot: Count | None = None
+    chat_template: bool | None = None
+
+
+class Settings(Facts):
+    seed: int = 0
+    shard: Annotated[int, Field(ge=1, le=10**9)] = SHARD
+    scores_dtype: Literal["float32", "float16"] = "float32"
+    summaries: bool = False
+    metric: str | None = None
+    higher_is_better: bool | None = None
+
+
+class NotedScore(Facts):
+    """As ``headcount.scores.ScoreFacts``."""
+
+    name: str
+    unit: str
+    inactive_when: Literal["low", "high"]
+    source: str
+
+
+class Measured(Facts):
+    scores: list[str]
+    num_inputs: Count
+
+
+class Thresholds(Facts):
+    """Of each score at each share."""
+
+    share: list[Share]
+    scores: dict[str, list[Annotated[float, Field(allow_inf_nan=True)]]]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        for name, values in self.scores.items():
+            if len(values) != len(self.share) or any(value != value for value in values):
+                raise ValueError(f"{name} has no threshold for each of {len(self.share)} shares")
+        if len(set(self.share)) < len(self.share):
+            raise ValueError("a share is there twice")
+        return self
+
+
+class PolicyFacts(Facts):
+    """The columns by which outcomes name their policy."""
+
+    policy: str
+    score: str = ""
+    share_asked: float | None = None
+    threshold: float | None = None
+
+
+class RuleFacts(Facts):
+    """When asking stops under a policy, as ``headcount.UntilDecided``."""
+
+    metric: str
+    margin: Annotated[float, Field(ge=0, lt=1)]
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    questions_a_look: Annotated[int, Field(ge=1, le=10**9)]
+    higher_is_better: bool | None = None
+
+
+class Found(Facts):
+    within: Share | None
+    beyond: Share | None
+
+
+class Searched(Facts):
+    """Where removable shares were looked for, as ``headcount.analysis.ShareSearch``, and between which ends they lie."""
+
+    largest: Share
+    resolution: Annotated[float, Field(gt=0, lt=1)]
+    scores: dict[str, Found]
+
+
+class Sealed(Facts):
+    """Facts of a run or study in a file of their own, with its checksum. An older format, that had none, is read too."""
+
+    formats: ClassVar[tuple[int, int]]
+    holds: ClassVar[str]  # what tells it from other files
+
+    format: int
+    created: str = ""
+    command: str = ""
+    environment: dict[str, str | bool | None] = {}
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """Out of plain facts, in this format. Raises ValueError, which names what is wrong with them."""
+        try:
+            return cls.model_validate(plain({"format": cls.formats[1], **facts}))
+        except ValidationError as error:
+            raise ValueError(first_fault(error)) from None
+
+    @classmethod
+    def read(cls, file: Path) -> Self:
+        """Out of a file.
+
+        Raises:
+            FileNotFoundError: it is not there.
+            Damaged: it is not what was written, or another file.
+            RunError: another format.
+        """
+        try:
+            facts = _read_json(file)
+            if not isinstance(facts.get(cls.holds), dict):
+                raise ValueError(f"it says of no {cls.holds}")
+            _check_format(file.parent, facts.get("format"), cls.formats)
+            return cls.of(facts if facts["format"] == cls.formats[0] else unsealed(facts))
+        except FileNotFoundError:
+            raise
+        except (OSError, ValueError) as error:
+            raise damaged(file, str(error)) from error
+
+    def changed(self, **facts: Any) -> Self:
+        """With other facts, in this headcount's format."""
+        return self.of(self.facts() | facts | {"format": self.formats[1]})
+
+    def content(self) -> bytes:
+        """For a file."""
+        return sealed(self.facts())
+
+
+class Manifest(Sealed):
+    """What a run is of, how it was begun, and what was asked for so far."""
+
+    formats = (2, 3)
+    holds = "model"
+
+    format: int = 3
+    model: ModelFacts = ModelFacts()
+    data: DataFacts = DataFacts()
+    settings: Settings = Settings()
+    scores: dict[str, NotedScore] = {}
+    measured: Measured | None = None
+    thresholds: Thresholds | None = None
+    until_decided: RuleFacts | None = None
+    policies: list[PolicyFacts] = []
+    searched: Searched | None = None
+    metrics: str | None = None
+    """The checksum of metrics.parquet."""
+    files: list[Annotated[str, Field(max_length=300)]] = []
+    """Every shard when this was written, as FOLDER/NAME; those that came since are in ``written.txt``."""
+
+    @field_validator("files")
+    @classmethod
+    def _shards(cls, files: list[str]) -> list[str]:
+        if strange := [name for name in files if not NOTED.fullmatch(name)]:
+            raise ValueError(f"{strange[0]!r} is no shard of a run")
+        return files
+
+    @property
+    def subject(self) -> str:
+        """A fingerprint of what the run is of, by which its shards are known."""
+        model, data, settings = self.model.fingerprint, self.data.facts(), self.settings.facts()
+        return digest({"model": model, "data": data, "settings": settings})
+
+
+def sealed(facts: Mapping[str, Any]) -> bytes:
+    """Facts as JSON, with their checksum; ``created`` and ``command``, in which equal runs differ, have one of their own."""
+    made, rest = _apart(facts)
+    created = {"at": made["created"], "checksum": digest(made)}
+    return json.dumps({**facts, "created": created, "checksum": digest(rest)}, indent=1).encode()
+
+
+def unsealed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Facts out of JSON. Raises ValueError unless they are those that were sealed."""
+    try:
+        found = {**facts, "created": facts["created"]["at"]}
+        known = facts["created"]["checksum"], found.pop("checksum")
+    except (LookupError, TypeError):
+        known, found = None, {}
+    if known != tuple(map(digest, _apart(found))):
+        raise ValueError("it was altered since it was written")
+    return found
+
+
+def _apart(facts: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    made = {name: facts.get(name, "") for name in ("created", "command")}
+    return made, {name: value for name, value in facts.items() if name not in made}
+
+
+def digest(facts: Mapping[str, Any]) -> str:
+    return checksum(json.dumps(facts, sort_keys=True).encode())
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """An object. Raises OSError, or ValueError for anything else."""
+    try:
+        facts = plain(json.loads(read_file(file)))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(facts, dict):
+        raise ValueError("it holds no facts")
+    return facts
+
+
+def _check_format(folder: Path, found: Any, readable: Sequence[int]) -> None:
+    """Raise RunError unless this headcount reads the format."""
+    if type(found) is not int or found not in readable:
+        older = type(found) is int and found < min(readable)
+        raise RunError(
+            f"{str(folder)!r} has format {found}, this headcount reads format {max(readable)}. "
+            + ("It was made by an older headcount: make it again." if older else "Upgrade headcount.")
+        )
+
+
+def plain(value: Any, depth: int = 0) -> Any:
+    """As JSON keeps it; a file name that is not UTF-8 with its odd bytes spelled out."""
+    if depth > _DEEPEST:
+        raise ValueError("it is nested too deeply")
+    if isinstance(value, Mapping):
+        return {plain(str(name)): plain(entry, depth + 1) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(entry, depth + 1) for entry in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+def first_fault(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where or 'it'}: {first['msg'][:1].lower()}{first['msg'][1:]}"
