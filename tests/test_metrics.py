@@ -20,10 +20,11 @@ from headcount.analysis import (
 from headcount.analysis.outcomes import main_metric
 from headcount.errors import InputError
 from headcount.metrics import Metric, directed, directions_of, joined
-from headcount.report import RunResults, print_tables
+from headcount.report import print_tables
 from headcount.report.chart_data import accuracy_data
 from headcount.report.result_tables import result_tables
 from headcount.report.wording import answer, caveats
+from tests.report.conftest import results_of
 
 WAYS = {"t": {"acc": True, "err": False, "words": False}}
 
@@ -171,7 +172,7 @@ def test_what_is_not_finite_is_left_out_counted_and_never_shown_to_be_within(out
 
 def test_words_say_which_way_and_in_which_unit(outcomes):
     results = {
-        metric: RunResults(manifest={"settings": {"metric": metric}}, outcomes=outcomes) for metric in ("err", "words")
+        metric: results_of(manifest={"settings": {"metric": metric}}, outcomes=outcomes) for metric in ("err", "words")
     }
     said = {
         metric: " ".join(" ".join([table.title, table.note]) for table in result_tables([run])[:2])

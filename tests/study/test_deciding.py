@@ -13,6 +13,7 @@ from headcount.study.running import run_study
 from headcount.study.spec import Study
 from headcount.study.verdicts import decided_table
 from tests.runs import contents, write_tasks
+from tests.store.parts import forge
 
 QUESTIONS = 40
 
@@ -145,8 +146,7 @@ def test_a_run_is_asked_in_one_way(fields, early, tmp_path):
     before = contents(tmp_path / "study")
     with pytest.raises(RunError, match="until_decided is None there and"):
         run_study(Study(**fields, until_decided=True), tmp_path / "study")
-    file = tmp_path / "study" / "study.json"
-    file.write_text(file.read_text().replace('"until_decided": null', '"until_decided": {}'))
+    forge(tmp_path / "study/study.json", lambda facts: facts | {"study": facts["study"] | {"until_decided": {}}})
     with pytest.raises(RunError, match="asked in another way: there every question is asked, here until it is decided"):
         run_study(Study(**fields | {"shares": [0, 0.1, 0.2, 0.3]}, until_decided=True), tmp_path / "study")
     assert {n: c for n, c in contents(tmp_path / "study").items() if "outcomes" in n} == {
