@@ -68,13 +68,13 @@ def test_a_run_says_whether_prompts_are_in_the_chat_template_and_why(
     code, _, told = headcount("measure", folder, *own(), "--score", "ahon", "-o", "run")
     assert code == 0
     assert note in told
-    manifest = open_run("run").manifest
+    manifest = open_run("run").manifest.facts()
     assert manifest["data"]["chat_template"] is used
     assert manifest["model"]["expects_chat"]["answer"] is used
     assert manifest["model"]["expects_chat"]["why"] in told
     _, _, told = headcount("measure", folder, *own(), "--score", "ahon", "-o", "plain", "--no-chat-template")
     assert "chat template" not in told
-    assert open_run("plain").manifest["data"]["chat_template"] is False
+    assert open_run("plain").manifest.data.chat_template is False
 
 
 @pytest.mark.usefixtures("small_shards")
