@@ -125,6 +125,21 @@ def test_random_heads_of_a_prompt_do_not_depend_on_the_generation_batch(tiny, le
     assert found[0] == found[1] == found[2]
 
 
+@pytest.mark.parametrize("decide", ["prompt", "every-pass"])
+def test_beams_count_for_their_prompts(tiny, letters, decide):
+    requests = [("The head", {"until": [], "max_gen_toks": 3}), (TEXT[:20], {"until": [], "max_gen_toks": 3})]
+    zeroed = []
+    for beams in (1, 2):
+        asked = instances("generate_until", [(text, options | {"num_beams": beams}) for text, options in requests])
+        lm = HeadcountLM(tiny(), tokenizer=letters, decide=decide)
+        given = lm.respond("generate_until", asked, [Random(0.3)])
+        zeroed.append([given.of_policies[0].zeroed_heads[i] for (i,) in given.inputs_of])
+        assert given.of_policies[0].share_zeroed.shape == (2,)
+    if decide == "prompt":
+        assert zeroed[0] == zeroed[1]
+        assert zeroed[0][0] != zeroed[0][1]
+
+
 def test_a_prompt_cut_for_its_answer_is_still_found(tiny, letters):
     lm = HeadcountLM(tiny(max_position_embeddings=32), tokenizer=letters)
     options = {"until": [], "max_gen_toks": 10}

@@ -61,6 +61,16 @@ def test_embeddings_serve_but_have_no_random_draws():
         given.uniform(0, 1, 1)
 
 
+def test_a_wrapper_that_hands_on_what_it_is_given_is_read_too():
+    class Wrapper(nn.Module):
+        def forward(self, *args, **kwargs): ...
+
+    given = ForwardContext(Wrapper(), (TOKENS,), {"attention_mask": RIGHT})
+    assert given.positions.last.tolist() == [2, 3]
+    with pytest.raises(InputError, match="given 2 inputs without names"):
+        ForwardContext(Wrapper(), (TOKENS, RIGHT), {})
+
+
 def test_a_call_without_inputs_is_refused():
     with pytest.raises(InputError, match="called without input_ids"):
         context(attention_mask=RIGHT)

@@ -285,14 +285,15 @@ class HeadcountLM(_HFLM):
         self._probe.clear()
         with _without_cache(self.model) if self.decide == "every-pass" else _as_it_is():
             answer = super()._model_generate(context, max_length, stop, **options)
-        # Without a cache every token is a pass over the whole text: [pass · prompt, layer, head].
-        passes = self._probe.zeroed.values.reshape(-1, len(context), *self._probe.zeroed.shape[1:])
-        shares = self._probe.share_zeroed.reshape(-1, len(context)).mean(0)
+        # Without a cache every token is a pass over the whole text: [pass · prompt · beam, layer, head].
+        beams = options.get("num_beams") or 1
+        passes = self._probe.zeroed.values.reshape(-1, len(context), beams, *self._probe.zeroed.shape[1:])
+        shares = self._probe.share_zeroed.reshape(-1, len(context), beams).mean((0, 2))
         layers = self._probe.geometry.layer_indices
         mask = options.get("attention_mask")
         for i, row in enumerate(context):
             real = row if mask is None else row[mask[i].bool()]
-            heads = [[layers[place], int(head)] for place, head in np.argwhere(passes[:, i].all(0))]
+            heads = [[layers[place], int(head)] for place, head in np.argwhere(passes[:, i].all((0, 1)))]
             self._generated.setdefault(tuple(real.tolist()), (float(shares[i]), heads))
         self._done += len(context)
         self._told()

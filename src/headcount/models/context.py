@@ -97,7 +97,12 @@ def _check_tokens(module: nn.Module, tokens: Tensor | None) -> None:
 
 def _call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     call = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
-    return call | call.pop("kwargs", {})
+    unnamed = call.pop("args", ())  # of wrappers, which hand on whatever they are given
+    if len(unnamed) > 1:
+        raise InputError(
+            f"{type(module).__name__} was given {len(unnamed)} inputs without names. Pass them by keyword."
+        )
+    return call | dict(zip(("input_ids",), unnamed, strict=False)) | call.pop("kwargs", {})
 
 
 def _real_of_prepared(given: Tensor | dict[str, Tensor], batch: int, length: int) -> Tensor:

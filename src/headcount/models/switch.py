@@ -54,7 +54,8 @@ def attention_replaced(
             block.switch(stack)
         _inside.set(_inside.get() | {block.name})
         stack.callback(lambda: _inside.set(_inside.get() - {block.name}))
-        for module in dict.fromkeys((model, model.base_model)):
+        adapted = getattr(model, "get_base_model", lambda: model)()  # which PEFT's wrapper generates with
+        for module in dict.fromkeys((model, model.base_model, adapted)):
             stack.callback(module.register_forward_pre_hook(block.begin, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(block.end, always_call=True).remove)
         yield
