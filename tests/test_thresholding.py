@@ -5,8 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from headcount.errors import InputError
+from headcount.measure import measure_heads
 from headcount.scores import get_score
-from headcount.thresholding import SHARES, thresholds
+from headcount.store import Run
+from headcount.summaries import Summary
+from headcount.thresholding import SHARES, not_finite, said_not_finite, thresholds
 
 
 def table(**scores) -> xr.Dataset:
@@ -125,3 +128,56 @@ def test_realised_share_falls_short_by_at_most_one_score(values, share):
         cut = thresholds(scores, [share])[score].item()
         measured = scores[score].values.astype(np.float64)
         assert get_score(score).inactive(measured, cut).mean() >= share - slack / measured.size - 1e-9
+
+
+def ragged(dtype=np.float32):
+    """Two inputs, layers 4 and 5 of 3 and 2 heads; one NaN, one infinity, and the place of the head that is not there."""
+    values = np.arange(1, 13, dtype=dtype).reshape(2, 2, 3)
+    values[:, 1, 2] = np.nan  # no such head
+    broken = values.copy()
+    broken[0, 1, 0], broken[1, 1, 1] = np.nan, np.inf
+    dims = "example", "layer", "head"
+    return xr.Dataset(
+        {"awft": (dims, values), "ahon": (dims, broken)},
+        coords={"layer": [4, 5], "head": [0, 1, 2], "num_tokens": ("example", [3, 3])},
+    )
+
+
+@pytest.mark.parametrize("of", [lambda table: table, Summary.of])
+def test_what_is_not_finite_is_counted_and_thresholds_are_of_the_others(of):
+    table = of(ragged())
+    facts = {"not_finite": 2, "of": 10, "layers": [5]}
+    assert not_finite(table) == {"ahon": facts}
+    cuts = thresholds(table, [0.5])
+    assert cuts["ahon"].attrs == facts
+    assert not cuts["awft"].attrs
+    # Of 1, 2, 3, 5, 7, 8, 9, 10 (4 is NaN, 11 infinite): 5 is the fourth of eight.
+    assert cuts["ahon"].item() == pytest.approx(5, rel=5e-4)
+
+
+def test_a_layer_that_is_nowhere_finite_is_no_padding():
+    table = ragged()
+    table["awft"][:, 1], table["ahon"][:, 1] = np.nan, np.nan
+    assert not_finite(table) == {}  # five places that nothing was measured at
+    known = table.assign_attrs(num_attention_heads=[3, 2])
+    assert not_finite(known)["awft"] == {"not_finite": 4, "of": 10, "layers": [5]}
+    assert not_finite(Summary.of(known)) == not_finite(known)
+
+
+def test_a_run_keeps_what_its_thresholds_left_out(tmp_path):
+    run = Run(tmp_path, {"model": {}})
+    run.set_thresholds(thresholds(ragged(), [0.0, 0.5]))
+    kept = run.thresholds()
+    assert kept is not None
+    assert kept["ahon"].attrs == {"not_finite": 2, "of": 10, "layers": [5]}
+    assert run.manifest["thresholds"]["not_finite"].keys() == {"ahon"}
+
+
+def test_measuring_says_how_many_heads_layers_have(tiny):
+    table = measure_heads(tiny(), [[5, 6, 7]], scores=["awft"])
+    assert table.attrs["num_attention_heads"] == [8, 8, 8]
+    assert not_finite(table) == {}
+    broken = table.assign(awft=table["awft"].where(table["layer"] != 1))
+    assert said_not_finite("awft", not_finite(broken)["awft"]) == (
+        "awft: 8 of 24 values are not finite or not defined, in layer 1; thresholds are of the other 16."
+    )

@@ -48,7 +48,8 @@ def measure_heads(
     Returns:
         Dataset with one float32 variable per score id, dims (example, layer, head), coordinates ``num_tokens``
         (example), ``layer`` (index in the model) and ``head``. NaN where a layer has fewer heads, or where a score is
-        not defined (the layer's mean is 0). Attributes name the model, the inputs, the seed and the versions.
+        not defined (the layer's mean is 0); ``headcount.thresholding.not_finite`` counts the latter, and infinities.
+        Attributes name the model, the inputs, the seed and the versions.
 
     Raises:
         InputError: no or empty inputs, texts without a tokenizer, unknown scores, inputs too long.

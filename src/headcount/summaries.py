@@ -39,12 +39,12 @@ class Moments:
 
     @classmethod
     def of(cls, values: NDArray[np.float64]) -> "Moments":
-        """From values [example, layer, head]; NaN does not count."""
-        known = ~np.isnan(values)
+        """From values [example, layer, head]; what is not finite does not count."""
+        known = np.isfinite(values)
         count = known.sum(axis=0)
         total = np.where(known, values, 0).sum(axis=0)
         mean = np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
-        deviations = (np.where(known, values - mean, 0) ** 2).sum(axis=0)
+        deviations = (np.where(known, np.where(known, values, 0) - mean, 0) ** 2).sum(axis=0)
         smallest, largest = np.where(known, values, np.inf).min(axis=0), np.where(known, values, -np.inf).max(axis=0)
         return cls(count=count, mean=mean, deviations=deviations, smallest=smallest, largest=largest)
 
@@ -93,8 +93,8 @@ class ScoreSummary:
 
     @classmethod
     def of(cls, values: NDArray[np.float32]) -> "ScoreSummary":
-        """From values [example, layer, head]; NaN does not count."""
-        known = ~np.isnan(values)
+        """From values [example, layer, head]; what is not finite does not count."""
+        known = np.isfinite(values)
         heads = np.broadcast_to(np.arange(values[0].size).reshape(values.shape[1:]), values.shape)[known]
         return cls(
             moments=Moments.of(values.astype(np.float64)),

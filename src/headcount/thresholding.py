@@ -1,6 +1,7 @@
 """Thresholds from the scores' own distribution."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -22,8 +23,11 @@ def thresholds(table: xr.Dataset | Summary, shares: Sequence[float] = SHARES) ->
 
     Source: arXiv 2504.03889, Section 4, and the authors' code.
 
+    Values that are not finite are left out: M counts the others, and how many there were goes with each score as the
+    attributes of ``not_finite``.
+
     Args:
-        table: scores, as from ``measure_heads``, or their summary; NaN is left out. From a summary a threshold is off
+        table: scores, as from ``measure_heads``, or their summary. From a summary a threshold is off
             by less than 0.05% of its value.
         shares: between 0 and 1.
 
@@ -39,20 +43,72 @@ def thresholds(table: xr.Dataset | Summary, shares: Sequence[float] = SHARES) ->
     names = [str(name) for name in (table.scores if isinstance(table, Summary) else table.data_vars)]
     if not wanted or not names:
         raise InputError("Thresholds need at least one share and one measured score.")
-    cuts = {}
+    cuts, left_out = {}, not_finite(table)
     for name in names:
         at = wanted if inactive_when(name, table) == "low" else [1 - share for share in wanted]
         if isinstance(table, Summary):
             found = table.scores[name].quantiles(at)
         else:
             values = table[name].values
-            measured = values[~np.isnan(values)].astype(np.float64)
+            measured = values[np.isfinite(values)].astype(np.float64)
             found = (
                 np.quantile(measured, at, method="interpolated_inverted_cdf") if measured.size else np.array([np.nan])
             )
         if np.isnan(found).any():
             raise InputError(
-                f"Score {name} has no value in this table, so it has no threshold. Measure it on longer inputs."
+                f"Score {name} has no value in this table that is finite, so it has no threshold. Measure it on "
+                "longer inputs, or the model in float32 or bfloat16."
             )
-        cuts[name] = ("share", found)
+        cuts[name] = ("share", found, left_out.get(name, {}))
     return xr.Dataset(cuts, coords={"share": wanted}, attrs=table.attrs)
+
+
+def not_finite(table: xr.Dataset | Summary) -> dict[str, dict[str, Any]]:
+    """How many values of each score are not finite: infinite, or NaN, as where the score is not defined for a head.
+
+    The places of heads that a layer does not have are no values: those that no score was ever measured at, unless the
+    table says how many heads its layers have.
+
+    Returns:
+        Score → ``not_finite`` (how many), ``of`` (how many values there are in all) and ``layers`` (where they are); only of
+        scores that have some.
+    """
+    if isinstance(table, Summary):
+        counts = {name: of_score.moments.count for name, of_score in table.scores.items()}
+        num_inputs, layers = table.num_inputs, table.layers
+    else:
+        counts = {
+            str(name): np.isfinite(values.transpose("example", "layer", "head").values).sum(axis=0)
+            for name, values in table.data_vars.items()
+        }
+        num_inputs, layers = table.sizes["example"], table["layer"].values.tolist()
+    known = np.stack(list(counts.values())).max(axis=0) > 0  # [layer, head]
+    heads = table.attrs.get("num_attention_heads", ())
+    if len(heads) == len(layers):
+        known = np.arange(known.shape[1]) < np.array(heads)[:, None]
+    found = {}
+    for name, count in counts.items():
+        missing = np.where(known, num_inputs - count, 0)
+        if missing.any():
+            where = [int(layers[place]) for place in np.flatnonzero(missing.any(axis=1))]
+            found[name] = {"not_finite": int(missing.sum()), "of": int(known.sum()) * num_inputs, "layers": where}
+    return found
+
+
+def said_not_finite(name: str, facts: Mapping[str, Any]) -> str:
+    """Of one score, what ``not_finite`` found, in a sentence.
+
+    >>> said_not_finite("awft", {"not_finite": 3, "of": 100, "layers": [7, 8, 9, 12]})
+    'awft: 3 of 100 values are not finite or not defined, in layers 7 to 9, 12; thresholds are of the other 97.'
+    """
+    spans: list[list[int]] = []
+    for layer in facts["layers"]:
+        if spans and layer == spans[-1][-1] + 1:
+            spans[-1].append(layer)
+        else:
+            spans.append([layer])
+    where = ", ".join(f"{span[0]} to {span[-1]}" if len(span) > 1 else str(span[0]) for span in spans)
+    return (
+        f"{name}: {facts['not_finite']:,} of {facts['of']:,} values are not finite or not defined, in "
+        f"layer{'s' * (len(facts['layers']) > 1)} {where}; thresholds are of the other {facts['of'] - facts['not_finite']:,}."
+    )

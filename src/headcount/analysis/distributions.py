@@ -78,8 +78,8 @@ def layer_profile(scores: xr.Dataset, *, shares: Sequence[float] = (0.1, 0.5, 0.
 
 
 def _sorted(values: xr.DataArray) -> NDArray[np.floating]:
-    flat = np.sort(values.to_numpy(), axis=None)  # NaN last
-    return flat[: len(flat) - int(np.isnan(flat).sum())]
+    flat = values.to_numpy()
+    return np.sort(flat[np.isfinite(flat)], axis=None)
 
 
 def _quantiles(scores: xr.Dataset | Summary, name: str, shares: NDArray[np.float64]) -> NDArray[np.float64]:

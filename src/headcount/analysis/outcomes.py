@@ -114,7 +114,7 @@ def pair_outcomes(outcomes: pd.DataFrame, metric: str, higher_is_better: bool | 
             f"There is no policy {BASELINE!r} among {', '.join(policies) or 'no policies at all'}. "
             "Changes are against a run without intervention: evaluate that too."
         )
-    asked = outcomes[outcomes["task"].isin(outcomes.loc[outcomes[metric].notna(), "task"].unique())]
+    asked = outcomes.loc[outcomes["task"].isin(outcomes.loc[outcomes[metric].notna(), "task"].tolist())]
     for policy, task, doc_id in asked.loc[
         asked.duplicated(subset=["policy", "task", "doc_id"]), ["policy", "task", "doc_id"]
     ].itertuples(index=False):
@@ -137,7 +137,7 @@ def pair_outcomes(outcomes: pd.DataFrame, metric: str, higher_is_better: bool | 
         )
     if np.isnan(share_zeroed[common]).any():
         raise InputError("share_zeroed is NaN for some answered questions. Pass the outcomes of a headcount run.")
-    kept = finite.any(axis=1)
+    kept = np.flatnonzero(finite.any(axis=1))
     return PairedOutcomes(
         metric=Metric.of(outcomes, metric, higher_is_better),
         policies=policies,

@@ -77,6 +77,7 @@ def measure(
         from headcount.study.stages import measure_run
         from headcount.study.subject import read_texts
         from headcount.study.units import LocalEngine
+        from headcount.thresholding import not_finite, said_not_finite
 
         ids = [chosen.id for chosen in select_scores(score or "all")]
         if texts:
@@ -107,9 +108,13 @@ def measure(
                 run, LocalEngine(subject), num_inputs=facts.num_inputs, scores=ids, seed=seed,
                 progress=progress.start(f"Measuring {len(ids)} score{'s' * (len(ids) > 1)}", facts.num_inputs),
             )  # fmt: skip
+    measured = run.measurements()
+    left_out = {} if measured is None else not_finite(measured)
     scores = f"{len(ids)} score{'s' * (len(ids) != 1)}"
     inputs = f"{facts.num_inputs} input{'s' * (facts.num_inputs != 1)}"
     output.print(f"Measured {scores} of {facts.model['num_heads']} heads on {inputs}.")
+    for name, facts in left_out.items():
+        output.print(said_not_finite(name, facts), highlight=False, soft_wrap=True, markup=False)
     output.say(f"Run: {run.path}")
 
 

@@ -24,7 +24,7 @@ def thresholds(
     from headcount.store import continue_run
     from headcount.study.cuts import find_thresholds
     from headcount.study.progress import run_progress
-    from headcount.thresholding import SHARES
+    from headcount.thresholding import SHARES, said_not_finite
 
     with continue_run(run, command=command_line(), repair=False) as opened:
         cuts = find_thresholds(opened, share or SHARES)
@@ -38,5 +38,8 @@ def thresholds(
         sign = "<" if inactive_when(str(name), cuts) == "low" else ">"
         table.add_row(str(name), sign, *(f"{value:.4g}" for value in values.values))
     output.print(table)
+    for name, values in cuts.items():
+        if values.attrs:
+            output.print(said_not_finite(str(name), values.attrs), highlight=False, soft_wrap=True, markup=False)
     if progress.inputs_left:
         output.print(f"Of {progress.num_inputs} inputs {progress.inputs_left} are not measured yet.")

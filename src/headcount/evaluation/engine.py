@@ -160,6 +160,7 @@ class _Run:
                 "head": np.arange(heads),
                 "num_tokens": ("example", np.array(lengths, dtype=np.int64)),
             },
+            attrs={"num_attention_heads": [layer.num_attention_heads for layer in self._geometry.layers]},
         )
 
     # Passes that inputs share: the untouched model's, and those of fixed policies beside it

@@ -9,7 +9,7 @@ import numpy as np
 from headcount.errors import TaskError
 
 _KIND = "__kind__"  # of a value that JSON has no form for
-_DATES = {of.__name__: of for of in (date, datetime, time)}
+_DATES = {of.__name__: of for of in (datetime, date, time)}
 
 
 def encode_items(items: dict[str, Any]) -> str:
@@ -53,8 +53,8 @@ def _plain(value: Any, metric: str) -> Any:
         return tagged("set", each(sorted(value, key=repr)))  # in one order: the same answers are the same bytes
     if isinstance(value, bytes):
         return tagged("bytes", value.hex())
-    if type(value) in (date, datetime, time):
-        return tagged(type(value).__name__, value.isoformat())
+    if isinstance(value, date | time):
+        return tagged(next(name for name, of in _DATES.items() if isinstance(value, of)), value.isoformat())
     if isinstance(value, int | float | str):  # an enumeration's, say
         return _plain(next(of(value) for of in (int, float, str) if isinstance(value, of)), metric)
     raise TaskError(

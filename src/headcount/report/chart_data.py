@@ -162,7 +162,7 @@ def comparison_data(runs: Sequence[RunResults], distances: pd.DataFrame | None) 
     for number, run in measured:
         for name in map(str, run.scores.data_vars if run.scores is not None else ()):
             values = run.scores[name].to_numpy() if run.scores is not None else np.array([])
-            values = values[~np.isnan(values)]
+            values = values[np.isfinite(values)]
             if values.size:
                 cuts = np.quantile(values.astype(float), level, method="interpolated_inverted_cdf")
                 panel = panels.setdefault(name, {**_line(name), "runs": [], "values": []})

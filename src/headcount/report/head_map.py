@@ -53,6 +53,7 @@ def compressed(content: bytes) -> str:
 def head_profile(table: xr.Dataset, name: str) -> HeadProfile | None:
     """The profile of one score of ``table`` (dims example, layer, head); None if it was measured nowhere."""
     values = table[name].transpose("example", "layer", "head").to_numpy().astype(np.float64)
+    values = np.where(np.isfinite(values), values, np.nan)
     measured = ~np.isnan(values)
     if not measured.any():
         return None

@@ -65,7 +65,8 @@ def _thresholds(run: RunResults) -> Table:
     return table(
         "thresholds",
         "Thresholds of each score",
-        "Beyond a threshold lies that share of the scores of all heads on all inputs, measured with nothing zeroed.",
+        "Beyond a threshold lies that share of the scores of all heads on all inputs, measured with nothing zeroed."
+        + "".join(f" {said}" for said in run.left_out),
         frame,
         [
             ("Score", lambda row: row.score, False),

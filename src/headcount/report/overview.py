@@ -71,7 +71,7 @@ def _not_judged(console: Console, accuracy: pd.DataFrame) -> None:
     for key, of_task in accuracy.groupby(["model", "task"], sort=False):
         model, task = cast(tuple[str, str], key)
         metric = Metric(name=str(of_task["metric"].iloc[0]))
-        said = [] if of_task["higher_is_better"].notna().all() else [
+        said = [] if bool(of_task["higher_is_better"].notna().all()) else [
             f"Which way {shown(metric.name, 40)} is better is not known, or not the same in all tasks: its changes are not "
             "judged. Say it with --higher-is-better or --lower-is-better, or analyse the tasks one at a time."
         ]  # fmt: skip

@@ -34,7 +34,7 @@ from headcount.study.cuts import known_scores, saved_thresholds
 from headcount.study.progress import whats_left
 from headcount.study.verdicts import decided_table
 from headcount.summaries import Summary
-from headcount.thresholding import thresholds
+from headcount.thresholding import said_not_finite, thresholds
 
 MARGIN = 0.01  # the paper's "within 1 point"
 CONFIDENCE = 0.95
@@ -129,6 +129,11 @@ class RunResults:
             if facts_of(str(name), self.scores) and bool(values.notnull().any())
         ]
         return thresholds(self.scores[known]) if known else xr.Dataset(coords={"share": []})
+
+    @cached_property
+    def left_out(self) -> list[str]:
+        """Of each score of ``cuts`` that has values that are not finite, how many, in a sentence."""
+        return [said_not_finite(shown(name, 40), cut.attrs) for name, cut in self.cuts.data_vars.items() if cut.attrs]
 
     @cached_property
     def accuracy(self) -> pd.DataFrame:

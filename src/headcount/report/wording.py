@@ -132,7 +132,7 @@ def left_out(accuracy: pd.DataFrame, metric: Metric) -> list[str]:
     if not worst:
         return []
     baseline, policies = int(counts.iloc[0]), int((counts > counts.iloc[0]).sum())
-    asked = worst + int(accuracy["num_questions"].iloc[int(counts.argmax())])
+    asked = worst + int(accuracy["num_questions"].to_numpy()[int(counts.to_numpy().argmax())])
     more = f", untouched in {baseline}" + f"; more than that under {policies} policies" * bool(policies)
     return [
         f"Not finite: {metric.name} has no finite value in up to {worst:,} of {asked:,} questions{more}. They are left out "

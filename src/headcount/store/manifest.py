@@ -107,11 +107,20 @@ class Measured(Facts):
     num_inputs: Count
 
 
+class LeftOut(Facts):
+    """Of one score, as ``headcount.thresholding.not_finite`` counts it."""
+
+    not_finite: Annotated[int, Field(ge=0)]
+    of: Annotated[int, Field(ge=0)]
+    layers: list[Count]
+
+
 class Thresholds(Facts):
     """Of each score at each share."""
 
     share: list[Share]
     scores: dict[str, list[Annotated[float, Field(allow_inf_nan=True)]]]
+    not_finite: dict[str, LeftOut] = {}
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -173,13 +173,16 @@ class Run:
 
     def set_thresholds(self, cuts: xr.Dataset) -> None:
         values = {str(name): of_score.values.tolist() for name, of_score in cuts.items()}
-        self.update(thresholds={"share": cuts["share"].values.tolist(), "scores": values})
+        facts = {str(name): dict(of_score.attrs) for name, of_score in cuts.items() if of_score.attrs}
+        kept = {"share": cuts["share"].values.tolist(), "scores": values}
+        self.update(thresholds=kept | ({"not_finite": facts} if facts else {}))
 
     def thresholds(self) -> xr.Dataset | None:
         """Thresholds, dim (share,), one variable per score; None if they were not computed."""
         if (known := self.manifest.thresholds) is None:
             return None
-        cuts = {name: ("share", values) for name, values in known.scores.items()}
+        left_out = {name: facts.facts() for name, facts in known.not_finite.items()}
+        cuts = {name: ("share", values, left_out.get(name, {})) for name, values in known.scores.items()}
         return xr.Dataset(cuts, coords={"share": known.share})
 
     # What was answered

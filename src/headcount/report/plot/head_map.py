@@ -43,6 +43,7 @@ def head_map(
     if often and share is None:
         raise InputError("How often a head is inactive depends on the threshold: give share=0.10, say.")
     values = table[found.id].transpose("example", "layer", "head").to_numpy().astype(float)
+    values = np.where(np.isfinite(values), values, np.nan)
     measured = ~np.isnan(values)
     count = measured.sum(axis=0)
     mean = np.divide(

@@ -47,8 +47,8 @@ def accuracy(
         raise InputError(
             "The untouched model has no question right, so nothing is relative to it. Give relative=False."
         )
-    metric = results.judged
-    scale = 100 / baseline if relative else 100 if metric.is_share else 1
+    judged = results.judged
+    scale = 100 / baseline if relative else 100 if judged.is_share else 1
     ax = ax or new_axes()
     for score in wanted:
         points = sorted((row for row in rows(table) if row.score == score), key=lambda row: row.share_realised)
@@ -64,14 +64,14 @@ def accuracy(
         y = [scale * baseline, *(scale * (baseline + row.change) for row in points)]
         ax.plot(x, y, label=plain(score, 40), **line_style(style))  # pyright: ignore[reportArgumentType]
     ax.axhline(scale * baseline, color="black", linewidth=0.7, linestyle=(0, (5, 3)), zorder=0)
-    ax.axhline(scale * (baseline - metric.sign * MARGIN), color="#8a5a00", linewidth=0.7, linestyle=":", zorder=0)
+    ax.axhline(scale * (baseline - judged.sign * MARGIN), color="#8a5a00", linewidth=0.7, linestyle=":", zorder=0)
     name = plain(metric_name(results.metric), 40)
-    name = f"{name[:1].upper()}{name[1:]}" + ", lower is better" * (metric.sign < 0)
+    name = f"{name[:1].upper()}{name[1:]}" + ", lower is better" * (judged.sign < 0)
     ax.set(
         xlabel="Heads zeroed, realised", ylabel=f"{name}, relative to untouched" if relative else name, xlim=(0, None)
     )
     ax.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    if metric.is_share or relative:
+    if judged.is_share or relative:
         ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     ax.legend(ncols=2 if len(wanted) > 6 else 1)
     return ax

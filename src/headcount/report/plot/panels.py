@@ -136,7 +136,7 @@ def _quantiles(table: xr.Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
     """A score's quantiles at 101 levels, and the levels."""
     values = table[name].to_numpy()
     level = np.arange(101) / 100
-    values = values[~np.isnan(values)].astype(float)
+    values = values[np.isfinite(values)].astype(float)
     return np.quantile(values, level, method="interpolated_inverted_cdf"), level
 
 
