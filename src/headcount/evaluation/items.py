@@ -37,7 +37,7 @@ def _plain(value: Any, metric: str) -> Any:
 
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if hasattr(value, "detach"):  # a tensor
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # a tensor
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufSU":
         return tagged("array", value.tolist(), dtype=value.dtype.str, scalar=isinstance(value, np.generic))

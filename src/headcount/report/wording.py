@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from statistics import NormalDist
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from headcount.metrics import Metric
@@ -127,12 +128,12 @@ def p_value(p: float) -> str:
 
 def left_out(accuracy: pd.DataFrame, metric: Metric) -> list[str]:
     """That questions without a finite value were left out, in a sentence; none where there are none."""
-    counts = accuracy["num_not_finite"] if "num_not_finite" in accuracy else pd.Series([0])
+    counts = accuracy["num_not_finite"].to_numpy() if "num_not_finite" in accuracy else np.zeros(1, int)
     worst = int(counts.max())
     if not worst:
         return []
-    baseline, policies = int(counts.iloc[0]), int((counts > counts.iloc[0]).sum())
-    asked = worst + int(accuracy["num_questions"].to_numpy()[int(counts.to_numpy().argmax())])
+    baseline, policies = int(counts[0]), int((counts > counts[0]).sum())
+    asked = worst + int(accuracy["num_questions"].to_numpy()[int(counts.argmax())])
     more = f", untouched in {baseline}" + f"; more than that under {policies} policies" * bool(policies)
     return [
         f"Not finite: {metric.name} has no finite value in up to {worst:,} of {asked:,} questions{more}. They are left out "
