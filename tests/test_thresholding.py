@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from headcount.errors import InputError
 from headcount.measure import measure_heads
 from headcount.scores import get_score
-from headcount.store import Run
 from headcount.summaries import Summary
 from headcount.thresholding import SHARES, not_finite, said_not_finite, thresholds
 
@@ -162,15 +161,6 @@ def test_a_layer_that_is_nowhere_finite_is_no_padding():
     known = table.assign_attrs(num_attention_heads=[3, 2])
     assert not_finite(known)["awft"] == {"not_finite": 4, "of": 10, "layers": [5]}
     assert not_finite(Summary.of(known)) == not_finite(known)
-
-
-def test_a_run_keeps_what_its_thresholds_left_out(tmp_path):
-    run = Run(tmp_path, {"model": {}})
-    run.set_thresholds(thresholds(ragged(), [0.0, 0.5]))
-    kept = run.thresholds()
-    assert kept is not None
-    assert kept["ahon"].attrs == {"not_finite": 2, "of": 10, "layers": [5]}
-    assert run.manifest["thresholds"]["not_finite"].keys() == {"ahon"}
 
 
 def test_measuring_says_how_many_heads_layers_have(tiny):

@@ -170,3 +170,13 @@ def test_a_shard_written_again_replaces_the_old_one(run):
     run.add_scores(0, table(3, seed=1))
     assert len(shard_files(run.path)) == 1
     xr.testing.assert_identical(open_run(run.path).scores().load(), table(3, seed=1))
+
+
+def test_thresholds_keep_of_how_many_values_they_are(run):
+    left_out = {"not_finite": 2, "of": 10, "layers": [5]}
+    run.set_thresholds(
+        xr.Dataset({"awft": ("share", [1.0]), "ahon": ("share", [2.0], left_out)}, coords={"share": [0.1]})
+    )
+    kept = open_run(run.path).thresholds()
+    assert kept is not None
+    assert [kept[name].attrs for name in ("awft", "ahon")] == [{}, left_out]
