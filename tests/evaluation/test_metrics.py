@@ -18,9 +18,10 @@ from headcount.evaluation.benchmark import Benchmark
 from headcount.evaluation.items import decode_items, encode_items
 from headcount.interventions import Random
 from headcount.metrics import BY_NAME, directions_of
-from headcount.store.files import shards, write_shard
-from headcount.store.outcomes import describe_outcomes, encode_outcomes, read_outcomes
+from headcount.store import begin_run, open_run
+from headcount.store.outcomes import encode_outcomes
 from headcount.tasks import quiet
+from tests.store.parts import FACTS
 
 DOCS = [
     {"q": "Sky is", "choices": ["blue", "red", "green"], "gold": 0},
@@ -163,9 +164,12 @@ def by_lm_eval(model, tokenizer, task, folder):
 
 
 def stored(outcomes: pd.DataFrame, folder: Path) -> pd.DataFrame:
-    content = encode_outcomes(outcomes, outcomes["policy"].unique().tolist(), range(len(outcomes)), {})
-    write_shard(folder, "000000-all", "parquet", content)
-    return read_outcomes([describe_outcomes(file) for file in shards(folder)])
+    policies = outcomes["policy"].unique().tolist()
+    with begin_run(folder / "run", **FACTS) as run:
+        run.add_outcomes(policies, range(len(outcomes) // len(policies)), outcomes)
+    kept = open_run(folder / "run").outcomes()
+    assert kept is not None
+    return kept
 
 
 @pytest.mark.parametrize("task", [*TASKS, *GROUPS])
@@ -182,7 +186,7 @@ def test_every_metric_aggregates_to_lm_evals_own_value(tiny, letters, folder, tm
         assert found == pytest.approx(theirs, rel=1e-4, nan_ok=True)
         assert directions_of(table) == directions_of(outcomes)
     again = benchmark.ask([None, Random(0.5)]).outcomes
-    parts = [encode_outcomes(table, ["a"], [0], {}) for table in (outcomes, again)]
+    parts = [encode_outcomes(table, {}) for table in (outcomes, again)]
     assert parts[0] == parts[1]
 
 
