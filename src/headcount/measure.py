@@ -12,6 +12,7 @@ from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
 from headcount.models.batching import Progress, check_lengths, data_fingerprint, no_progress
 from headcount.models.loading import fingerprint
+from headcount.models.state import check_tokenizer, reads
 from headcount.scores import select_scores
 from headcount.texts import HALF_PAIR
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
+@reads
 def measure_heads(
     model: "PreTrainedModel",
     inputs: Sequence[str] | Sequence[Sequence[int]],
@@ -92,6 +94,7 @@ def token_ids(
                     f"Input {i} holds half of a surrogate pair ({half[0]!r} at character {half.start()}), which is no text. Take "
                     r"it out, or put U+FFFD there: re.sub('[\ud800-\udfff]', '\ufffd', text)."
                 )
+            check_tokenizer(tokenizer)
             row = tokenizer(given, verbose=False)["input_ids"]
         else:
             try:

@@ -12,7 +12,6 @@ from headcount.models.batching import (
     check_lengths,
     check_tokens,
     data_fingerprint,
-    input_device,
     pad,
     run_in_batches,
 )
@@ -46,10 +45,6 @@ def test_pad_fills_on_the_right():
     assert tokens.tolist() == [[5, 6, 7], [8, 0, 0]]
     assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
     assert tokens.dtype == mask.dtype == torch.int64
-
-
-def test_input_device_is_that_of_the_embeddings(tiny):
-    assert input_device(tiny(num_hidden_layers=1)) == torch.device("cpu")
 
 
 class Machine:

@@ -24,6 +24,7 @@ from headcount.models.chat import ChatTemplate
 from headcount.models.instrument import DECIDE, instrument
 from headcount.models.loading import load
 from headcount.models.probe import Probe
+from headcount.models.state import check_tokenizer, evaluating, input_device, language_model
 from headcount.policies import resolve_policy
 from headcount.tasks import quiet
 
@@ -117,8 +118,11 @@ class HeadcountLM(_HFLM):
         if isinstance(model, str):
             model, loaded_tokenizer = load(model, **options)
             tokenizer = tokenizer or loaded_tokenizer
-        with quiet():
+        model = language_model(model)
+        check_tokenizer(tokenizer)
+        with quiet(), evaluating(model):
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=generation_batch_size)
+        self._device = input_device(model)  # lm-eval takes that of the weights, which may be elsewhere
         self.policy = (
             resolve_policy(policy, thresholds_from=thresholds_from, seed=seed) if isinstance(policy, str) else policy
         )
@@ -172,7 +176,8 @@ class HeadcountLM(_HFLM):
     ) -> Responses:
         """Answer requests of one of lm-eval's kinds under several policies, recording ``scores`` of the untouched model."""
         if kind == "generate_until":
-            return self._generate(requests, policies, progress)
+            with evaluating(self.model):
+                return self._generate(requests, policies, progress)
         plan, spans = self._plan(kind, requests)
         scored = run_plan(
             self.model, plan, policies, scores=scores, batch_tokens=self.batch_tokens, seed=self.seed, progress=progress

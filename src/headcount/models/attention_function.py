@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from headcount.attention.inputs import AttentionInputs
@@ -40,11 +41,18 @@ def read_call(
         raise ModelError(
             f"Attention dropout of {dropout} is on: heads are measured in evaluation mode. Call model.eval()."
         )
+    if not getattr(module, "is_causal", True) or others.get("is_causal") is False:
+        raise ModelError(
+            f"{type(module).__name__} is not causal: its tokens see those after them, as in encoders. headcount measures "
+            "causal language models (…ForCausalLM)."
+        )
     if unknown := sorted(name for name, given in others.items() if given is not None and name not in _WITHOUT_EFFECT):
         raise ModelError(
             f"{type(module).__name__} calls its attention with {', '.join(unknown)}, which headcount does not know, so its "
             "numbers could be wrong. Please report the model; nothing was measured."
         )
+    if torch.is_autocast_enabled(device := query.device.type):  # transformers' own functions round to its dtype here
+        query, key, value = (_autocast(tensor, device) for tensor in (query, key, value))
     return AttentionInputs(
         query=query,
         key=key,
@@ -54,3 +62,7 @@ def read_call(
         softcap=softcap,
         sinks=s_aux,
     )
+
+
+def _autocast(tensor: Tensor, device: str) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.to(torch.get_autocast_dtype(device))

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from headcount.errors import InputError, ModelError
 from headcount.models.loading import max_positions
+from headcount.models.state import input_device
 
 Result = TypeVar("Result")
 
@@ -64,13 +65,6 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Te
         tokens[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
         mask[i, : len(row)] = 1
     return tokens.to(device), mask.to(device)
-
-
-def input_device(model: PreTrainedModel) -> torch.device:
-    """Where the model wants its token ids, whatever devices its layers are on."""
-    weight = model.get_input_embeddings().weight
-    assert isinstance(weight, Tensor)
-    return weight.device
 
 
 def batches(

@@ -1,6 +1,6 @@
 """The decoder layers of a model: keep what enters each of them, or start a forward pass at one of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -45,10 +45,22 @@ class Decoder:
 
         with ExitStack() as stack:
             for layer in self.layers[:place] if hidden is not None else ():
-                own = layer.__dict__.get("forward")
-                stack.callback(setattr, layer, "forward", own) if own else stack.callback(delattr, layer, "forward")
-                layer.forward = skip
+                stack.enter_context(forward_replaced(layer, skip))
             yield
+
+
+@contextmanager
+def forward_replaced(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, calling the module calls ``forward``; afterwards what it called before, which may have been put there too."""
+    own = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def _layer_list(

@@ -22,6 +22,7 @@ from headcount.models.measuring import LayerMeter, declared, needs_of, scored
 from headcount.models.observe import head_geometry
 from headcount.models.probe import Examples, Probe
 from headcount.models.prompts import prompts_read_whole
+from headcount.models.state import refuse_training
 from headcount.models.switch import attention_replaced
 from headcount.scores import Score, select_scores
 
@@ -68,6 +69,7 @@ def instrument(
     """
     chosen = select_scores(scores) if scores else []
     geometry = head_geometry(model)
+    refuse_training(model, model.modules())
     if policy is not None:
         check_policy(policy, geometry)
     if decide not in DECIDE:

@@ -23,6 +23,7 @@ from headcount.cache import cache_folder, kept
 from headcount.errors import InputError, ModelError
 from headcount.models.chat import expects_chat
 from headcount.models.source import check_source, files_here
+from headcount.models.state import unwrapped, values
 from headcount.models.weights import check_config, check_values, gguf_part, load_filled
 
 DEMO = "demo"
@@ -165,6 +166,7 @@ def fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> 
     Covers each parameter's name, shape, dtype and up to 1,024 evenly spaced values, not every value. With ``dtype``
     the values are rounded to it first, so that one checkpoint loaded in another dtype is the same.
     """
+    model = unwrapped(model)
     digest = hashlib.sha256()
     config = model.config.to_dict()
     unrelated = (
@@ -177,8 +179,9 @@ def fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> 
     for name in (*unrelated, *(("dtype", "torch_dtype") if dtype else ())):
         config.pop(name, None)
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, parameter in model.named_parameters():
+    for name, parameter in values(model):
         rounded = dtype if dtype and parameter.is_floating_point() else parameter.dtype
+        name = name.replace("_orig_mod.", "")  # of a module that torch.compile wraps
         digest.update(f"{name}{tuple(parameter.shape)}{rounded}".encode())
         if parameter.device.type != "meta":
             flat = parameter.detach().reshape(-1)

@@ -11,10 +11,10 @@ from headcount.attention.attend import attend
 from headcount.attention.inputs import AttentionInputs
 from headcount.errors import ModelError
 from headcount.heads import HeadGeometry, LayerHeads
-from headcount.models.batching import input_device
 from headcount.models.context import ForwardContext
 from headcount.models.decoder import Decoder
 from headcount.models.remembered import Stamp, scalars, structure
+from headcount.models.state import evaluating, input_device, measurable
 from headcount.models.switch import attention_replaced
 
 
@@ -54,6 +54,7 @@ def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
 
 
 def _look(model: PreTrainedModel) -> _Observed:
+    model = measurable(model)
     known, stamp = _observed.get(model), structure(model)
     if known is None or known.stamp != stamp or known.attributes != [scalars(m) for m in known.modules.values()]:
         found = _observe(model)
@@ -86,7 +87,7 @@ def _observe(model: PreTrainedModel) -> list[tuple[nn.Module, LayerHeads]]:
         found.append((module, heads))
         return attend(inputs, context.positions)[0]
 
-    with attention_replaced(model, record), torch.no_grad():
+    with evaluating(model), attention_replaced(model, record), torch.no_grad():
         model(input_ids=torch.arange(1, 5, device=input_device(model))[None], use_cache=False)
     if len({layer.index for _, layer in found}) < len(found):
         raise ModelError(

@@ -8,6 +8,9 @@ from headcount.errors import ModelError
 #: Names of the output projection in transformers' attention modules.
 _NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo", "proj", "o", "linear_out")
 
+#: In which a projection can be given unit vectors; quantised ones have weights in others.
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
 
 def output_projection(module: nn.Module) -> nn.Module:
     """The submodule of an attention module that its concatenated head outputs go through (``o_proj``).
@@ -30,7 +33,9 @@ def head_slices(projection: nn.Module, num_heads: int, head_dim: int, *, like: T
     Applying it, rather than reading ``weight``, is right for quantised, adapted and offloaded projections too.
     """
     width = num_heads * head_dim
-    units = torch.eye(width, dtype=like.dtype, device=like.device)
+    weight = getattr(projection, "weight", None)  # under autocast of another dtype than the values
+    dtype = weight.dtype if isinstance(weight, Tensor) and weight.dtype in _DTYPES else like.dtype
+    units = torch.eye(width, dtype=dtype, device=like.device)
     with torch.no_grad():
         zero = projection(torch.zeros_like(units[:1])).float()
         columns = projection(units).float() - zero  # [width, hidden]; the bias is no head's

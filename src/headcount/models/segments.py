@@ -17,13 +17,13 @@ from transformers.masking_utils import causal_mask_function
 
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import extended
-from headcount.models.batching import input_device
 from headcount.models.context import ForwardContext
 from headcount.models.decoder import Decoder
 from headcount.models.instrument import zero_heads
 from headcount.models.layout import Layout
 from headcount.models.measuring import LayerMeter
 from headcount.models.observe import decoder_of, head_geometry
+from headcount.models.state import evaluating, input_device
 from headcount.models.switch import attention_replaced
 
 
@@ -104,7 +104,11 @@ class SegmentReader:
             assert self._pass is not None
             return self._pass.layer(module, index, inputs)
 
-        with attention_replaced(self.model, layer, mask_function=masks), torch.inference_mode():
+        with (
+            evaluating(self.model),
+            attention_replaced(self.model, layer, mask_function=masks),
+            torch.inference_mode(),
+        ):
             yield self
 
     def read(

@@ -16,6 +16,7 @@ from headcount.errors import ModelError
 from headcount.models.attention_function import read_call
 from headcount.models.context import ForwardContext
 from headcount.models.prompts import forget
+from headcount.models.state import check_call, measurable, uncompiled, unwrapped, without_autocast
 
 #: Attention of one layer: (attention module, layer index, inputs, the pass) → output [batch, head, query, head_dim].
 LayerFunction = Callable[[nn.Module, int, AttentionInputs, ForwardContext], Tensor]
@@ -47,15 +48,17 @@ def attention_replaced(
     Raises:
         ModelError: a block is open on the model, or the model computes attention itself.
     """
+    model = measurable(model)
     block = _Block(model, layer_function, start, finish, mask_function)
     with ExitStack() as stack:
         stack.callback(block.modules.clear)
+        stack.enter_context(uncompiled())
         with _opening:
             block.switch(stack)
         _inside.set(_inside.get() | {block.name})
         stack.callback(lambda: _inside.set(_inside.get() - {block.name}))
         adapted = getattr(model, "get_base_model", lambda: model)()  # which PEFT's wrapper generates with
-        for module in dict.fromkeys((model, model.base_model, adapted)):
+        for module in dict.fromkeys((model, unwrapped(model.base_model), adapted)):
             stack.callback(module.register_forward_pre_hook(block.begin, with_kwargs=True).remove)
             stack.callback(module.register_forward_hook(block.end, always_call=True).remove)
         yield
@@ -122,6 +125,7 @@ class _Block:
         now = self.now
         if now is None or module is self.model or not now.hands_on(module, args, kwargs):
             self.now = None  # what an interrupt left behind
+            check_call(self.model, self.modules.values(), kwargs)
             context = ForwardContext(module, args, kwargs)
             self.start(context)
             self.now = context
@@ -146,14 +150,15 @@ class _Block:
         if self.now is None:
             raise ModelError(
                 "An attention layer ran outside its model's forward pass, or the model was called inside its own. Call the "
-                "model itself, one pass after the other."
+                "model itself, one pass after the other, and without gradient checkpointing, which runs layers again."
             )
         layer = getattr(module, "layer_idx", None)
         if layer is None:
             raise ModelError(f"{type(module).__name__} does not know its layer's index, so its heads cannot be named.")
         self.now.num_layers += 1
         inputs = read_call(module, query, key, value, attention_mask, **kwargs)
-        return self.layer_function(module, int(layer), inputs, self.now).transpose(1, 2).contiguous(), None
+        with without_autocast(query.device.type):
+            return self.layer_function(module, int(layer), inputs, self.now).transpose(1, 2).contiguous(), None
 
     def mask(
         self, *args: Any, mask_function: Callable[..., Any] = causal_mask_function, **kwargs: Any

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from headcount.errors import ModelError
+from headcount.models.state import values
 
 #: Sizes that are at least 1 where a configuration gives them as a number.
 _SIZES = (
@@ -94,12 +95,8 @@ def check_values(model: PreTrainedModel, name: str, files: Iterable[Path]) -> No
     Raises:
         ModelError: the first such tensor, by name.
     """
-    for parameter_name, parameter in model.named_parameters():
-        if (
-            parameter.is_floating_point()
-            and parameter.device.type != "meta"
-            and not bool(torch.isfinite(parameter).all())
-        ):
+    for parameter_name, parameter in values(model):
+        if parameter.is_floating_point() and not parameter.is_meta and not bool(torch.isfinite(parameter).all()):
             raise ModelError(
                 f"{name} has NaN or infinite weights, first in {parameter_name}. Download or convert it again."
             )

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headcount.models.batching import Progress, input_device, no_progress, pad, run_in_batches
+from headcount.models.batching import Progress, no_progress, pad, run_in_batches
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
+from headcount.models.state import input_device
 
 #: Called with a layer's index and its concatenated head outputs ``[token, head · head_dim]``, real tokens alone.
 Reader = Callable[[int, Tensor], None]

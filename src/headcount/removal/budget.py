@@ -15,6 +15,7 @@ from headcount.evaluation.outcomes import BASELINE
 from headcount.heads import HeadSet
 from headcount.metrics import Metric, joined
 from headcount.models.batching import Progress, no_progress
+from headcount.models.state import reads
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection
 
@@ -51,6 +52,7 @@ class Budget:
         return cls(margin=float(found[1]) / 100, tasks=tasks)
 
 
+@reads
 def select_within_budget(
     model: "PreTrainedModel",
     candidates: Selection,

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 from headcount.errors import InputError
 from headcount.heads import HeadSet
-from headcount.models.batching import Progress, data_fingerprint, input_device, no_progress, pad, run_in_batches
+from headcount.models.batching import Progress, data_fingerprint, no_progress, pad, run_in_batches
 from headcount.models.instrument import instrument
 from headcount.models.observe import head_geometry
+from headcount.models.state import input_device, reads
 from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection, Unit
@@ -27,6 +28,7 @@ TAYLOR = "taylor"
 Aggregate = Literal["mean", "max", "quantile", "inactive"]
 
 
+@reads
 def select_heads(
     model: PreTrainedModel,
     rows: Sequence[Sequence[int]],

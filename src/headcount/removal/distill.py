@@ -12,9 +12,10 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headcount.errors import InputError, ModelError
-from headcount.models.batching import Progress, batches_by_tokens, input_device, no_progress, pad
+from headcount.models.batching import Progress, batches_by_tokens, no_progress, pad
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
+from headcount.models.state import input_device
 from headcount.removal.activations import parameters_restored
 from headcount.removal.gradients import layers_recomputed, parameters_frozen, refuse_without_gradients
 from headcount.removal.replace import Projection, Replacement, put_projection, removed_inputs

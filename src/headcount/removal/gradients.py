@@ -15,9 +15,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from headcount.errors import InputError, ModelError
 from headcount.heads import HeadSet
-from headcount.models.batching import Progress, input_device, no_progress, pad, run_in_batches
+from headcount.models.batching import Progress, no_progress, pad, run_in_batches
+from headcount.models.decoder import forward_replaced
 from headcount.models.observe import attention_modules, head_geometry
 from headcount.models.projection import output_projection
+from headcount.models.state import input_device
 from headcount.removal.moments import Mean, Moments, head_output_statistics
 from headcount.removal.replace import How
 from headcount.removal.selection import Unit
@@ -216,8 +218,7 @@ def layers_recomputed(model: PreTrainedModel) -> Iterator[None]:
     layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     with ExitStack() as stack:
         for layer in layers:
-            layer.forward = _recomputed(layer.forward)
-            stack.callback(delattr, layer, "forward")
+            stack.enter_context(forward_replaced(layer, _recomputed(layer.forward)))
         yield
 
 

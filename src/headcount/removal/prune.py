@@ -13,6 +13,7 @@ from headcount.errors import InputError
 from headcount.models.batching import Progress, no_progress
 from headcount.models.loading import quiet_transformers
 from headcount.models.observe import attention_modules, head_geometry
+from headcount.models.state import reads
 from headcount.removal.card import model_card
 from headcount.removal.checkpoint import (
     Loaded,
@@ -66,6 +67,7 @@ class Pruned:
     savings: Savings | None
 
 
+@reads
 def prune_heads(
     model: PreTrainedModel,
     selection: Selection,

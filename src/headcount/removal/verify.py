@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from headcount.errors import ModelError
-from headcount.models.batching import input_device
+from headcount.models.state import input_device
 from headcount.removal.replace import Replacement
 
 #: Largest difference of logits that counts as rounding, in units of their standard deviation.

@@ -10,9 +10,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from headcount.errors import ModelError
-from headcount.models.batching import Progress, batches_by_tokens, input_device, no_progress, pad
+from headcount.models.batching import Progress, batches_by_tokens, no_progress, pad
+from headcount.models.decoder import forward_replaced
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
+from headcount.models.state import input_device
 from headcount.removal.moments import Moments
 
 
@@ -67,8 +69,7 @@ def walk_layers(
             with ExitStack() as stack:
                 if kept is not None:
                     for block, width in blocks[:start]:
-                        block.forward = _pass_through(width)
-                        stack.callback(delattr, block, "forward")
+                        stack.enter_context(forward_replaced(block, _pass_through(width)))
                     stack.enter_context(_entered_by(blocks[start][0], lambda _, k=number, of=kept: of[k]))
                 if layer in block_of:
                     stack.enter_context(_entered_by(blocks[block_of[layer]][0], _noting(entering)))

@@ -1,0 +1,288 @@
+"""Which models are measured, and in which state. Every block and reading begins with ``measurable``."""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
+
+from headcount.errors import InputError, ModelError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def measurable(model: object) -> PreTrainedModel:
+    """The model itself, out of ``torch.compile``'s wrapper where it has one.
+
+    Raises:
+        ModelError: it is no transformers model, or is in a state in which its numbers would not be its own.
+    """
+    found = _transformers_model(model)
+    for rule in (_without_weights, _spread, _encoder_decoder, _adapter, _foreign_attention):
+        if problem := rule(found):
+            raise ModelError(problem)
+    return found
+
+
+def language_model(model: object) -> PreTrainedModel:
+    """As ``measurable``, of a model that also predicts tokens.
+
+    Raises:
+        ModelError: as ``measurable``, or the model has no projection to the vocabulary.
+    """
+    found = measurable(model)
+    if found.get_output_embeddings() is None:
+        raise ModelError(
+            f"{_kind(found)} does not predict tokens: it has no projection to the vocabulary. Give the causal language model "
+            "(…ForCausalLM, as headcount.load returns it); what a model without one does with its heads, "
+            "headcount.instrument measures."
+        )
+    return found
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Raise InputError for what stands in a tokenizer's place and is none."""
+    if not (callable(tokenizer) and callable(getattr(tokenizer, "encode", None))):
+        given = "None" if tokenizer is None else f"a {type(tokenizer).__name__}"
+        raise InputError(
+            f"tokenizer is {given}. Give the model's tokenizer: model, tokenizer = headcount.load(name) returns both, in "
+            "this order."
+        )
+
+
+def reads(function: Callable[Concatenate[PreTrainedModel, P], R]) -> Callable[Concatenate[PreTrainedModel, P], R]:
+    """Makes ``function``, which reads texts with the language model it is given first, do so in evaluation mode, uncompiled.
+
+    Raises:
+        ModelError: as ``language_model``.
+    """
+
+    @wraps(function)
+    def read(model: PreTrainedModel, *args: P.args, **options: P.kwargs) -> R:
+        model = language_model(model)
+        with uncompiled(), evaluating(model):
+            return function(model, *args, **options)
+
+    return read
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, every module is in evaluation mode; afterwards each is in the mode in which it was."""
+    training = [module for module in model.modules() if module.training]
+    try:
+        for module in training:  # not by eval(), which a module may have made do more
+            module.training = False
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def refuse_training(model: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Raise ModelError if one of a model's ``modules`` is in training mode.
+
+    None is asked what it does there: besides dropout there are noisy routers, dropped layers, batch statistics and
+    whatever a model's own code reads ``self.training`` for.
+    """
+    if any(module.training for module in modules):
+        name = next((name for name, module in model.named_modules() if module.training), "")
+        which = f"Its module {name!r}" if name else "The model"
+        raise ModelError(
+            f"{which} is in training mode, where dropout and the like make noise of numbers. Call model.eval()."
+        )
+
+
+def check_call(model: nn.Module, modules: Iterable[nn.Module], options: Mapping[str, Any]) -> None:
+    """Raise ModelError if a forward pass that begins now would not be that of the model alone, without noise."""
+    refuse_training(model, modules)
+    if options.get("adapter_names") is not None:
+        raise ModelError(
+            "adapter_names gives each example weights of its own, and heads are measured by one output projection for all. "
+            "Call model.set_adapter(name), and measure the examples of each adapter apart."
+        )
+
+
+@contextmanager
+def without_autocast(device: str) -> Iterator[None]:
+    """Inside, ``torch.autocast`` rounds nothing: measurements are taken in float32."""
+    if torch.is_autocast_enabled(device):
+        with torch.autocast(device, enabled=False):
+            yield
+    else:
+        yield
+
+
+_lock = threading.Lock()
+_num_open = 0
+_stance: Any = None
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Inside, whatever ``torch.compile`` made runs as if it had not been compiled, in every thread, and nothing is compiled.
+
+    Code compiled before would neither run our attention nor call our hooks, and code compiled inside would run them after.
+
+    Raises:
+        ModelError: the block is inside a function that is compiled itself.
+    """
+    global _num_open, _stance
+    with _lock:  # blocks may end in another order than they began
+        if _num_open == 0:
+            try:
+                _stance = torch.compiler.set_stance("force_eager")
+            except RuntimeError:  # it says so itself
+                raise ModelError(
+                    "headcount was called inside a function that torch.compile compiles. Call it outside; a compiled model "
+                    "is measured as it is."
+                ) from None
+        _num_open += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _num_open -= 1
+            if _num_open == 0:
+                _stance.__exit__(None, None, None)
+
+
+def unwrapped(model: Any) -> Any:
+    """The module that ``torch.compile`` wrapped, or what was given."""
+    while isinstance(model, torch._dynamo.OptimizedModule):
+        model = model._orig_mod
+    return model
+
+
+def _transformers_model(given: object) -> PreTrainedModel:
+    model = unwrapped(given)
+    if isinstance(model, PreTrainedModel) or _is_peft(model):
+        return model  # a PEFT model hands on whatever it lacks
+    inner = getattr(model, "module", None)
+    if isinstance(model, nn.Module) and isinstance(inner, nn.Module):
+        raise ModelError(
+            f"{type(model).__name__} spreads a model over devices or processes. Give the model inside: model.module."
+        )
+    if isinstance(model, nn.Module):
+        raise ModelError(
+            f"{type(model).__name__} is not a transformers model (PreTrainedModel). If it holds one, give that."
+        )
+    hint = "headcount.load(name) returns the model and its tokenizer, in this order."
+    if isinstance(model, str):
+        raise ModelError(f"{model!r:.80} is a name, and a loaded model is needed. {hint}")
+    if isinstance(model, PreTrainedTokenizerBase):
+        raise ModelError(f"A tokenizer ({type(model).__name__}) stands in the model's place. {hint}")
+    raise ModelError(f"A transformers model is needed, not {model!r:.80}. {hint}")
+
+
+def _is_peft(model: object) -> bool:
+    return any(kind.__module__.startswith("peft.") for kind in type(model).__mro__)
+
+
+def _kind(model: PreTrainedModel) -> str:
+    return type(model.get_base_model() if _is_peft(model) else model).__name__  # pyright: ignore[reportCallIssue]
+
+
+def _without_weights(model: PreTrainedModel) -> str | None:
+    lost = {name for name, parameter in model.named_parameters() if parameter.is_meta}
+    if lost and (lost := lost - _offloaded(model).keys()):
+        return (
+            f"{len(lost)} weights of {_kind(model)} have no values, first {min(lost)}: they are on the device meta. Load the "
+            "model with headcount.load(name)."
+        )
+    return None
+
+
+def _spread(model: PreTrainedModel) -> str | None:
+    if any(hasattr(parameter, "device_mesh") for parameter in model.parameters()):
+        return (
+            f"The weights of {_kind(model)} are spread over processes (FSDP or tensor parallelism), so that none sees all heads. "
+            "Load the model whole in one process, over several devices with device_map='auto'."
+        )
+    return None
+
+
+def _encoder_decoder(model: PreTrainedModel) -> str | None:
+    if getattr(model.config, "is_encoder_decoder", False):
+        return (
+            f"{_kind(model)} is an encoder-decoder, and headcount measures decoders that read one text. Give a causal language "
+            "model (…ForCausalLM)."
+        )
+    return None
+
+
+def _adapter(model: PreTrainedModel) -> str | None:
+    configs: Any = getattr(model, "peft_config", None) or {}
+    for config in configs.values() if isinstance(configs, dict) else ():
+        name = str(getattr(config.peft_type, "value", config.peft_type))
+        what = None
+        if getattr(config, "is_prompt_learning", False):
+            what = "puts virtual tokens before every text, which are no tokens of the input"
+        elif getattr(config, "is_adaption_prompt", False):
+            what = "adds attention of its own to every head's"
+        elif getattr(config, "alora_invocation_tokens", None):
+            what = "changes weights in the middle of a text"
+        if what is not None:
+            return (
+                f"The adapter {name} {what}: headcount has no rule to count that by, so nothing is measured. Measure the base "
+                "model, or an adapter of the weights such as LoRA."
+            )
+    return None
+
+
+def _foreign_attention(model: PreTrainedModel) -> str | None:
+    name = model.config._attn_implementation or "eager"
+    function = AttentionInterface._global_mapping.get(name)  # eager attention and kernels from the hub are not in it
+    while isinstance(function, partial):
+        function = function.func
+    if function is None or function.__module__.partition(".")[0] in ("transformers", "headcount"):
+        return None
+    return (
+        f"{_kind(model)} attends by {name!r}, a function that is neither transformers' nor headcount's. headcount's would take "
+        "its place and give other numbers. Call model.set_attn_implementation('sdpa') first, if that is what you mean."
+    )
+
+
+def values(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The model's ``named_parameters`` with their values, fetched one at a time where accelerate keeps them elsewhere."""
+    elsewhere = _offloaded(model)
+    tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    for name, parameter in model.named_parameters():
+        if name not in elsewhere:
+            yield name, parameter
+        elif not any(name == key or name.endswith(f".{key}") for key in tied):  # offloading makes two of tied weights
+            yield name, elsewhere[name]()
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """Where the model wants its token ids, whatever devices its layers are on."""
+    embedding = model.get_input_embeddings()
+    for module in (embedding, model):
+        for hook in _hooks(module):
+            if (device := getattr(hook, "execution_device", None)) is not None:
+                return torch.device(device)
+    assert isinstance(embedding.weight, Tensor)
+    return embedding.weight.device
+
+
+def _offloaded(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """What gives the values of the parameters that accelerate puts into the model only while their module runs."""
+    found: dict[str, Callable[[], Tensor]] = {}
+    for prefix, module in model.named_modules():
+        for hook in _hooks(module):
+            if getattr(hook, "offload", False) and (kept := hook.weights_map) is not None:
+                for name, parameter in module.named_parameters(recurse=hook.place_submodules):
+                    if parameter.is_meta:
+                        found[f"{prefix}.{name}" if prefix else name] = partial(kept.__getitem__, name)
+    return found
+
+
+def _hooks(module: nn.Module) -> Sequence[Any]:
+    """accelerate's hooks of a module."""
+    hook: Any = getattr(module, "_hf_hook", None)
+    return () if hook is None else getattr(hook, "hooks", (hook,))

@@ -1,0 +1,345 @@
+"""Models in the states in which they are used: measured as the plain model is, or refused by what they are."""
+
+from functools import partial
+
+import accelerate
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from transformers import (
+    AttentionInterface,
+    BertConfig,
+    BertModel,
+    CompileConfig,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    LlamaModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+import headcount as hc
+from headcount.errors import InputError, ModelError
+from headcount.interventions import Fixed
+from headcount.measure import measure_heads
+from headcount.models.instrument import instrument
+from headcount.models.loading import fingerprint, outline
+from headcount.models.observe import head_geometry
+from headcount.models.state import input_device
+from tests.models.families import COMMON
+
+ROWS = [[5, 6, 7, 8, 9, 10, 11], [3, 4, 5, 6]]
+TOKENS = torch.tensor(ROWS[:1])
+POLICY = Fixed([(0, 1), (2, 3)])
+
+
+def logits(model, tokens=TOKENS, **options):
+    with torch.no_grad():
+        return model(tokens, **options).logits
+
+
+def assert_measured_as(model, plain):
+    """Geometry, fingerprint, every score, and zeroing are those of ``plain``, and both give their own logits again."""
+    before = logits(plain)
+    expected, found = measure_heads(plain, ROWS), measure_heads(model, ROWS)
+    assert head_geometry(model) == head_geometry(plain)
+    assert found.attrs == expected.attrs
+    for name in expected.data_vars:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    with instrument(plain, policy=POLICY, scores="all") as probe:
+        zeroed = logits(plain)
+    with instrument(model, policy=POLICY, scores="all") as same:
+        torch.testing.assert_close(logits(model), zeroed)
+    np.testing.assert_allclose(same.scores["fhon"], probe.scores["fhon"], rtol=1e-5)
+    torch.testing.assert_close(logits(model), before)
+
+
+# Training mode
+
+
+def modes(model):
+    return {name: module.training for name, module in model.named_modules()}
+
+
+@pytest.mark.parametrize("part", ["", "model.layers.1.mlp"])
+def test_own_readings_are_made_in_evaluation_mode_and_leave_each_module_in_its_own(tiny, part):
+    model = tiny("phi", resid_pdrop=0.3, embd_pdrop=0.1)
+    expected = measure_heads(model, ROWS)
+    model.get_submodule(part).train()
+    before = modes(model)
+    assert measure_heads(model, ROWS).equals(expected)
+    assert modes(model) == before
+    with pytest.raises(InputError):
+        measure_heads(model, ROWS, scores="ahom")
+    assert modes(model) == before
+
+
+@pytest.mark.parametrize("part", ["", "model.layers.1.mlp"])
+def test_a_block_refuses_a_model_with_a_module_in_training_mode(tiny, part):
+    model = tiny("phi", resid_pdrop=0.3)
+    model.get_submodule(part).train()
+    with pytest.raises(ModelError, match=r"training mode.*Call model\.eval\(\)"), instrument(model):
+        pass
+    model.eval()
+    with instrument(model, scores=["ahon"]) as probe:
+        model.get_submodule(part).train()
+        with pytest.raises(ModelError, match="training mode"):
+            logits(model)
+        model.eval()
+        logits(model)
+    assert probe.scores.sizes["example"] == 1
+
+
+# torch.compile
+
+
+def whole(model):
+    return torch.compile(model, backend="eager")
+
+
+def in_place(model):
+    model.compile(backend="eager")
+    return model
+
+
+def forward(model):
+    model.forward = torch.compile(model.forward, backend="eager")
+    return model
+
+
+def layers(model):
+    for place, layer in enumerate(model.model.layers):
+        model.model.layers[place] = torch.compile(layer, backend="eager")
+    return model
+
+
+def projections(model):
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.compile(backend="eager")
+    return model
+
+
+@pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.parametrize("compiled", [whole, in_place, forward, layers, projections])
+def test_a_compiled_model_is_measured_as_what_was_compiled(tiny, compiled):
+    model = compiled(tiny())
+    assert_measured_as(model, tiny())
+    assert_measured_as(model, tiny())  # what it computed between the blocks is compiled now
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_blocks_that_end_in_another_order_leave_the_compiler_as_it_was(tiny):
+    calls = []
+
+    def backend(graph, _):
+        calls.append(graph)
+        return graph.forward
+
+    first, second = instrument(tiny()), instrument(tiny())
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    compiled = torch.compile(lambda x: x + 1, backend=backend)
+    compiled(torch.ones(1))
+    assert not calls
+    second.__exit__(None, None, None)
+    compiled(torch.ones(1))
+    assert calls
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+def test_generation_that_compiles_its_steps_is_that_of_the_plain_model(tiny):
+    compiling = CompileConfig(backend="eager", mode=None)
+    compiling._compile_all_devices = True
+    options = {"attention_mask": torch.ones_like(TOKENS), "max_new_tokens": 4, "do_sample": False}
+    static = options | {"cache_implementation": "static", "compile_config": compiling}
+    model, plain = tiny(), tiny()
+    before = plain.generate(TOKENS, **options)
+    with instrument(plain, policy=POLICY):
+        zeroed = plain.generate(TOKENS, **options)
+    assert torch.equal(model.generate(TOKENS, **static), before)
+    for _ in range(2):
+        with instrument(model, policy=POLICY):
+            assert torch.equal(model.generate(TOKENS, **static), zeroed)
+        assert torch.equal(model.generate(TOKENS, **static), before)
+
+
+@pytest.mark.usefixtures("fresh_compiler")
+@pytest.mark.filterwarnings("ignore")
+def test_headcount_inside_a_compiled_function_is_refused(tiny):
+    model = tiny()
+    before = logits(model)
+    with pytest.raises(ModelError, match="inside a function that torch.compile compiles"):
+        torch.compile(lambda: measure_heads(model, ROWS), backend="eager")()
+    assert torch.equal(logits(model), before)
+
+
+# Offloaded
+
+
+def by_hand(model, tmp_path):
+    return accelerate.cpu_offload(model, execution_device="cpu")
+
+
+def to_disk(model, tmp_path):
+    return accelerate.disk_offload(model, tmp_path / "weights", execution_device="cpu")
+
+
+def with_hook(model, tmp_path):
+    return accelerate.cpu_offload_with_hook(model, execution_device="cpu")[0]
+
+
+def blocks_as_a_whole(model, tmp_path):
+    return accelerate.cpu_offload(model, execution_device="cpu", preload_module_classes=["LlamaDecoderLayer"])
+
+
+def dispatched(model, tmp_path):
+    places = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb"), "cpu")
+    places |= {"model.layers.1": "disk", "model.layers.2": "disk", "lm_head": "cpu"}
+    return accelerate.dispatch_model(model, places, main_device="cpu", offload_dir=tmp_path / "weights")
+
+
+@pytest.mark.parametrize(
+    ("offload", "tied"),
+    [(by_hand, True), (to_disk, False), (with_hook, False), (blocks_as_a_whole, True), (dispatched, False)],
+)
+@pytest.mark.filterwarnings("ignore:Some parameters are on the meta device")
+def test_an_offloaded_model_is_measured_with_its_own_fingerprint(tiny, tmp_path, offload, tied):
+    plain = tiny(tie_word_embeddings=tied)
+    offloaded = offload(tiny(tie_word_embeddings=tied), tmp_path)
+    assert input_device(offloaded) == torch.device("cpu")
+    assert_measured_as(offloaded, plain)
+    assert fingerprint(offloaded, dtype=torch.bfloat16) == fingerprint(plain, dtype=torch.bfloat16)
+
+
+def test_a_model_without_weights_is_refused(tiny, subjects):
+    for model in (outline(subjects / "model")[0], tiny().to("meta")):
+        with pytest.raises(ModelError, match="have no values.* device meta"):
+            measure_heads(model, ROWS)
+
+
+# What is no causal language model
+
+
+class Wrapper(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+
+def of(kind, **changes):
+    return lambda: kind(LlamaConfig(**(COMMON | changes))).eval()
+
+
+SMALL_T5 = {"vocab_size": 256, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 4}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (lambda: "gpt2", "'gpt2' is a name, and a loaded model is needed"),
+        (lambda: None, "A transformers model is needed, not None"),
+        (lambda: ROWS, "A transformers model is needed, not"),
+        (lambda: Wrapper(of(LlamaModel)()), "Wrapper is not a transformers model"),
+        (lambda: nn.DataParallel(of(LlamaModel)()), r"DataParallel spreads .* Give the model inside: model\.module"),
+        (of(LlamaModel), "LlamaModel does not predict tokens"),
+        (of(LlamaForSequenceClassification), "LlamaForSequenceClassification does not predict tokens"),
+        (lambda: T5ForConditionalGeneration(T5Config(**SMALL_T5)).eval(), "is an encoder-decoder"),
+    ],
+)
+def test_what_is_no_causal_language_model_is_refused_by_what_it_is(given, message, letters):
+    model = given()
+    with pytest.raises(ModelError, match=message):
+        measure_heads(model, ROWS)
+    if isinstance(model, nn.Module):  # a name would be loaded
+        with pytest.raises(ModelError, match=message):
+            hc.evaluate(model, ["arc_easy"], tokenizer=letters)
+
+
+def test_a_tokenizer_in_the_models_place_is_refused_and_the_reverse(tiny, letters):
+    with pytest.raises(ModelError, match=r"A tokenizer \(.*\) stands in the model's place"):
+        measure_heads(letters, ["ab"], tokenizer=tiny())
+    for tokenizer in (tiny(), "gpt2", 3):
+        with pytest.raises(InputError, match="Give the model's tokenizer"):
+            measure_heads(tiny(), ["ab"], tokenizer=tokenizer)
+
+
+def test_an_encoder_is_refused(letters):
+    small = {"vocab_size": 256, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    model = BertModel(BertConfig(**small, intermediate_size=32)).eval()
+    with pytest.raises(ModelError, match="BertSelfAttention is not causal"), instrument(model):
+        pass
+
+
+def test_the_heads_of_a_body_are_those_of_its_language_model(tiny):
+    model = tiny()
+    with instrument(model, scores="all") as expected:
+        logits(model)
+    with instrument(model.model, scores="all") as found, torch.no_grad():
+        model.model(TOKENS)
+    assert found.scores.equals(expected.scores)
+
+
+# Settings around it
+
+
+def test_autocast_rounds_what_the_model_computes_and_nothing_that_is_measured(tiny):
+    model = tiny(initializer_range=0.2)
+    seen, handles = {}, []
+    for place, layer in enumerate(model.model.layers):
+        keep = partial(lambda place, _, args: seen.setdefault(place, []).append(args[0]), place)
+        handles.append(layer.self_attn.o_proj.register_forward_pre_hook(keep))
+    with torch.autocast("cpu", torch.bfloat16):
+        with instrument(model, scores=["ahon", "fhon"]) as probe:
+            within = logits(model)
+        before = logits(model)
+    for handle in handles:
+        handle.remove()
+    expected = {place: calls[-2].double().unflatten(-1, (8, 8)) for place, calls in seen.items()}
+    for layer, output in expected.items():  # [1, token, head, head_dim]
+        weight = model.model.layers[layer].self_attn.o_proj.weight.double().unflatten(-1, (8, 8))  # [hidden, head, dim]
+        contribution = torch.einsum("bthd,ohd->btho", output, weight).norm(dim=-1).mean(1)[0]
+        # What reaches o_proj was rounded to bfloat16, by at most 2⁻⁹ of it; what is measured was not.
+        np.testing.assert_allclose(probe.scores["fhon"][0, layer], contribution.detach(), rtol=1e-3)
+        np.testing.assert_allclose(probe.scores["ahon"][0, layer], output.norm(dim=-1).mean(1)[0], rtol=1e-3)
+    assert within.dtype == before.dtype == torch.bfloat16
+    torch.testing.assert_close(within, before, rtol=0.05, atol=0.05)
+
+
+def test_an_attention_function_of_somebody_else_is_refused_and_transformers_own_are_not(tiny):
+    model = tiny()
+    AttentionInterface.register("halved", lambda *args, **options: sdpa_attention_forward(*args, **options))
+    try:
+        model.set_attn_implementation("halved")
+        with pytest.raises(ModelError, match="attends by 'halved'"):
+            measure_heads(model, ROWS)
+    finally:
+        del AttentionInterface._global_mapping["halved"]
+    for name in ("eager", "sdpa", "flex_attention"):
+        model.set_attn_implementation(name)
+        measure_heads(model, ROWS, scores=["ahon"])
+        assert model.config._attn_implementation == name
+
+
+def test_a_forward_put_in_by_somebody_else_stays(tiny):
+    model, calls = tiny(), []
+    layer = model.model.layers[1]
+    own = layer.forward
+
+    def forward(*args, **options):
+        calls.append(1)
+        return own(*args, **options)
+
+    layer.forward = forward
+    measure_heads(model, ROWS)
+    assert layer.__dict__["forward"] is forward
+    assert calls
