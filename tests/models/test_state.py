@@ -221,6 +221,20 @@ def test_an_offloaded_model_is_measured_with_its_own_fingerprint(tiny, tmp_path,
     assert fingerprint(offloaded, dtype=torch.bfloat16) == fingerprint(plain, dtype=torch.bfloat16)
 
 
+def test_a_fingerprint_tells_which_adapters_are_active_and_how_strongly(tiny):
+    model = tiny()
+    adapted = model.model.layers[0].self_attn.o_proj
+    found = [fingerprint(model)]
+    adapted.disable_adapters = False
+    for active, scaling in (["a"], 1.0), (["b"], 1.0), (["b"], 2.0):
+        adapted.active_adapters, adapted.scaling = active, {"a": scaling, "b": scaling}
+        found.append(fingerprint(model))
+    adapted.disable_adapters = True
+    found.append(fingerprint(model))
+    assert len({*found}) == 5
+    assert found[0] == fingerprint(tiny())
+
+
 def test_a_model_without_weights_is_refused(tiny, subjects):
     for model in (outline(subjects / "model")[0], tiny().to("meta")):
         with pytest.raises(ModelError, match="have no values.* device meta"):

@@ -23,7 +23,7 @@ from headcount.cache import cache_folder, kept
 from headcount.errors import InputError, ModelError
 from headcount.models.chat import expects_chat
 from headcount.models.source import check_source, files_here
-from headcount.models.state import unwrapped, values
+from headcount.models.state import adapters, unwrapped, values
 from headcount.models.weights import check_config, check_values, gguf_part, load_filled
 
 DEMO = "demo"
@@ -179,6 +179,7 @@ def fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> 
     for name in (*unrelated, *(("dtype", "torch_dtype") if dtype else ())):
         config.pop(name, None)
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+    digest.update("".join(adapters(model)).encode())
     for name, parameter in values(model):
         rounded = dtype if dtype and parameter.is_floating_point() else parameter.dtype
         name = name.replace("_orig_mod.", "")  # of a module that torch.compile wraps

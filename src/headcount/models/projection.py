@@ -33,9 +33,7 @@ def head_slices(projection: nn.Module, num_heads: int, head_dim: int, *, like: T
     Applying it, rather than reading ``weight``, is right for quantised, adapted and offloaded projections too.
     """
     width = num_heads * head_dim
-    weight = getattr(projection, "weight", None)  # under autocast of another dtype than the values
-    dtype = weight.dtype if isinstance(weight, Tensor) and weight.dtype in _DTYPES else like.dtype
-    units = torch.eye(width, dtype=dtype, device=like.device)
+    units = torch.eye(width, dtype=_dtype(projection, like), device=like.device)
     with torch.no_grad():
         zero = projection(torch.zeros_like(units[:1])).float()
         columns = projection(units).float() - zero  # [width, hidden]; the bias is no head's
@@ -56,6 +54,12 @@ def projection_response(projection: nn.Module, width: int, *, like: Tensor) -> T
 
     PyTorch does not count changes through ``.data``, which is how adapters are merged.
     """
-    vector = torch.linspace(-1, 1, width, dtype=torch.float32).sub(0.3).to(like)[None]
+    vector = torch.linspace(-1, 1, width, dtype=torch.float32).sub(0.3).to(like.device, _dtype(projection, like))[None]
     with torch.no_grad():
         return projection.forward(vector)
+
+
+def _dtype(projection: nn.Module, like: Tensor) -> torch.dtype:
+    """In which the projection computes: its weight's, which is another than the values' under autocast."""
+    weight = getattr(projection, "weight", None)
+    return weight.dtype if isinstance(weight, Tensor) and weight.dtype in _DTYPES else like.dtype

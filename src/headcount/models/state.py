@@ -259,6 +259,15 @@ def values(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
             yield name, elsewhere[name]()
 
 
+def adapters(model: nn.Module) -> Iterator[str]:
+    """What of a model's adapters is not in its parameters: which are active, and how strongly; nothing without adapters."""
+    for name, module in model.named_modules():
+        active, disabled = getattr(module, "active_adapters", None), getattr(module, "disable_adapters", None)
+        if isinstance(active, list) and isinstance(disabled, bool):  # methods of these names switch a model's adapters
+            merged, scaling = getattr(module, "merged_adapters", []), getattr(module, "scaling", {})
+            yield f"{name}{active}{disabled}{merged}{scaling}"
+
+
 def input_device(model: PreTrainedModel) -> torch.device:
     """Where the model wants its token ids, whatever devices its layers are on."""
     embedding = model.get_input_embeddings()
