@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 
@@ -162,3 +163,44 @@ def test_policies_say_what_they_do(policy, said):
 def test_html_of_a_hostile_name_is_escaped():
     assert "<script>" not in Fixed([(0, i) for i in range(20)], name="<script>alert(1)</script>")._repr_html_()
     assert str(Fixed([(0, i) for i in range(20)])).endswith("0.11 and 8 more)")
+
+
+@pytest.mark.parametrize("whole", [np.int64, np.uint8, torch.tensor])
+def test_numbers_of_numpy_and_torch_are_numbers(whole):
+    layers = frozenset({0, 2})
+    given = [whole(0), whole(2)]
+    for policy in (Threshold("ahon", 1.0, exclude_layers=given), Random(0.1, exclude_layers=given)):
+        assert policy.exclude_layers == layers
+        assert {type(layer) for layer in policy.exclude_layers} == {int}
+    assert Random(0.1, whole(3)) == Random(0.1, 3)
+    assert Random(0.1, whole(3)).label == "random:0.1#3"
+    assert Fixed([(whole(1), whole(2))]) == Fixed([(1, 2)])
+
+
+def test_arrays_and_tensors_are_collections():
+    heads = [[0, 3], [2, 1]]
+    assert Fixed(np.array(heads)) == Fixed(torch.tensor(heads)) == Fixed([(0, 3), (2, 1)])
+    assert Random(np.float32(0.5), exclude_layers=np.array([1])) == Random(0.5, exclude_layers=frozenset({1}))
+    assert Threshold("ahon", torch.tensor(2.0), share=torch.tensor(0.25)) == Threshold("ahon", 2.0, share=0.25)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Random(0.1, exclude_layers=[1.0]), "exclude_layers holds layer indices"),
+        (lambda: Random(0.1, exclude_layers=[np.int64(-1)]), "exclude_layers holds layer indices"),
+        (lambda: Random(0.1, exclude_layers=["1"]), "exclude_layers holds layer indices"),
+        (lambda: Random(0.1, exclude_layers=1), "exclude_layers is a collection"),
+        (lambda: Random(0.1, seed=1.5), "A seed is a whole number"),
+        (lambda: Random(0.1, seed=-1), "A seed is a whole number"),
+        (lambda: Random(torch.tensor([0.1, 0.2])), "A share of heads lies"),
+        (lambda: Random("0.1"), "A share of heads lies"),
+        (lambda: Random(NAN), "A share of heads lies"),
+        (lambda: Fixed(3), "Heads are pairs"),
+        (lambda: Fixed([3]), "A head is a pair"),
+        (lambda: Fixed([(0.5, 1)]), "A head is a pair"),
+    ],
+)
+def test_what_is_no_number_is_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

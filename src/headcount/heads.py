@@ -87,6 +87,8 @@ class HeadSet:
     heads: frozenset[tuple[int, int]]
 
     def __init__(self, heads: Iterable[tuple[int, int]] = ()) -> None:
+        if not isinstance(heads, Iterable):
+            raise InputError(f"Heads are pairs (layer, head), such as [(0, 3), (2, 1)], not {heads!r}.")
         pairs = []
         for pair in heads:
             try:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from numbers import Real
-from typing import Protocol
+from operator import index
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -49,10 +50,18 @@ class Policy(Protocol):
 def _layers(layers: Iterable[int]) -> frozenset[int]:
     if not isinstance(layers, Iterable):
         raise InputError(f"exclude_layers is a collection of layer indices, such as [0, 1], not {layers!r}.")
-    chosen = frozenset(layers)
-    if wrong := [layer for layer in chosen if not isinstance(layer, int) or layer < 0]:
-        raise InputError(f"exclude_layers holds layer indices counted from 0, not {wrong[0]!r}.")
-    return chosen
+    return frozenset(_whole(layer, "exclude_layers holds layer indices counted from 0") for layer in layers)
+
+
+def _whole(number: Any, expected: str) -> int:
+    """A whole number of Python's, numpy's or torch's that is not negative."""
+    try:
+        found = index(number)
+    except TypeError:
+        found = -1
+    if found < 0 or isinstance(number, bool):
+        raise InputError(f"{expected}, not {number!r}.")
+    return found
 
 
 def _except(layers: frozenset[int]) -> str:
@@ -64,9 +73,10 @@ def _html(policy: "Policy") -> str:
 
 
 def _share(share: float) -> float:
-    if not isinstance(share, Real) or not 0 <= share <= 1:
+    number = float(share) if isinstance(share, Real | Tensor) and getattr(share, "ndim", 0) == 0 else math.nan
+    if not 0 <= number <= 1:
         raise InputError(f"A share of heads lies between 0 and 1, not {share!r}; write 10% as 0.10.")
-    return float(share)
+    return number
 
 
 @dataclass(frozen=True)
@@ -132,7 +142,7 @@ class Threshold:
         self, layer: int, measurements: LayerMeasurements, shape: tuple[int, int], device: torch.device
     ) -> Tensor:
         score = get_score(self.score)
-        return score.inactive(score(measurements), self.threshold)
+        return score.inactive(score.values(measurements, shape), self.threshold)
 
 
 @dataclass(frozen=True)
@@ -148,6 +158,7 @@ class Random:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "share", _share(self.share))
+        object.__setattr__(self, "seed", _whole(self.seed, "A seed is a whole number that is not negative"))
         object.__setattr__(self, "exclude_layers", _layers(self.exclude_layers))
 
     @property

@@ -79,6 +79,56 @@ def test_a_stopped_evaluation_goes_on_where_it_was(headcount, checkpoint, own, m
     assert contents("run") == contents("whole")
 
 
+def stop_at(monkeypatch, number):
+    """Interrupts the ``number``-th call of ``Benchmark.ask``; the numbers of questions and policies of each call."""
+    ask, asked = Benchmark.ask, []
+
+    def stopping(self, policies, questions, **options):
+        asked.append((len(questions), len(policies)))
+        if len(asked) == number:
+            raise KeyboardInterrupt
+        return ask(self, policies, questions, **options)
+
+    monkeypatch.setattr(Benchmark, "ask", stopping)
+    return asked
+
+
+SHARES = ("-p", "ahon_ln:0.1", "-p", "ahon_ln:0.3", "-p", "random:0.2")
+
+
+@pytest.mark.parametrize("options", [(), ("--until-decided", "--margin", 0.3)])
+def test_what_is_asked_at_a_time_is_bounded_by_its_tokens(headcount, checkpoint, own, monkeypatch, options):
+    """Questions of 9 and 11 tokens; a part has 8 batches of 5 = 40 tokens."""
+    command = ("evaluate", checkpoint(), *own(), *SHARES, "--batch-tokens", 5, *options)
+    assert headcount(*command, "-o", "whole")[0] == 0
+    asked = stop_at(monkeypatch, 5)
+    assert headcount(*command, "-o", "run")[0] == 130
+    assert headcount(*command, "-o", "run")[0] == 0
+    assert contents("run") == contents("whole")
+    assert max(questions * policies for questions, policies in asked) <= 4
+    assert {policies for _, policies in asked} == {1, 2}  # those of one score are still asked together
+
+
+def test_a_command_that_asks_otherwise_asks_nothing_twice(headcount, checkpoint, own, monkeypatch):
+    command = ("evaluate", checkpoint(), *own(), "-o", "run", "--batch-tokens", 5)
+    asked = stop_at(monkeypatch, 5)
+    assert headcount(*command, "-p", "ahon_ln:0.1", "-p", "ahon_ln:0.3")[0] == 130
+    assert 0 < len(open_run("run").answered()["ahon_ln:0.1"]) < 6
+    assert (
+        headcount(*command, "-p", "ahon_ln:0.1", "-p", "ahon_ln:0.2", "-p", "ahon_ln:0.3", "-p", "ahon_ln:0.4")[0] == 0
+    )
+    outcomes = open_run("run").outcomes()
+    assert outcomes.groupby("policy")["doc_id"].apply(list).tolist() == [[*range(6)]] * 5
+    assert sum(questions * policies for questions, policies in asked[:4] + asked[5:]) == 5 * 6
+
+
+def test_generation_is_asked_under_one_policy_at_a_time(headcount, checkpoint, own, monkeypatch):
+    asked = stop_at(monkeypatch, 0)
+    command = ("evaluate", checkpoint(), *own("spell"), "-p", "ahon_ln@0.9", "-p", "ahon_ln@0.95", "-o", "run")
+    assert headcount(*command, "--batch-tokens", 1)[0] == 0
+    assert asked == [(6, 1)] * 3  # in one batch, whatever its length
+
+
 def test_a_run_can_be_measured_first_and_evaluated_then(headcount, checkpoint, own):
     assert headcount("measure", checkpoint(), *own(), "-o", "run")[0] == 0
     assert headcount("evaluate", checkpoint(), *own(), "-p", "ahon_ln:0.2", "-o", "run")[0] == 0

@@ -101,6 +101,20 @@ def test_a_stopped_measurement_goes_on_where_it_was(headcount, checkpoint, own, 
     assert contents("run") == contents("whole")
 
 
+def test_long_inputs_are_measured_few_at_a_time(headcount, checkpoint, tmp_path):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "twenty letters long."}\n' * 20)
+    command = ("measure", checkpoint(), "--texts", texts, "--score", "awft", "--batch-tokens", 10)
+    assert headcount(*command, "-o", "run")[0] == 0
+    run = open_run("run")
+    assert run.settings.shard == 4  # of 80 tokens at most
+    assert run.measured() == {*range(5)}
+    # Another number of tokens in a batch goes on with the parts that are there.
+    before = contents("run")
+    assert headcount(*command[:-1], 1000, "-o", "run")[0] == 0
+    assert contents("run") == before
+
+
 def test_measure_reads_a_task_or_texts(refused, checkpoint, text):
     assert "either --task NAME or --texts FILE" in refused("measure", checkpoint())
     assert "either --task NAME or --texts FILE" in refused("measure", checkpoint(), "--texts", text, "--task", "piqa")

@@ -161,3 +161,9 @@ def test_one_context_draws_for_two_seeds():
     first, second = given.uniform(1, 2, 4), given.uniform(2, 2, 4)
     assert not torch.equal(first, second)
     assert torch.equal(given.uniform(1, 2, 4), first)
+
+
+@pytest.mark.parametrize("shape", [(1, 0), (0, 4)])
+def test_no_token_at_all_is_refused(shape):
+    with pytest.raises(InputError, match="without a token"):
+        context(input_ids=torch.zeros(shape, dtype=torch.int64))

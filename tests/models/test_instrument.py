@@ -416,3 +416,16 @@ def test_layers_with_a_configuration_of_their_own_are_measured_and_restored(tiny
     assert probe.scores["ahon"].notnull().all()
     assert probe.scores["layer"].values.tolist() == [0, 1, 2]
     assert own._attn_implementation == model.config._attn_implementation == "sdpa"
+
+
+def test_gradient_checkpointing_is_refused_for_what_it_is(tiny):
+    model = tiny()
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()  # its name has changed
+    model.train()
+    with pytest.raises(ModelError, match=r"gradient_checkpointing_disable|model\.eval\(\)"), instrument(model):
+        model(input_ids=torch.arange(4, 12)[None]).logits.sum().backward()
+
+
+def test_an_empty_prompt_is_refused(tiny):
+    with pytest.raises(InputError, match="without a token"), instrument(model := tiny()):
+        model.generate(input_ids=torch.zeros(1, 0, dtype=torch.int64), max_new_tokens=2, use_cache=False)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from headcount.attention.measurements import MEASUREMENTS, LayerMeasurements
 from headcount.errors import InputError
-from headcount.scores import all_scores, get_score, registry, score, select_scores
+from headcount.scores import all_scores, get_score, is_registered, load_scores, registry, score, select_scores
 
 IDS = [
     "awft", "awft_ln", "aeqd", "aeqd_ln", "ftvvn", "ftvvn_ln", "avvn", "avvn_ln", "lthon", "lthon_ln", "lthon_hn",
@@ -194,3 +196,62 @@ def test_a_refused_registration_leaves_the_registry_unchanged(id, changes, messa
         score(id, **(FACTS | changes))(lambda m: m.entropy)
     assert scores == registry._SCORES
     assert names == registry._NAMES
+
+
+HEAD = """
+import sys
+import headcount as hc
+
+@hc.score("own", name="Own", needs=["output_norm"], inactive_when="low", unit="1", source="here", aliases=["mine"])
+def own(m):
+    return m.output_norm
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("rest", "why"),
+    [
+        ("sys.exit(0)", r"cannot be run \(SystemExit: 0\)"),
+        ("exit()", "cannot be run"),
+        ("raise SystemExit", "cannot be run"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("def (", "SyntaxError"),
+        ("import no_such_module", "ModuleNotFoundError"),
+        (HEAD.replace('"own"', '"ahon"'), "already taken by 'ahon'"),
+    ],
+)
+def test_a_file_of_scores_that_fails_is_refused_and_leaves_nothing(tmp_path, rest, why):
+    file = tmp_path / "own.py"
+    file.write_text(HEAD + rest)
+    with pytest.raises(InputError, match=why):
+        load_scores(file)
+    assert not is_registered("own")
+    assert not is_registered("mine")
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda m: m.output_norm / 0 if 1 // 0 else None, r"'failing' fails \(ZeroDivisionError"),
+        (lambda m: m.no_such, "'failing' fails"),
+        (lambda m: m.output_norm.numpy() + m.output_norm.tolist()[0][0], "gave ndarray"),
+        (lambda m: None, "gave NoneType"),
+        (lambda m: m.output_norm.to(torch.complex64), "gave torch.complex64"),
+        (lambda m: m.output_norm.mean(), r"gave shape \(\)"),
+        (lambda m: m.output_norm[:, :1], r"gave shape \(2, 1\)"),
+        (lambda m: m.output_norm @ m.output_norm, r"'failing' fails \(RuntimeError"),
+    ],
+)
+def test_a_score_that_gives_no_number_for_each_head_is_refused(function, why):
+    failing = dataclasses.replace(get_score("ahon"), id="failing", function=function)
+    with pytest.raises(InputError, match=why):
+        failing.values(LayerMeasurements(output_norm=torch.ones(2, 3)), (2, 3))
+
+
+def test_a_score_that_does_not_fit_in_memory_says_so():
+    def large(m):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(torch.OutOfMemoryError):  # for who can halve the batch
+        dataclasses.replace(get_score("ahon"), function=large)(LayerMeasurements(output_norm=torch.ones(2, 3)))

@@ -43,7 +43,7 @@ def demo(
         progress.keep_in(folder, output_folder)
         ids = [score.id for score in all_scores()]
         with begin_run(
-            folder, model=facts.model, data=facts.data, settings=run_settings(folder, seed=seed), command=command_line()
+            folder, model=facts.model, data=facts.data, settings=run_settings(folder, facts, seed=seed), command=command_line()
         ) as run:  # fmt: skip
             measure_run(
                 run, LocalEngine(subject), num_inputs=facts.num_inputs, scores=ids, seed=seed,

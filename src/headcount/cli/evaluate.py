@@ -119,7 +119,7 @@ def evaluate(
         folder, facts = output_folder or default_folder(model, task), subject.facts()
         progress.keep_in(folder, output_folder)
         with begin_run(
-            folder, model=facts.model, data=facts.data, settings=run_settings(folder, seed=seed), command=command_line()
+            folder, model=facts.model, data=facts.data, settings=run_settings(folder, facts, seed=seed), command=command_line()
         ) as run:  # fmt: skip
             evaluate_into(
                 run, subject, requests, progress, thresholds_from=thresholds_from, seed=seed, early=early,
@@ -175,15 +175,15 @@ def evaluate_into(
         count = facts.num_questions * (len(policies) + 1)
         told = progress.start(f"Asking under {len(policies) + 1} policies", count)
         if early is None:
-            ask_run(run, engine, policies, num_questions=facts.num_questions, progress=told)
+            ask_run(run, engine, policies, workload=facts.workload, progress=told)
         else:
             ask_until_decided(
-                run, engine, policies, num_questions=facts.num_questions, rule=early.rule, progress=told
+                run, engine, policies, workload=facts.workload, rule=early.rule, progress=told
             )  # fmt: skip
     if early is not None and early.scores:
         search_run(
             run, engine, early.scores, policy_at=policies_at(measured, seed=seed, exclude_layers=exclude_layers),
-            num_questions=facts.num_questions, rule=early.rule, search=early.search, announce=progress.start,
+            workload=facts.workload, rule=early.rule, search=early.search, announce=progress.start,
         )  # fmt: skip
     aggregate_run(run, engine)
     asked = {policy.label for policy in policies} if early is None or not early.scores else set(run.policies())

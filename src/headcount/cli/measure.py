@@ -100,7 +100,7 @@ def measure(
         )  # fmt: skip
         folder, facts = output_folder or default_folder(model, task or texts or []), subject.facts()
         progress.keep_in(folder, output_folder)
-        settings = run_settings(folder, seed=seed, scores_dtype=scores_dtype, summaries=summaries)
+        settings = run_settings(folder, facts, seed=seed, scores_dtype=scores_dtype, summaries=summaries)
         with begin_run(
             folder, model=facts.model, data=facts.data, settings=settings, command=command_line()
         ) as run:  # fmt: skip

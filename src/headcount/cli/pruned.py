@@ -51,13 +51,14 @@ def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Step
     from headcount.models.loading import load
     from headcount.models.observe import head_geometry
     from headcount.removal.selection import Selection
-    from headcount.study.stages import aggregate_run, compared, note_policies, shards_left
+    from headcount.study.stages import aggregate_run, compared, note_policies, parts_left
     from headcount.study.units import LocalEngine
 
     loaded, benchmark = subject.model, subject.benchmark
     assert benchmark is not None
     label = f"pruned:{folder.name}"
-    left = shards_left(run, [label], benchmark.num_questions)
+    answered = {BASELINE: run.answered().get(label, set())}  # asked like the untouched model
+    left = parts_left([None], range(benchmark.num_questions), answered, benchmark.workload(), most=run.shard_size)
     if not left:
         return
     selection = Selection.load(folder / "selection.json")
@@ -73,7 +74,7 @@ def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Step
     baseline = run.outcomes([BASELINE])
     assert baseline is not None
     told = progress.start(label, benchmark.num_questions)
-    for shard, _ in left:
+    for shard in (part.questions for part in left):
         answers = of_pruned.ask(questions=shard).outcomes
         answers = answers.assign(policy=label, score="pruned", share_asked=share, share_zeroed=share)
         run.add_outcomes([label], shard, compared(answers, baseline))

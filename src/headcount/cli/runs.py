@@ -17,7 +17,7 @@ from headcount.store import Run, is_run, open_run
 if TYPE_CHECKING:
     from headcount.evaluation.benchmark import Benchmark
     from headcount.study.spec import Tasks, Texts
-    from headcount.study.subject import LoadedModel, Subject
+    from headcount.study.subject import LoadedModel, Subject, SubjectFacts
 
 
 def keep_offline(offline: bool) -> None:
@@ -77,12 +77,12 @@ def prepare_benchmark(loaded: "LoadedModel", questions: "Tasks", steps: Steps, *
     return benchmark
 
 
-def run_settings(folder: Path, *, seed: int, **chosen: Any) -> dict[str, Any]:
+def run_settings(folder: Path, facts: "SubjectFacts", *, seed: int, **chosen: Any) -> dict[str, Any]:
     """The manifest's ``settings``: those of the run that is there, if there is one, but for what is chosen here."""
     from headcount.store import manifest
     from headcount.store.files import Damaged
 
-    known = manifest.Settings(shard=manifest.SHARD)
+    known = manifest.Settings(shard=facts.shard(manifest.SHARD))
     with suppress(Damaged):  # made anew with these
         known = open_run(folder).settings if is_run(folder) else known
     kept = {"shard": known.shard, "scores_dtype": known.scores_dtype, "summaries": known.summaries}

@@ -15,9 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from headcount.errors import InputError
 from headcount.evaluation.language_model import HeadcountLM, Responses
 from headcount.evaluation.outcomes import add_usage, aggregate, answers, directions, labels, with_divergences
+from headcount.evaluation.workload import GENERATED, PART_BATCHES, Workload
 from headcount.interventions import Policy
 from headcount.metrics import directed
-from headcount.models.batching import Progress, data_fingerprint, no_progress
+from headcount.models.batching import Progress, batch_tokens_for, data_fingerprint, no_progress
 from headcount.models.chat import MAX_CHARACTERS
 from headcount.tasks import TaskSet, check_limit, load_tasks, quiet
 
@@ -110,6 +111,7 @@ class Benchmark:
         self.num_truncated = 0
         """Inputs read so far whose start was cut to fit the model's positions."""
         self._inputs: list[list[int]] | None = None
+        self._workload: Workload | None = None
         self._facts = {"num_fewshot": num_fewshot, "limit": limit, "chat_template": chat_template}
 
     def facts(self) -> dict[str, Any]:
@@ -138,6 +140,29 @@ class Benchmark:
                 rows = (map(tuple, self.lm.inputs_of(kind, requests)) for kind, requests in kinds.items())
                 self._inputs = [list(row) for row in dict.fromkeys(row for of_kind in rows for row in of_kind)]
         return self._inputs
+
+    def workload(self) -> Workload:
+        """How much the questions are, to ask them in parts."""
+        if self._workload is not None:
+            return self._workload
+        with quiet():
+            tokens = tuple(
+                sum(self._tokens_of(kind, requests) for kind, requests in self._of_kinds([question]).items())
+                for question in self.questions
+            )
+        generates = all(request.request_type == "generate_until" for of in self._requests.values() for request in of)
+        self._workload = Workload(
+            tokens=tokens, at_once=PART_BATCHES * batch_tokens_for(self.lm.model, self.lm.batch_tokens),
+            together=int(self.lm.batch_size) if generates else 1,
+        )  # fmt: skip
+        return self._workload
+
+    def _tokens_of(self, kind: str, requests: Sequence[Any]) -> int:
+        read = sum(map(len, self.lm.inputs_of(kind, requests)))
+        if kind != "generate_until":
+            return read
+        longest = (request.args[1].get("max_gen_toks", self.lm.max_gen_toks) for request in requests)
+        return read + GENERATED * sum(map(int, longest))
 
     def ask(
         self,

@@ -9,7 +9,7 @@ from torch import Tensor
 from headcount.heads import HeadGeometry
 from headcount.interventions import Policy, Threshold
 from headcount.models.context import draw_uniform
-from headcount.models.measuring import declared, scored
+from headcount.models.measuring import declared
 from headcount.scores import Score, get_score
 
 
@@ -90,7 +90,7 @@ class Decisions:
         """A score's values ``[row, head]``, computed once a layer however many policies read it."""
         if score.id not in seen:
             uniform = self._uniform(None, place) if "uniform" in score.needs else None
-            seen[score.id] = scored(score, declared(measured, score.needs, uniform), shape)
+            seen[score.id] = score.values(declared(measured, score.needs, uniform), shape)
         return seen[score.id]
 
     def _uniform(self, seed: int | None, place: int) -> Tensor:

@@ -16,7 +16,7 @@ from headcount.metrics import joined
 from headcount.models.batching import Progress, no_progress
 from headcount.tasks import TaskSet
 
-#: Questions asked between two calls of ``on_answers``.
+#: Questions asked between two calls of ``on_answers``, at most.
 SHARD = 256
 
 
@@ -91,7 +91,8 @@ def evaluate(
     Args:
         until_decided: ask in random order, and stop asking under a policy as soon as it is known whether its fall is
             within a margin; None asks every question.
-        on_answers: called with the answers of every 256 questions (of every look) as soon as they exist.
+        on_answers: called with the answers to a part of the questions as soon as they exist: about a minute's work, and at
+            most 256 questions (a look).
 
     Raises:
         InputError: two policies with one label, or an unusable option.
@@ -110,16 +111,19 @@ def evaluate(
     tables: list[pd.DataFrame] = []
     failures, done = {}, 0
     shard = SHARD if until_decided is None else until_decided.questions_a_look
+    workload = benchmark.workload()
     for start in range(0, benchmark.num_questions, shard):
-        given = benchmark.ask(
-            asked,
-            order[start : start + shard],
-            progress=lambda now, _, done=done: progress(min(done + now, total), total),
-        )
-        on_answers(given)
-        tables.append(given.outcomes)
-        failures |= given.failures
-        done += len(asked) * int(given.outcomes.loc[given.outcomes["policy"] == "baseline", "num_inputs"].sum())
+        look = order[start : start + shard]
+        for part in workload.parts(look, policies=len(asked), most=shard):
+            given = benchmark.ask(
+                asked,
+                [look[place] for place in part],
+                progress=lambda now, _, done=done: progress(min(done + now, total), total),
+            )
+            on_answers(given)
+            tables.append(given.outcomes)
+            failures |= given.failures
+            done += len(asked) * int(given.outcomes.loc[given.outcomes["policy"] == "baseline", "num_inputs"].sum())
         finished = set(failures)
         if until_decided is not None:
             finished |= until_decided.decided(joined(tables), benchmark.num_questions)

@@ -25,6 +25,10 @@ class ForwardContext:
         if given is None:
             raise InputError("The model was called without input_ids. Pass input_ids (or inputs_embeds).")
         batch, length = given.shape[:2]
+        if not batch or not length:
+            raise InputError(
+                "The model was called without a token. Give each text at least one; an empty prompt has none."
+            )
         _check_tokens(module, tokens)
         mask = call.get("attention_mask")
         cache = call.get("past_key_values")

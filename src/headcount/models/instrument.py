@@ -18,7 +18,7 @@ from headcount.heads import HeadGeometry
 from headcount.interventions import Fixed, Policy
 from headcount.models.context import ForwardContext
 from headcount.models.continued import Caches, Continued, Decided
-from headcount.models.measuring import LayerMeter, declared, needs_of, scored
+from headcount.models.measuring import LayerMeter, declared, needs_of
 from headcount.models.observe import head_geometry
 from headcount.models.probe import Examples, Probe
 from headcount.models.prompts import prompts_read_whole
@@ -138,7 +138,7 @@ class _Recorder:
         for score in self._scores:
             if score.needs & RAW_TENSORS:  # now, since the tensors are gone after the layer; the others in `finish`
                 uniform = self._uniform(self._seed, layer, context) if "uniform" in score.needs else None
-                scores[score.id] = scored(score, declared(measured, score.needs, uniform), shape)
+                scores[score.id] = score.values(declared(measured, score.needs, uniform), shape)
         kept = {name: tensor for name, tensor in measured.items() if name in self._score_needs - RAW_TENSORS}
         if "uniform" in self._score_needs:
             kept["uniform"] = self._uniform(self._seed, layer, context)
@@ -226,8 +226,8 @@ class _Recorder:
                 if score.needs & RAW_TENSORS:
                     values = _rows([seen[layer][1][score.id] for layer in of])
                 else:
-                    values = scored(
-                        score, declared(stacked, score.needs, stacked.get("uniform")), (len(of) * batch, num_heads)
+                    values = score.values(
+                        declared(stacked, score.needs, stacked.get("uniform")), (len(of) * batch, num_heads)
                     )
                 by_layer = values.float().view(len(of), batch, num_heads).transpose(0, 1)
                 found[i][:, places, :num_heads] = by_layer.numpy()

@@ -1,6 +1,6 @@
 """Measure one layer of a running model: what its heads did, in the form that scores and policies read."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from headcount.attention.attend import attend
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import RAW_TENSORS, LayerMeasurements
-from headcount.errors import InputError
 from headcount.heads import HeadGeometry
 from headcount.models.projection import head_slices, output_projection, projection_factor, projection_response
 from headcount.models.remembered import Stamp, weights
@@ -73,21 +72,6 @@ def declared(measured: dict[str, Tensor], needs: frozenset[str], uniform: Tensor
         assert uniform is not None
         found["uniform"] = uniform.to(next(iter(measured.values())).device if measured else None)
     return LayerMeasurements(**found)
-
-
-def scored(score: Score, measurements: LayerMeasurements, shape: Sequence[int]) -> Tensor:
-    """The score of every example and head ``[batch, head]``, of which ``shape`` is the shape.
-
-    Raises:
-        InputError: the score function gave another shape.
-    """
-    values = score(measurements)
-    if values.shape != torch.Size(shape):
-        raise InputError(
-            f"Score {score.id!r} gave shape {tuple(values.shape)}; one number for each example and query head, "
-            f"{tuple(shape)}, was expected. Average over tokens with m.token_mean(…)."
-        )
-    return values
 
 
 def needs_of(scores: Iterable[Score]) -> frozenset[str]:

@@ -148,6 +148,11 @@ class _Block:
                 "configuration."
             )
         if self.now is None:
+            if any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):
+                raise ModelError(
+                    "Gradient checkpointing runs attention again in the backward pass, where nothing can be measured. Call "
+                    "model.gradient_checkpointing_disable() first."
+                )
             raise ModelError(
                 "An attention layer ran outside its model's forward pass, or the model was called inside its own. Call the "
                 "model itself, one pass after the other, and without gradient checkpointing, which runs layers again."

@@ -2,15 +2,16 @@
 
 import os
 import runpy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from headcount.attention.measurements import MEASUREMENTS, LayerMeasurements
-from headcount.errors import InputError, nearest
+from headcount.errors import HeadcountError, InputError, nearest
 from headcount.scores.facts import ScoreFacts, Side
 
 ScoreFunction = Callable[[LayerMeasurements], Tensor]
@@ -32,7 +33,33 @@ class Score(ScoreFacts):
         return ScoreFacts(**{field.name: getattr(self, field.name) for field in fields(ScoreFacts)})
 
     def __call__(self, measurements: LayerMeasurements) -> Tensor:
-        return self.function(measurements)
+        """Raises InputError if the function fails, or gives no numbers."""
+        try:
+            values = self.function(measurements)
+        except Exception as error:
+            if isinstance(error, HeadcountError | MemoryError) or "memory" in str(error):  # a smaller batch may fit
+                raise
+            raise InputError(
+                f"Score {self.id!r} fails ({type(error).__name__}: {error}). Correct its function."
+            ) from error
+        if not isinstance(values, Tensor) or values.is_complex():
+            kind = values.dtype if isinstance(values, Tensor) else type(values).__name__
+            raise InputError(f"Score {self.id!r} gave {kind}; a tensor of real numbers [batch, head] was expected.")
+        return values
+
+    def values(self, measurements: LayerMeasurements, shape: Sequence[int]) -> Tensor:
+        """The score of every example and head ``[batch, head]``, of which ``shape`` is the shape.
+
+        Raises:
+            InputError: the function fails, or gave another shape.
+        """
+        values = self(measurements)
+        if values.shape != torch.Size(shape):
+            raise InputError(
+                f"Score {self.id!r} gave shape {tuple(values.shape)}; one number for each example and query head, "
+                f"{tuple(shape)}, was expected. Average over tokens with m.token_mean(…)."
+            )
+        return values
 
     def inactive(self, values: Tensor, threshold: float) -> Tensor:
         """bool, the shape of ``values``: strictly beyond ``threshold``. NaN (not measured) is never inactive."""
@@ -170,12 +197,20 @@ def load_scores(file: str | os.PathLike[str]) -> list[Score]:
         raise InputError(
             f"There is no file {str(file)!r} to load scores from. Give a Python file with @headcount.score functions."
         )
-    before = set(_SCORES)
+    before, names = set(_SCORES), dict(_NAMES)
+
+    def forget() -> None:  # so that the corrected file can be loaded
+        for id in _SCORES.keys() - before:
+            del _SCORES[id]
+        _NAMES.clear()
+        _NAMES.update(names)
+
     try:
         runpy.run_path(str(path), run_name=path.stem)
-    except InputError:
-        raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        forget()
+        if isinstance(error, InputError):
+            raise
         raise InputError(
             f"{str(file)!r} cannot be run ({type(error).__name__}: {error}). Correct it and try again."
         ) from error

@@ -1,7 +1,7 @@
 """Ask until it is decided: questions in random order, and no more of them under a policy than its verdict takes."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -10,11 +10,12 @@ import xarray as xr
 from headcount.analysis import Look, Search, SequentialTest, ShareSearch, UntilDecided, asking_order
 from headcount.evaluation.benchmark import Answers
 from headcount.evaluation.outcomes import BASELINE, labels
+from headcount.evaluation.workload import Workload
 from headcount.interventions import Policy, Random, Threshold
 from headcount.metrics import joined
 from headcount.models.batching import Progress, no_progress
 from headcount.store import Run
-from headcount.study.stages import by_score, keep_answers, note_policies, note_rule
+from headcount.study.stages import keep_answers, note_policies, note_rule, parts_left, together
 from headcount.study.units import AskShard, Engine
 from headcount.summaries import Summary
 from headcount.thresholding import thresholds
@@ -25,7 +26,7 @@ def ask_until_decided(
     engine: Engine,
     policies: Sequence[Policy],
     *,
-    num_questions: int,
+    workload: Workload,
     rule: UntilDecided,
     progress: Progress = no_progress,
 ) -> dict[str, SequentialTest]:
@@ -37,7 +38,7 @@ def ask_until_decided(
         run: begun with ``begin_run``; its seed gives the order.
         engine: where it is done.
         policies: with labels of their own.
-        num_questions: of the benchmark.
+        workload: of the benchmark.
         rule: when to stop.
         progress: called with (answers given or not needed, answers to give at most).
 
@@ -50,6 +51,7 @@ def ask_until_decided(
     """
     note_rule(run, rule)
     note_policies(run, [labels(policy) for policy in (None, *policies)])
+    num_questions = len(workload.tokens)
     asking = _Asking(run, rule, policies, num_questions)
     order = asking_order(num_questions, run.settings.seed)
     for place in range(0, num_questions, rule.questions_a_look):
@@ -61,11 +63,11 @@ def ask_until_decided(
             asking.keep(unit, answers)
             progress(*asking.progress())
 
-        for together in ([[None]], by_score(waiting)):
+        for groups in ([[None]], together(waiting, workload)):
             units = [
-                AskShard(policies=missing, questions=tuple(look), place=place)
-                for group in together
-                if (missing := asking.missing(group, look))
+                part
+                for group in groups
+                for part in parts_left(group, look, asking.answered, workload, most=len(look), place=place)
             ]
             engine.work(units, keep)
         asking.judge(look)
@@ -88,9 +90,10 @@ class _Asking:
         wanted = set(open_)
         return [policy for policy in self._policies if policy.label in wanted]
 
-    def missing(self, group: Sequence[Policy | None], look: Sequence[int]) -> tuple[Policy | None, ...]:
-        """Those that have not answered these questions."""
-        return tuple(policy for policy in group if not self._values[labels(policy)["policy"]].keys() >= set(look))
+    @property
+    def answered(self) -> Mapping[str, Mapping[int, float]]:
+        """For each policy's label, the questions that it has answered, with their values."""
+        return self._values
 
     def keep(self, unit: AskShard, answers: Answers) -> None:
         untouched = unit.policies == (None,)
@@ -128,7 +131,7 @@ def search_run(
     scores: Sequence[str],
     *,
     policy_at: Callable[[str, float], Policy],
-    num_questions: int,
+    workload: Workload,
     rule: UntilDecided,
     search: ShareSearch,
     announce: Callable[[str], Progress] = lambda _: no_progress,
@@ -142,7 +145,7 @@ def search_run(
         engine: where it is done.
         scores: ids.
         policy_at: the policy of a score at a share.
-        num_questions: of the benchmark.
+        workload: of the benchmark.
         rule: when a look ends.
         search: the largest share and when to stop.
         announce: begins a step of progress.
@@ -161,7 +164,7 @@ def search_run(
         looks += 1
         policies = {score: policy_at(score, share) for score, share in shares.items()}
         tests = ask_until_decided(
-            run, engine, list(policies.values()), num_questions=num_questions, rule=rule,
+            run, engine, list(policies.values()), workload=workload, rule=rule,
             progress=announce(f"look {looks} for {len(policies)} removable share{'s' * (len(policies) > 1)}"),
         )  # fmt: skip
         shares = {}

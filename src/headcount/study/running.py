@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -112,7 +113,11 @@ def _run_cell(
     loading = announce("loading")
     facts, engine = workers.open(study, model, data)
     loading(1, 1)
-    with begin_run(path, model=facts.model, data=facts.data, settings=run_settings(study), command=command) as run:
+    shard = facts.shard(study.shard)
+    with suppress(Damaged):  # made anew
+        shard = open_run(path).shard_size if is_run(path) else shard
+    settings = run_settings(study) | {"shard": shard}
+    with begin_run(path, model=facts.model, data=facts.data, settings=settings, command=command) as run:
         scores = study.score_ids()
         measure_run(
             run, engine, num_inputs=facts.num_inputs, scores=scores, seed=study.seeds[0],
@@ -127,7 +132,7 @@ def _run_cell(
                 run.measurements(), seed=study.seeds[0], exclude_layers=frozenset(study.exclude_layers)
             )
             search_run(
-                run, engine, scores, policy_at=policy_at, num_questions=facts.num_questions, rule=rule, search=search,
+                run, engine, scores, policy_at=policy_at, workload=facts.workload, rule=rule, search=search,
                 announce=announce,
             )  # fmt: skip
         elif cuts is not None:
@@ -135,10 +140,10 @@ def _run_cell(
             asking = announce(f"asking under {len(policies) + 1} policies")
             if rule is not None and policies:
                 ask_until_decided(
-                    run, engine, policies, num_questions=facts.num_questions, rule=rule, progress=asking
+                    run, engine, policies, workload=facts.workload, rule=rule, progress=asking
                 )  # fmt: skip
             else:
-                ask_run(run, engine, policies, num_questions=facts.num_questions, progress=asking)
+                ask_run(run, engine, policies, workload=facts.workload, progress=asking)
         aggregate_run(run, engine)
 
 
@@ -174,7 +179,11 @@ def _is_finished(path: Path, study: Study, command: str) -> bool:
     with continue_run(path, command=command) as run:
         progress = run_progress(run)
         cuts = run.thresholds()
-        if run.settings.facts() != run_settings(study) or progress.inputs_left or progress.answers_left:
+        if (
+            run.settings.facts() | {"shard": study.shard} != run_settings(study)
+            or progress.inputs_left
+            or progress.answers_left
+        ):
             return False
         if study.shares and (cuts is None or not set(study.shares) <= set(cuts["share"].values.tolist())):
             return False

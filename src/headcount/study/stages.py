@@ -1,8 +1,9 @@
 """The stages of a run: measure and ask. Each does what is not done yet, and keeps each unit as soon as it is done."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -12,6 +13,7 @@ from headcount.analysis import UntilDecided
 from headcount.errors import RunError
 from headcount.evaluation.benchmark import Answers
 from headcount.evaluation.outcomes import BASELINE, labels, with_divergences
+from headcount.evaluation.workload import Workload
 from headcount.interventions import Policy
 from headcount.metrics import joined
 from headcount.models.batching import Progress, no_progress
@@ -84,18 +86,18 @@ def ask_run(
     engine: Engine,
     policies: Sequence[Policy],
     *,
-    num_questions: int,
+    workload: Workload,
     progress: Progress = no_progress,
 ) -> None:
     """Ask every question of the untouched model and under each policy, where that is not done yet.
 
-    Policies of one score are asked together, shard by shard of questions: what they share is computed once.
+    Policies of one score are asked together, part by part of the questions: what they share is computed once.
 
     Args:
         run: begun with ``begin_run``.
         engine: where it is done.
         policies: with labels of their own.
-        num_questions: of the benchmark.
+        workload: of the benchmark.
         progress: called with (answers given, answers in all), first with those given before.
 
     Raises:
@@ -103,9 +105,14 @@ def ask_run(
     """
     note_rule(run, None)
     note_policies(run, [labels(policy) for policy in (None, *policies)])
-    untouched = _shards([None], run, num_questions)
-    others = [shard for group in by_score(policies) for shard in _shards(group, run, num_questions)]
-    total = num_questions * (1 + len(policies))
+    questions, answered = range(len(workload.tokens)), run.answered()
+    untouched = parts_left([None], questions, answered, workload, most=run.shard_size)
+    others = [
+        part
+        for group in together(policies, workload)
+        for part in parts_left(group, questions, answered, workload, most=run.shard_size)
+    ]
+    total = len(questions) * (1 + len(policies))
     before = total - sum(unit.size for unit in (*untouched, *others))
 
     def told(done: int, _: int) -> None:
@@ -161,31 +168,51 @@ def keep_answers(run: Run, unit: AskShard, answers: Answers, baseline: pd.DataFr
     return outcomes
 
 
-def by_score(policies: Iterable[Policy]) -> list[list[Policy]]:
-    """Policies in groups of one score, which share most; one without a score is a group of its own."""
+def together(policies: Iterable[Policy], workload: Workload) -> list[list[Policy]]:
+    """Policies in groups of one score, which share most; one without a score, or that generates, is a group of its own."""
     groups: dict[Any, list[Policy]] = defaultdict(list)
     for policy in policies:
-        groups[labels(policy)["score"] or policy.label].append(policy)
+        apart = workload.together > 1  # generation shares nothing
+        groups[policy.label if apart else labels(policy)["score"] or policy.label].append(policy)
     return list(groups.values())
 
 
-def shards_left(run: Run, policies: Sequence[str], num_questions: int) -> list[tuple[range, list[str]]]:
-    """The shards of questions that some of the policies (labels) have not answered, each with those that have not."""
-    answered, questions = run.answered(), range(num_questions)
-    left = []
-    for first in questions[:: run.shard_size]:
-        shard = questions[first : first + run.shard_size]
-        if waiting := [label for label in policies if not answered.get(label, set()).issuperset(shard)]:
-            left.append((shard, waiting))
-    return left
+def parts_left(
+    policies: Sequence[Policy | None],
+    questions: Sequence[int],
+    answered: Mapping[str, Container[int]],
+    workload: Workload,
+    *,
+    most: int,
+    place: int = 0,
+) -> list[AskShard]:
+    """What some policies have not answered of some questions, in parts.
 
+    The parts depend on what is asked, not on what is left of it, so those that an interruption left are done as they
+    would have been. Where a command asks otherwise than the one before, a part is what is left of it.
 
-def _shards(policies: Sequence[Policy | None], run: Run, num_questions: int) -> list[AskShard]:
+    Args:
+        policies: that are asked together.
+        questions: in the order of asking.
+        answered: for each policy's label, the questions that it has answered.
+        workload: of the benchmark.
+        most: questions of a part.
+        place: of the first question in the order of asking.
+    """
     by_label = {labels(policy)["policy"]: policy for policy in policies}
+
+    def waiting(i: int) -> tuple[str, ...]:
+        return tuple(label for label in by_label if questions[i] not in answered.get(label, ()))
+
     return [
-        AskShard(policies=tuple(by_label[label] for label in waiting), questions=tuple(shard), place=shard[0])
-        for shard, waiting in shards_left(run, list(by_label), num_questions)
-    ]
+        AskShard(
+            policies=tuple(by_label[label] for label in missing), questions=tuple(questions[i] for i in places),
+            place=place + places[0],
+        )
+        for part in workload.parts(questions, policies=len(policies), most=most)
+        for missing, places in ((missing, list(same)) for missing, same in groupby(part, key=waiting))
+        if missing
+    ]  # fmt: skip
 
 
 def note_rule(run: Run, rule: UntilDecided | None) -> None:

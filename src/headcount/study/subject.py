@@ -4,7 +4,8 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from headcount.models.batching import check_lengths, data_fingerprint
+from headcount.evaluation.workload import PART_BATCHES, Workload, even_size
+from headcount.models.batching import batch_tokens_for, check_lengths, data_fingerprint
 from headcount.models.chat import expects_chat
 from headcount.models.loading import default_name, fingerprint, load
 from headcount.models.observe import head_geometry
@@ -57,10 +58,14 @@ class Subject:
     benchmark: "Benchmark | None"
     batch_tokens: int | None
 
+    def workload(self) -> Workload:
+        if self.benchmark is not None:
+            return self.benchmark.workload()
+        return Workload(tokens=(), at_once=PART_BATCHES * batch_tokens_for(self.model.model, self.batch_tokens))
+
     def facts(self) -> "SubjectFacts":
         return SubjectFacts(
-            model=self.model.facts(), data=self.data, num_inputs=len(self.rows),
-            num_questions=0 if self.benchmark is None else self.benchmark.num_questions,
+            model=self.model.facts(), data=self.data, inputs=tuple(map(len, self.rows)), workload=self.workload(),
         )  # fmt: skip
 
 
@@ -70,8 +75,22 @@ class SubjectFacts:
 
     model: dict[str, Any]
     data: dict[str, Any]
-    num_inputs: int
-    num_questions: int
+    inputs: tuple[int, ...]
+    """Tokens of each."""
+    workload: Workload
+    """Of the questions; of none for texts."""
+
+    @property
+    def num_inputs(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def num_questions(self) -> int:
+        return len(self.workload.tokens)
+
+    def shard(self, most: int) -> int:
+        """Inputs that are measured at a time: ``most``, or fewer where they are long."""
+        return even_size(self.inputs, at_once=self.workload.at_once, most=most)
 
 
 def load_model(spec: ModelSpec, *, dtype: str = "auto") -> LoadedModel:
