@@ -51,8 +51,8 @@ def analyse(
         raise RunError(
             f"{', '.join(map(str, runs))} hold neither scores nor outcomes. Run `headcount measure` or `evaluate` first."
         )
-    print_overview(output, tables, share=share, published=published)
     say_whats_left(opened)
+    print_overview(output, tables, share=share, published=published)
     if output_folder is not None:
         with files_together(output_folder) as folder:
             write_tables(folder, tables)
