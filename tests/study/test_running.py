@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from headcount.interventions import Random, Threshold
 from headcount.measure import measure_heads
 from headcount.models.loading import load
 from headcount.study.check import check_study
+from headcount.study.faults import find_faults
 from headcount.study.folder import is_study, open_study
 from headcount.study.progress import study_progress
 from headcount.study.running import run_study
@@ -109,6 +111,29 @@ def test_a_damaged_shard_alone_is_made_anew(fields, tmp_path):
         run_study(Study(**fields), tmp_path / "study")
     assert sorted(str(w.message).split("'")[1] for w in warned) == sorted(map(str, (files[4], files[-1])))
     assert contents(tmp_path / "study") == before
+
+
+@pytest.mark.parametrize("study", [{}, {"until_decided": {"margin": 0.1, "questions_a_look": 4}, "summaries": True}])
+def test_damaged_manifests_and_lost_files_are_made_anew_from_what_is_there(fields, tmp_path, monkeypatch, study):
+    asked = Study(**fields | study)
+    run_study(asked, tmp_path / "study")
+    before, asking = contents(tmp_path / "study"), []
+    ask = Benchmark.ask
+    monkeypatch.setattr(Benchmark, "ask", lambda self, *given, **more: asking.append(0) or ask(self, *given, **more))
+    run, answers = next((tmp_path / "study").rglob("run.json")), next((tmp_path / "study").rglob("outcomes/*"))
+    for file in (run, tmp_path / "study/study.json"):
+        for damage in (lambda file: file.write_bytes(file.read_bytes()[:-9]), Path.unlink):
+            damage(file)
+            with pytest.warns(UserWarning, match="was damaged; it is made anew"):
+                run_study(asked, tmp_path / "study")
+            assert contents(tmp_path / "study") == before
+    assert not asking
+    answers.unlink()
+    assert find_faults(tmp_path / "study") == ([], [answers])
+    with pytest.warns(UserWarning, match="is gone; it is made anew"):
+        run_study(asked, tmp_path / "study")
+    assert contents(tmp_path / "study") == before
+    assert find_faults(tmp_path / "study") == ([], [])
 
 
 def test_models_data_and_shares_can_be_added(fields, subjects, tmp_path, monkeypatch):

@@ -63,7 +63,7 @@ def begin_run(
         if is_run(folder):
             run = _opened(folder, facts)
             _check_same(run, facts)
-            if changed := list(differences(versions, run.manifest.environment)):
+            if run.manifest.created and (changed := list(differences(versions, run.manifest.environment))):
                 warnings.warn(
                     f"{str(folder)!r} was begun with other versions ({'; '.join(changed)}): its numbers may differ from "
                     "those of one run by rounding.",

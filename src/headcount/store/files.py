@@ -70,7 +70,11 @@ def check_parts(folder: Path) -> None:
                 if kind(folder / name) not in (None, wanted):
                     raise _no(wanted, folder / name)
         for name in _WITHIN:
-            for entry in os.scandir(folder / name) if kind(folder / name) else ():
+            entries: list[os.DirEntry[str]] = []
+            if kind(folder / name):
+                with os.scandir(folder / name) as found:
+                    entries = list(found)
+            for entry in entries:
                 own = name != "runs" and (_SHARD.fullmatch(entry.name) or _TEMPORARY.fullmatch(entry.name))
                 if not entry.is_file(follow_symlinks=False) and (own or not entry.is_dir(follow_symlinks=False)):
                     raise _no("folder" if name == "runs" else "file", Path(entry.path))
