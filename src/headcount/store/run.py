@@ -4,11 +4,12 @@
 
     RUN/
       run.json            format, when and how it was begun, model, data, settings, environment, what was asked for
-                          (scores, policies), what each score is, thresholds of each score at each share
+                          (scores, policies), what each score is, thresholds of each score at each share, every shard
       scores/*            safetensors, one file per shard of inputs: a tensor [example, layer, head] for each score
       summaries/*         safetensors, instead of scores: counts and moments of shards of inputs
       outcomes/*          parquet, one file per shard of questions and group of policies: one row a policy and question
       metrics.parquet     lm-eval's aggregated metrics of every policy
+      written.txt         shards that came since run.json was written
       history.jsonl       every command that worked on the run, when, and with which versions
 
 The same commands leave the same bytes, interrupted or not, except in history.jsonl and in ``created`` and ``command`` of
