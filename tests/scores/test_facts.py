@@ -47,7 +47,7 @@ def test_thresholds_and_frequencies_go_by_the_side_that_the_table_names(theirs, 
 def test_agreement_and_the_page_and_figures_go_by_it_too(theirs):
     found = score_agreement(theirs, thresholds(theirs, [0.25]))["iou"]
     assert found.sel(score="theirs_low", other="theirs_high").item() == 0  # opposite ends
-    facts, packed = head_maps(theirs, None)
+    facts, packed = head_maps(theirs)
     assert [entry["inactive_when"] for entry in facts["scores"]] == ["low", "high"]
     assert facts["scores"][0]["name"] == "the theirs_low"
     assert set(packed) == set(FACTS)
