@@ -329,6 +329,53 @@ def test_autocast_rounds_what_the_model_computes_and_nothing_that_is_measured(ti
     torch.testing.assert_close(within, before, rtol=0.05, atol=0.05)
 
 
+def test_defaults_of_pytorch_change_nothing(tiny):
+    model = tiny()
+    expected = measure_heads(model, ROWS)
+    with torch.device("meta"):
+        found = measure_heads(model, ROWS)
+        with instrument(model, policy=POLICY, scores="all") as probe, torch.no_grad():
+            model(torch.tensor(ROWS[:1], device="cpu"))
+    assert found.equals(expected)
+    assert probe.scores["ahon"].notnull().all()
+    for dtype in (torch.float64, torch.bfloat16):
+        torch.set_default_dtype(dtype)
+        try:
+            assert measure_heads(model, ROWS).equals(expected)
+            assert torch.get_default_dtype() == dtype
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_int8_that_rounds_a_whole_batch_is_refused_and_half_precision_is_measured(tiny):
+    quantised = torch.ao.quantization.quantize_dynamic
+    with pytest.raises(ModelError, match="depend on what else is in the batch"):
+        measure_heads(quantised(tiny(), {nn.Linear}, dtype=torch.qint8), ROWS)
+    halved = tiny()
+    with torch.no_grad():
+        for module in halved.modules():
+            if isinstance(module, nn.Linear):
+                module.weight.copy_(module.weight.half())
+    expected = measure_heads(halved, ROWS)
+    found = measure_heads(quantised(tiny(), {nn.Linear}, dtype=torch.float16), ROWS)
+    for name in ("ahon", "fhon", "awft"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("offloading", [True, False])
+def test_weights_that_cannot_be_replaced_are_refused_before_anything_is_done(tiny, tmp_path, offloading):
+    model = by_hand(tiny(), tmp_path) if offloading else layers(tiny())
+    selection = hc.Selection.of(tiny(), [(0, 0)], name="", unit="query", chosen={})
+    for change in (
+        lambda: hc.select_heads(model, ROWS, share=0.2),
+        lambda: hc.prune_heads(model, selection, tmp_path / "smaller"),
+    ):
+        with pytest.raises(ModelError, match="replacing heads"):
+            change()
+    assert not (tmp_path / "smaller").exists()
+
+
 def test_an_attention_function_of_somebody_else_is_refused_and_transformers_own_are_not(tiny):
     model = tiny()
     AttentionInterface.register("halved", lambda *args, **options: sdpa_attention_forward(*args, **options))

@@ -2,12 +2,13 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial, wraps
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import AttentionInterface, PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.errors import InputError, ModelError
@@ -23,7 +24,7 @@ def measurable(model: object) -> PreTrainedModel:
         ModelError: it is no transformers model, or is in a state in which its numbers would not be its own.
     """
     found = _transformers_model(model)
-    for rule in (_without_weights, _spread, _encoder_decoder, _adapter, _foreign_attention):
+    for rule in (_without_weights, _spread, _quantised_by_batch, _encoder_decoder, _adapter, _foreign_attention):
         if problem := rule(found):
             raise ModelError(problem)
     return found
@@ -73,12 +74,16 @@ def reads(function: Callable[Concatenate[PreTrainedModel, P], R]) -> Callable[Co
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, every module is in evaluation mode; afterwards each is in the mode in which it was."""
+    """Inside, every module is in evaluation mode; afterwards each is in the mode in which it was.
+
+    Tensors are made in main memory where nothing says otherwise, whatever PyTorch's default device is.
+    """
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:  # not by eval(), which a module may have made do more
             module.training = False
-        yield
+        with _in_main_memory():
+            yield
     finally:
         for module in training:
             module.training = True
@@ -108,14 +113,36 @@ def check_call(model: nn.Module, modules: Iterable[nn.Module], options: Mapping[
         )
 
 
+def refuse_out_of_reach(model: PreTrainedModel) -> None:
+    """Raise ModelError where weights cannot be read and replaced in the model itself."""
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise ModelError(
+            f"Some weights of {_kind(model)} are not in the model but offloaded, and replacing heads changes weights. Load it "
+            "without offloading."
+        )
+    if any(unwrapped(module) is not module for module in model.modules()):
+        raise ModelError(
+            f"Modules of {_kind(model)} were replaced by torch.compile's, and replacing heads needs the model's own. Choose and "
+            "prune before compiling, or compile in place: layer.compile()."
+        )
+
+
 @contextmanager
-def without_autocast(device: str) -> Iterator[None]:
-    """Inside, ``torch.autocast`` rounds nothing: measurements are taken in float32."""
-    if torch.is_autocast_enabled(device):
-        with torch.autocast(device, enabled=False):
-            yield
-    else:
+def own_settings(device: str = "cpu") -> Iterator[None]:
+    """Inside, neither ``torch.autocast`` of that device type nor PyTorch's defaults change what headcount computes."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        if torch.is_autocast_enabled(device):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        stack.enter_context(_in_main_memory())
+        if dtype != torch.float32:
+            torch.set_default_dtype(torch.float32)
+            stack.callback(torch.set_default_dtype, dtype)
         yield
+
+
+def _in_main_memory() -> AbstractContextManager[Any]:
+    return nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
 
 
 _lock = threading.Lock()
@@ -207,6 +234,17 @@ def _spread(model: PreTrainedModel) -> str | None:
     return None
 
 
+def _quantised_by_batch(model: PreTrainedModel) -> str | None:
+    for module in model.modules():
+        packed = getattr(module, "_packed_params", None)  # of PyTorch's own quantised modules
+        if getattr(packed, "dtype", None) == torch.qint8:
+            return (
+                f"{_kind(model)} quantises what its layers read, a whole batch at once ({type(module).__name__} of torch.ao): "
+                "its numbers depend on what else is in the batch. Measure it before it is quantised, or quantise weights alone."
+            )
+    return None
+
+
 def _encoder_decoder(model: PreTrainedModel) -> str | None:
     if getattr(model.config, "is_encoder_decoder", False):
         return (
@@ -254,9 +292,18 @@ def values(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     tied: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
     for name, parameter in model.named_parameters():
         if name not in elsewhere:
-            yield name, parameter
+            yield from _plain(name, parameter)
         elif not any(name == key or name.endswith(f".{key}") for key in tied):  # offloading makes two of tied weights
-            yield name, elsewhere[name]()
+            yield from _plain(name, elsewhere[name]())
+
+
+def _plain(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The tensor, or the ones that it is made of: quantised integers and their scales."""
+    if not is_traceable_wrapper_subclass(tensor):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _plain(f"{name}.{part}", getattr(tensor, part))
 
 
 def adapters(model: nn.Module) -> Iterator[str]:

@@ -16,7 +16,7 @@ from headcount.errors import ModelError
 from headcount.models.attention_function import read_call
 from headcount.models.context import ForwardContext
 from headcount.models.prompts import forget
-from headcount.models.state import check_call, measurable, uncompiled, unwrapped, without_autocast
+from headcount.models.state import check_call, measurable, own_settings, uncompiled, unwrapped
 
 #: Attention of one layer: (attention module, layer index, inputs, the pass) → output [batch, head, query, head_dim].
 LayerFunction = Callable[[nn.Module, int, AttentionInputs, ForwardContext], Tensor]
@@ -162,7 +162,7 @@ class _Block:
             raise ModelError(f"{type(module).__name__} does not know its layer's index, so its heads cannot be named.")
         self.now.num_layers += 1
         inputs = read_call(module, query, key, value, attention_mask, **kwargs)
-        with without_autocast(query.device.type):
+        with own_settings(query.device.type):
             return self.layer_function(module, int(layer), inputs, self.now).transpose(1, 2).contiguous(), None
 
     def mask(

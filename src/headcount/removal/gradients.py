@@ -19,7 +19,7 @@ from headcount.models.batching import Progress, no_progress, pad, run_in_batches
 from headcount.models.decoder import forward_replaced
 from headcount.models.observe import attention_modules, head_geometry
 from headcount.models.projection import output_projection
-from headcount.models.state import input_device
+from headcount.models.state import input_device, refuse_out_of_reach
 from headcount.removal.moments import Mean, Moments, head_output_statistics
 from headcount.removal.replace import How
 from headcount.removal.selection import Unit
@@ -183,6 +183,7 @@ def unpredicted(
 
 def refuse_without_gradients(model: PreTrainedModel) -> None:
     """Raise ModelError, saying what is needed, where gradients cannot be computed well."""
+    refuse_out_of_reach(model)
     quantised = getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False)
     if quantised or not all(parameter.is_floating_point() for parameter in model.parameters()):
         raise ModelError(

@@ -13,7 +13,7 @@ from headcount.errors import InputError
 from headcount.models.batching import Progress, no_progress
 from headcount.models.loading import quiet_transformers
 from headcount.models.observe import attention_modules, head_geometry
-from headcount.models.state import reads
+from headcount.models.state import reads, refuse_out_of_reach
 from headcount.removal.card import model_card
 from headcount.removal.checkpoint import (
     Loaded,
@@ -115,6 +115,7 @@ def prune_heads(
             model.
         RunError: the folder cannot be written.
     """
+    refuse_out_of_reach(model)
     if format not in ("transformers", "gguf", "zeros"):
         raise InputError(f"A checkpoint's format is 'transformers', 'gguf' or 'zeros', not {format!r}.")
     if format == "gguf" and tokenizer_from is None:

@@ -15,6 +15,7 @@ from headcount.heads import HeadSet
 from headcount.models.batching import Progress, no_progress
 from headcount.models.observe import attention_modules, head_geometry
 from headcount.models.projection import output_projection
+from headcount.models.state import refuse_out_of_reach
 from headcount.removal.activations import parameters_restored
 from headcount.removal.moments import Mean, Moments, head_output_statistics
 from headcount.removal.walk import walk_layers
@@ -88,6 +89,7 @@ def replace_heads(
     Raises:
         InputError: heads that the model lacks, no calibration texts, or an unusable option.
     """
+    refuse_out_of_reach(model)
     if how not in ("zero", "mean", "refit"):
         raise InputError(f"Heads are replaced by 'zero', 'mean' or 'refit', not {how!r}.")
     if not ridge > 0:
