@@ -30,6 +30,14 @@ BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for 
         (BOMB, "more than 50,000 entries, counting what its aliases repeat, in line 14"),
         (BOMB.replace("[", "{p: ").replace(", ", ", q: ").replace("]", "}"), "counting what its aliases repeat"),
         ("a: &a {x: 1}\n" + "b:\n" + "  - {<<: [" + "*a, " * 60_000 + "*a]}", "counting what its aliases repeat"),
+        (
+            f"a: &a {'x' * 100_000}\nb: [{'*a, ' * 10}]",
+            "more than 1,000,000 characters, counting what its aliases repeat, in line 2",
+        ),
+        (
+            f"a: &a {'x' * 900}\nb: &b [{'*a, ' * 50}]\nc: &c {{d: *b}}\ne: [{'*c, ' * 30}]",
+            "more than 1,000,000 characters",
+        ),
         ("a: " + "[" * 300_000, "nested more than 32 deep, in line 1"),
         ("a: " + "{a: " * 200_000, "nested more than 32 deep, in line 1"),
         ("\n".join(" " * i + "a:" for i in range(40)), "nested more than 32 deep, in line 33"),

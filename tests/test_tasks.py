@@ -335,3 +335,15 @@ def test_fifos_and_files_that_include_themselves_are_no_task_files(own_tasks, be
     for name in ("other", "third"):
         with pytest.raises(TaskError, match="none of the"):
             catalogue.check_tasks([name], include_path=own_tasks)
+
+
+def test_files_that_include_ever_more_and_names_that_are_none_are_no_task_files(own_tasks, beside):
+    for i in range(9):  # 9 to the power of 9 files to read
+        beside(f"include: [{f'm{i + 1}.yaml, ' * 9}]", f"m{i}")
+    for i in range(120):
+        beside(f"include: n{i + 1}.yaml", f"n{i}")
+    beside("task: other\ninclude: m0.yaml")
+    beside("task: 5\ntag: 6", "number")
+    for name in ("other", "no_such"):
+        with pytest.raises(TaskError, match="none of the"):
+            catalogue.check_tasks([name], include_path=own_tasks)

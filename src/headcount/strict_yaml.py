@@ -11,6 +11,7 @@ from headcount.errors import InputError
 _LARGEST = 1_000_000  # bytes
 _DEEPEST = 32
 _MOST_NODES = 50_000  # with every alias written out
+_MOST_TEXT = 1_000_000  # characters, with every alias written out: one long text may stand behind all of them
 _LONGEST_NUMBER = 64  # characters
 _CORE = "tag:yaml.org,2002:"
 _TAGS = frozenset(_CORE + kind for kind in ("str", "int", "float", "bool", "null", "map", "seq", "merge"))
@@ -64,29 +65,32 @@ def read_yaml(file: Traversable, *, text_tags: Collection[str] = (), repeated_ke
 
 def _too_much(text: str) -> str | None:
     """Why the text is too deep, or too much with its aliases written out. Nothing is built meanwhile."""
-    sizes: dict[str, int] = {}  # of what has an anchor, once it ended
-    open_nodes: list[tuple[str | None, int]] = []  # of each collection around: its anchor, and the nodes before it
-    count = 0
+    sizes: dict[str, tuple[int, int]] = {}  # of what has an anchor, once it ended: nodes, and characters of their text
+    open_nodes: list[tuple[str | None, int, int]] = []  # of each collection around: its anchor, and what was before it
+    nodes = characters = 0
     for event in yaml.parse(text, Loader=_Base):
         if isinstance(event, yaml.AliasEvent):
-            if event.anchor in (anchor for anchor, _ in open_nodes):
+            if any(event.anchor == anchor for anchor, *_ in open_nodes):
                 return f"&{event.anchor} holds itself{_line(event)}"
-            count += sizes.get(event.anchor, 1)
+            more = sizes.get(event.anchor, (1, 0))
+            nodes, characters = nodes + more[0], characters + more[1]
         elif isinstance(event, yaml.ScalarEvent):
-            count += 1
+            nodes, characters = nodes + 1, characters + len(event.value)
             if event.anchor:
-                sizes[event.anchor] = 1
+                sizes[event.anchor] = 1, len(event.value)
         elif isinstance(event, yaml.CollectionStartEvent):
-            open_nodes.append((event.anchor, count))
-            count += 1
+            open_nodes.append((event.anchor, nodes, characters))
+            nodes += 1
         elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = open_nodes.pop()
+            anchor, nodes_before, characters_before = open_nodes.pop()
             if anchor:
-                sizes[anchor] = count - before
+                sizes[anchor] = nodes - nodes_before, characters - characters_before
         if len(open_nodes) > _DEEPEST:
             return f"it is nested more than {_DEEPEST} deep{_line(event)}"
-        if count > _MOST_NODES:
+        if nodes > _MOST_NODES:
             return f"it has more than {_MOST_NODES:,} entries, counting what its aliases repeat{_line(event)}"
+        if characters > _MOST_TEXT:
+            return f"it has more than {_MOST_TEXT:,} characters, counting what its aliases repeat{_line(event)}"
     return None
 
 

@@ -64,6 +64,11 @@ def test_a_folder_that_is_no_run(refused, tmp_path, command):
     assert "file" in refused(command, tmp_path / "file")
 
 
+@pytest.mark.parametrize("command", ["report", "thresholds", "status", "export", "analyse"])
+def test_a_file_is_no_run(refused, text, command):
+    assert f"{str(text)!r} holds no run (no run.json)" in refused(command, text)
+
+
 @pytest.mark.parametrize("command", ["report", "thresholds", "export"])
 @pytest.mark.parametrize("manifest", ["", "{", "{}", '{"format": 2, "model": {}}', '{"format": 9, "model": {}}'])
 def test_a_run_with_nothing_in_it_or_damaged(refused, tmp_path, command, manifest):

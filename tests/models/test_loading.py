@@ -1,3 +1,4 @@
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,6 +101,16 @@ def test_a_folder_without_weights_is_refused(checkpoint):
     folder = checkpoint()
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelError, match=r"has no weights \(\*\.safetensors\)"):
+        load(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "chat_template.jinja"])
+def test_a_checkpoint_with_a_pipe_is_refused_and_not_waited_for(checkpoint, name):
+    folder = checkpoint()
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(ModelError, match=f"{name}' is neither a file nor a folder"):
         load(folder)
 
 

@@ -252,6 +252,9 @@ def test_selection_files(tiny, tmp_path):
     file.write_text("{")
     with pytest.raises(InputError, match="Invalid JSON"):
         Selection.load(file)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="is a pipe or a device"):
+        Selection.load(tmp_path / "pipe")
     with pytest.raises(InputError, match="There is no selection"):
         Selection.load(tmp_path / "none.json")
     with pytest.raises(InputError, match="Head 9 of layer 0 does not exist"):

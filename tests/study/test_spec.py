@@ -82,6 +82,12 @@ def test_all_wrong_fields_are_named_at_once():
         Study(models=[], data=["piqa"], shares=["x"], seeds=[])
 
 
+def test_of_thousands_of_wrong_fields_the_first_are_named():
+    with pytest.raises(InputError, match=r"has 1000 wrong fields\. .*seeds\[19\].* And 980 more\.$") as refused:
+        Study(models=["demo"], data=["piqa"], seeds=["x"] * 1000)
+    assert "seeds[20]" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("content", "named"),
     [

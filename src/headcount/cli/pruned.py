@@ -19,6 +19,7 @@ def check_pruned(folder: Path, original: "LoadedModel", *, trust_remote_code: bo
         ModelError: it was made from another model, or needs code that is not trusted.
     """
     from headcount.models.loading import default_name
+    from headcount.models.source import refuse_pipes
     from headcount.removal.selection import Selection
 
     if folder.is_file():
@@ -28,6 +29,7 @@ def check_pruned(folder: Path, original: "LoadedModel", *, trust_remote_code: bo
         raise InputError(
             f"{str(folder)!r} holds no checkpoint of transformers. Make one with `headcount prune … -o {folder}`."
         )
+    refuse_pipes(folder)
     Selection.load(folder / "selection.json").check(original.model, default_name(original.name))
     if not trust_remote_code and "auto_map" in config.read_text(encoding="utf-8"):
         raise ModelError(

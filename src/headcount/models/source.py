@@ -17,6 +17,7 @@ def check_source(name: str, revision: str | None, allow_pickle: bool) -> bool:
     folder = Path(name)
     if folder.is_dir():
         files = {file.name for file in folder.iterdir()}
+        refuse_pipes(folder)
         _refuse_adapter(name, files)
         if "config.json" not in files:
             ggufs = sorted(file for file in files if file.endswith(".gguf"))
@@ -43,6 +44,16 @@ def check_source(name: str, revision: str | None, allow_pickle: bool) -> bool:
     _refuse_adapter(name, files)
     _check_files(name, files, allow_pickle)
     return True
+
+
+def refuse_pipes(folder: Path) -> None:
+    """Raise ModelError for a pipe or device, for which a command would wait without end.
+
+    Links are followed, as the hub's cache consists of them.
+    """
+    for file in sorted(folder.iterdir()):
+        if file.exists() and not (file.is_file() or file.is_dir()):
+            raise ModelError(f"{str(file)!r} is neither a file nor a folder: to read it might never end. Remove it.")
 
 
 def _refuse_adapter(name: str, files: set[str]) -> None:

@@ -113,6 +113,10 @@ class Selection(_Strict):
             InputError: no such file, or not a selection; says which field.
         """
         path = Path(file)
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            raise InputError(
+                f"The selection {str(path)!r} is a pipe or a device: to read it might never end. Give a file."
+            )
         try:
             return cls.model_validate_json(path.read_bytes())
         except FileNotFoundError:

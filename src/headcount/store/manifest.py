@@ -198,8 +198,8 @@ class Sealed(Facts):
                 raise ValueError(f"it says of no {cls.holds}")
             _check_format(file.parent, facts.get("format"), cls.formats)
             return cls.of(facts if facts["format"] == cls.formats[0] else unsealed(facts))
-        except FileNotFoundError:
-            raise
+        except (FileNotFoundError, NotADirectoryError):
+            raise FileNotFoundError(f"There is no {file}") from None
         except (OSError, ValueError) as error:
             raise damaged(file, str(error)) from error
 

@@ -1,6 +1,7 @@
 """What a study is: models × data × scores × shares, as a YAML file or from Python, checked before anything starts."""
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -27,6 +28,7 @@ from headcount.strict_yaml import read_yaml
 from headcount.thresholding import SHARES
 
 _EXAMPLES = files("headcount.study") / "examples"
+_MOST_SAID = 20
 
 
 class _Spec(BaseModel):
@@ -272,8 +274,8 @@ class Study(_Spec):
     @classmethod
     def _told_apart(cls, entries: tuple[Any, ...]) -> tuple[Any, ...]:
         labels = [slug(entry.label) for entry in entries]
-        alike = [label.casefold() for label in labels]  # as some file systems compare
-        if twice := sorted(label for label, same in zip(labels, alike, strict=True) if alike.count(same) > 1):
+        alike = Counter(label.casefold() for label in labels)  # as some file systems compare
+        if twice := sorted(label for label in labels if alike[label.casefold()] > 1):
             raise ValueError(f"two of them are called {twice[0]!r}: give one a `name:` of its own")
         return entries
 
@@ -318,7 +320,8 @@ def _sentence(error: ValidationError) -> str:
 
     errors = [details for details in errors if not follows(details)]
     count = "a wrong field" if len(errors) == 1 else f"{len(errors)} wrong fields"
-    return f"The study has {count}. {' '.join(map(_wrong, errors))}"
+    more = [f"And {len(errors) - _MOST_SAID} more."] * (len(errors) > _MOST_SAID)
+    return f"The study has {count}. {' '.join([*map(_wrong, errors[:_MOST_SAID]), *more])}"
 
 
 def _wrong(details: Any) -> str:

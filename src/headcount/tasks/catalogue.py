@@ -3,7 +3,7 @@
 import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from headcount.strict_yaml import read_yaml
 from headcount.tasks.quiet import quiet
 
 _UNREADABLE = "cannot be read"
+_MOST_INCLUDES = 100  # of one task file, those that they include among them; lm-eval's own have seldom more than two
 
 
 def task_names() -> list[str]:
@@ -53,14 +54,15 @@ def _own_index(folder: Path) -> dict[str, Any]:
             index[file.stem] = Entry(name=file.stem, kind=Kind.UNKNOWN, yaml_path=file, cfg={_UNREADABLE: str(error)})
         except (TaskError, ValueError, LookupError, TypeError):  # what others include, and what is no task file
             continue
-    return index
+    return {name: entry for name, entry in index.items() if isinstance(name, str)}
 
 
-def _read_task_file(file: Path, including: tuple[Path, ...] = ()) -> dict[str, Any]:
+def _read_task_file(file: Path, includes: Iterator[int] | None = None) -> dict[str, Any]:
     """A task file with those that it includes, names of functions as text."""
     file = file.resolve()
-    if not file.is_file() or file in including:
-        raise TaskError(f"{str(file)!r} is no task file, or includes itself.")
+    includes = iter(range(_MOST_INCLUDES)) if includes is None else includes
+    if not file.is_file() or next(includes, None) is None:
+        raise TaskError(f"{str(file)!r} is no task file, or includes itself, or more than {_MOST_INCLUDES} in all.")
     config = read_yaml(
         file, text_tags=["!function"], repeated_keys=True
     )  # as lm-eval reads it, some of its own files too
@@ -69,7 +71,7 @@ def _read_task_file(file: Path, including: tuple[Path, ...] = ()) -> dict[str, A
     included: dict[str, Any] = {}
     names = config.pop("include", [])
     for name in names if isinstance(names, list) else [names]:
-        included |= _read_task_file(file.parent / str(name), (*including, file))
+        included |= _read_task_file(file.parent / str(name), includes)
     return {key: value for key, value in included.items() if key != "task_list"} | config
 
 
