@@ -27,6 +27,23 @@ num_fewshot: 0
 generation_kwargs: {{until: ["\\n"], max_gen_toks: 2}}
 metric_list: [{{metric: exact_match}}]
 """
+ERRS = (
+    SUMS.replace("task: sums", "task: errs").split("metric_list")[0]
+    + """
+process_results: !function own.results
+metric_list:
+  - {{metric: acc, aggregation: mean, higher_is_better: true}}
+  - {{metric: err, aggregation: mean, higher_is_better: false}}
+  - {{metric: f1, aggregation: mean, higher_is_better: false}}
+"""
+)
+OWN = """
+import numpy as np
+
+def results(doc, results):
+    right = float(np.argmax([nats for nats, _ in results]) == doc["a"])
+    return {"acc": right, "err": 1 - right, "f1": 1 - right, "unsaid": 2 + 8 * (1 - right)}
+"""
 PROSE = """
 task: prose
 dataset_path: json
@@ -46,6 +63,14 @@ def write_tasks(folder: Path, questions: int) -> None:
     (folder / "sums.jsonl").write_text("\n".join(lines))
     for name, template in (("sums", SUMS), ("spell", SPELL), ("prose", PROSE)):
         (folder / f"{name}.yaml").write_text(template.format(data=folder / "sums.jsonl"))
+
+
+def write_errors(folder: Path, questions: int) -> None:
+    """The task ``errs``: ``acc``, the same as errors under two names, one of which is better when higher elsewhere, and
+    ``unsaid``, of which nobody says which way it is better, and which is no share."""
+    write_tasks(folder, questions)
+    (folder / "own.py").write_text(OWN)
+    (folder / "errs.yaml").write_text(ERRS.format(data=folder / "sums.jsonl"))
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -19,12 +19,14 @@ from headcount.analysis import (
 )
 from headcount.analysis.outcomes import main_metric
 from headcount.errors import InputError
-from headcount.metrics import Metric, directed, directions_of, joined
-from headcount.report import print_tables
-from headcount.report.chart_data import accuracy_data
+from headcount.metrics import Metric, directed, directions_of
+from headcount.report import plot, print_decided, print_tables, render_page
+from headcount.report.chart_data import accuracy_data, comparison_data, paper_data
+from headcount.report.overview import print_overview
 from headcount.report.result_tables import result_tables
 from headcount.report.wording import answer, caveats
 from tests.report.conftest import results_of
+from tests.report.test_page import text_of
 
 WAYS = {"t": {"acc": True, "err": False, "words": False}}
 
@@ -131,7 +133,7 @@ def test_names_of_lm_evals_metrics_say_it_for_older_runs(outcomes):
 
 def test_one_metric_both_ways_in_two_tasks_is_refused(outcomes):
     other = directed(outcomes.assign(task="u"), {"u": {"acc": False}})
-    both = joined([outcomes, other])
+    both = pd.concat([outcomes, other], ignore_index=True)
     assert directions_of(both) == WAYS | {"u": {"acc": False}}
     with pytest.raises(
         InputError, match="acc is better the higher in t and the lower in u: look at one task at a time"
@@ -197,3 +199,110 @@ def test_words_say_which_way_and_in_which_unit(outcomes):
     assert "a rise of 1 point is hard" in " ".join(
         caveats(run.accuracy, run.removable, chance=None, metric=run.judged, **options)
     )
+
+
+def test_what_tasks_say_is_in_every_row_and_survives_whatever_joins_and_cuts_tables(outcomes, tmp_path):
+    """A metric named as one of lm-eval's, which this task turns round: by its name alone it would be judged the wrong way."""
+    turned = directed(outcomes.assign(acc=outcomes["err"]), {"t": {"acc": False}})
+    elsewhere = directed(outcomes.assign(task="u", acc=outcomes["err"]), {"u": {"acc": False, "err": None}})
+    turned.to_csv(tmp_path / "outcomes.csv")
+    for table in (
+        pd.concat([turned, elsewhere]),
+        pd.concat([of_policy for _, of_policy in turned.groupby("policy")]),
+        turned.merge(turned[["policy", "doc_id"]]),
+        pd.DataFrame(turned.to_dict("records")),
+        pd.read_csv(tmp_path / "outcomes.csv"),
+    ):
+        assert Metric.of(table, "acc").higher_is_better is False
+        assert removable_table(table, margin=0.05, resamples=10)["removable_share"][0] < 0.2
+    assert directions_of(pd.concat([turned, elsewhere])) == {"t": {"acc": False}, "u": {"acc": False, "err": None}}
+    for broken in ("[]", "no", '{"acc": 1}', "[" * 100_000):
+        with pytest.raises(ValueError, match=r"Expecting|says no directions|nested"):
+            directions_of(turned.assign(higher_is_better=broken))
+
+
+def page_of(outcomes, metric, **settings):
+    run = results_of(manifest={"settings": {"metric": metric, **settings}}, outcomes=outcomes)
+    return run, " ".join(text_of(render_page([run])).split())
+
+
+def test_every_section_of_a_page_is_by_the_metric(outcomes):
+    run, said = page_of(outcomes, "err")
+    assert "Err as heads are zeroed" in said
+    assert "Which score keeps err lowest over its whole curve?" in said
+    assert "the curve of err against realised share" in said
+    assert "last crosses the line 1 point above the untouched model" in said
+    assert paper_data(run) is None
+    assert "This run's are of err, which is better when lower: they cannot stand beside those." in said
+    run, said = page_of(outcomes, "words")
+    assert "last crosses the line 0.01 above the untouched model" in said
+    assert "This run's are of words, which is better when lower" in said
+    run, said = page_of(outcomes.assign(exact_match=outcomes["acc"]), "exact_match")
+    assert "within 1 point of exact_match: Unnamed model on this run's questions" in said
+    assert "14 models on MMLU, 5-shot, by accuracy (grey)" in said
+    assert "this run's on its own questions, by exact_match" in said
+    run, said = page_of(outcomes, "acc")
+    assert "Accuracy as heads are zeroed" in said
+    assert "Which score keeps accuracy highest over its whole curve?" in said
+    assert "last crosses the line 1 point below the untouched model" in said
+    with pytest.raises(InputError, match="those by err, lower is better cannot stand beside them"):
+        plot.paper(outcomes, metric="err")
+
+
+def test_runs_compared_are_said_to_be_by_their_own_metrics(outcomes):
+    runs = [
+        results_of(manifest={"model": {"name": metric}, "settings": {"metric": metric}}, outcomes=outcomes)
+        for metric in ("err", "words", "acc")
+    ]
+    assert comparison_data(runs[:1] * 2, None)["metric"] == "Err, lower is better"
+    table = {table.id: table for table in result_tables(runs)}["comparison-removable"]
+    assert table.title == "Share of heads that can be zeroed within 1 point or 0.01, run by run"
+    assert "By err, lower is better; words, lower is better; accuracy." in table.note
+    assert [column.heading for column in table.columns][:2] == ["Run", "Metric"]
+    said = " ".join(text_of(render_page(runs)).split())
+    assert "Err, lower is better; words, lower is better; accuracy, relative to each untouched model" in said
+    spotless = outcomes.assign(err=np.where(outcomes["policy"] == "baseline", 0.0, outcomes["err"]))
+    runs[1] = results_of(manifest={"model": {"name": "none"}, "settings": {"metric": "err"}}, outcomes=spotless)
+    data = comparison_data(runs, None)
+    assert data["unrelated"] == ["none"]
+    assert {line["run"] for lines in data["curves"].values() for line in lines} == {0, 2}
+    assert "Not drawn: none." in " ".join(text_of(render_page(runs)).split())
+
+
+def overview(outcomes, metric):
+    console = Console(file=io.StringIO(), width=120)
+    tables = all_tables([Saved(model="m", data="t", tasks=["t"], outcomes=outcomes)], metric=metric, resamples=100)
+    print_overview(console, tables, share=0.1, published=True)
+    return " ".join(console.file.getvalue().split())
+
+
+def test_an_analysis_in_the_terminal_is_by_the_metric(outcomes):
+    said = overview(outcomes, "words")
+    assert "m, t: within 0.01 of words, lower is better" in said
+    assert "where the curve rises above the untouched model by more than that for the last time" in said
+    assert "up to where the rise is shown" in said
+    assert "Heads that can be zeroed within 0.01, percent" in said
+    assert "published" not in said
+    assert "a point" not in said
+    said = overview(outcomes, "acc")
+    assert "m, t: within 1 point" in said
+    assert "where the curve falls below the untouched model" in said
+    assert "As published, within 1 point of accuracy, percent" in said
+
+
+def test_verdicts_are_in_the_metrics_own_unit(outcomes):
+    shifted = directed(outcomes.assign(grade=3.0 + outcomes["acc"] / 2), {"t": {"grade": True}})
+    rule = UntilDecided(metric="grade", margin=0.1)
+    decided = rule.table(shifted, 200)
+    facts = {"metric": "grade", "margin": 0.1, "confidence": 0.95, "questions_a_look": 64}
+    run = results_of(manifest={"until_decided": facts}, decided=decided)
+    table = {table.id: table for table in result_tables([run])}["decided"]
+    cells = {column.heading: column.cells for column in table.columns}
+    assert cells["Change"][1] == "−0.0750"  # half of 30 of 200 answers
+    assert table.title == "Within 0.1 of the untouched model?"
+    console = Console(file=io.StringIO(), width=120)
+    print_decided(console, decided, margin=0.1, confidence=0.95)
+    said = " ".join(console.file.getvalue().split())
+    assert "Within 0.1 of the untouched model?" in said
+    assert "−0.0750" in said
+    assert "Grade as heads are zeroed" in " ".join(text_of(render_page([run])).split())

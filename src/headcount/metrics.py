@@ -1,6 +1,7 @@
-"""Which way a metric is better. What each task says of its metrics travels with outcomes, in their ``attrs``."""
+"""Which way a metric is better. What each task says of its metrics travels with outcomes, in a column of theirs."""
 
-from collections.abc import Iterable, Mapping
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
@@ -10,7 +11,8 @@ import pandas as pd
 #: Task → metric → whether higher is better; None where there is no saying.
 Directions = dict[str, dict[str, bool | None]]
 
-_KEY = "higher_is_better"  # in the attrs of outcomes
+#: The column of outcomes in which every row has what its task says, as JSON: whatever joins or cuts tables keeps it.
+DIRECTIONS = "higher_is_better"
 
 #: Where outcomes do not say, as those of older runs: lm-eval's own by a metric's name, and that of our measures. Without
 #: ``perplexity``, whose numbers a question are log-likelihoods, and ``bypass``, which is no metric.
@@ -60,32 +62,41 @@ class Metric:
         """What a change is multiplied by to be a gain where it is positive."""
         return -1 if self.higher_is_better is False else 1
 
+    @property
+    def is_accuracy(self) -> bool:
+        """Whether a point of it is like a point of the paper's accuracy: the higher the better, between 0 and 1."""
+        return self.is_share and self.higher_is_better is True
+
 
 def directions_of(outcomes: pd.DataFrame) -> Directions:
-    """What is said of the metrics of each task."""
-    return outcomes.attrs.get(_KEY, {})
+    """What is said of the metrics of each task; where two rows of a task differ, both count and the last has the word.
+
+    Raises:
+        ValueError: it is not what ``directed`` writes.
+    """
+    whole: Directions = {}
+    if DIRECTIONS not in outcomes:
+        return whole
+    for task, text in outcomes[["task", DIRECTIONS]].dropna().drop_duplicates().itertuples(index=False):
+        said = _parsed(text)
+        whole[str(task)] = whole.get(str(task), {}) | said
+    return whole
 
 
 def directed(outcomes: pd.DataFrame, said: Directions) -> pd.DataFrame:
     """``outcomes`` that say this of their tasks' metrics."""
-    outcomes = outcomes.copy(deep=False)
-    outcomes.attrs[_KEY] = said
-    return outcomes
+    texts = {task: json.dumps(metrics) for task, metrics in said.items()}
+    return outcomes.assign(**{DIRECTIONS: [texts.get(str(task)) for task in outcomes["task"]]})
 
 
-def merged(several: Iterable[Directions]) -> Directions:
-    """What several outcomes say of their tasks; where two speak of one, the last has the word."""
-    whole: Directions = {}
-    for said in several:
-        for task, metrics in said.items():
-            whole[task] = whole.get(task, {}) | metrics
-    return whole
-
-
-def joined(tables: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """Outcomes one below the other, with what all of them say of their metrics: ``pandas.concat`` would forget it."""
-    tables = list(tables)
-    return directed(pd.concat(tables, ignore_index=True), merged(map(directions_of, tables)))
+def _parsed(text: object) -> dict[str, bool | None]:
+    try:
+        said = json.loads(str(text))
+    except RecursionError as error:
+        raise ValueError(f"{DIRECTIONS} is nested too deeply") from error
+    if not isinstance(said, dict) or not all(way is None or isinstance(way, bool) for way in said.values()):
+        raise ValueError(f"{DIRECTIONS} says no directions: {text!s:.60}")
+    return said
 
 
 def _way(said: Mapping[str, bool | None], metric: str) -> bool | None:

@@ -52,8 +52,8 @@ def test_groups_are_inactive_when_all_their_heads_are(scores):
     found = group_frequency(scores, cuts([0.5], ahon=[4], awft=[0.5]), geometry((4, 2), (2, 1)))
     # ahon below 4. Layer 0: heads 0, 1 on both inputs, heads 2, 3 on none. Layer 1: heads 0, 1 on the second.
     np.testing.assert_array_equal(found["ahon"].sel(share=0.5), [[1, 0], [0.5, NAN]])
-    # awft above 0.5. Layer 0: heads 2, 3 on the first. Layer 1: on the first; unmeasured is not inactive.
-    np.testing.assert_array_equal(found["awft"].sel(share=0.5), [[0, 0.5], [0.5, NAN]])
+    # awft above 0.5. Layer 0: heads 2, 3 on the first. Layer 1: on the first; the second, unmeasured, does not count.
+    np.testing.assert_array_equal(found["awft"].sel(share=0.5), [[0, 0.5], [1, NAN]])
 
 
 def test_groups_of_several_sizes(scores):
@@ -63,7 +63,7 @@ def test_groups_of_several_sizes(scores):
     # Layer 0: head 0 alone is below 4 on both inputs, heads 1 to 3 together on none.
     np.testing.assert_array_equal(found["ahon"].sel(share=0.5), [[1, 0], [0.5, NAN]])
     # awft above 0.5: head 0 on the first input; heads 1 to 3 never all.
-    np.testing.assert_array_equal(found["awft"].sel(share=0.5), [[0.5, 0], [0.5, NAN]])
+    np.testing.assert_array_equal(found["awft"].sel(share=0.5), [[0.5, 0], [1, NAN]])
 
 
 def test_one_head_a_group_is_head_frequency(scores):
@@ -100,3 +100,19 @@ def test_errors_say_what_to_do(scores):
         head_frequency(scores, cuts([0.1], aeqd=[1]))
     with pytest.raises(InputError, match=r"has layers \[0\], the scores \[0, 1\]"):
         group_frequency(scores, cuts([0.1], ahon=[1]), geometry((4, 2)))
+
+
+@pytest.mark.parametrize("value", [NAN, np.inf, -np.inf])
+@pytest.mark.parametrize("score", ["ahon", "awft"])
+def test_what_is_not_finite_counts_neither_for_heads_nor_for_groups(scores, score, value):
+    broken = scores.copy(deep=True)
+    broken[score][0, 0, 0] = value
+    thresholds = cuts([0.5], ahon=[4], awft=[0.5])
+    heads = head_frequency(broken, thresholds)[score]
+    assert heads[0, 0, 0] == head_frequency(scores.isel(example=[1]), thresholds)[score][0, 0, 0]
+    xr.testing.assert_equal(
+        heads, group_frequency(broken, thresholds, geometry((4, 4), (4, 4)))[score].rename(group="head")
+    )
+    pair = group_frequency(broken, thresholds, geometry((4, 2), (2, 1)))[score]
+    alone = group_frequency(scores.isel(example=[1]), thresholds, geometry((4, 2), (2, 1)))[score]
+    assert pair[0, 0, 0] == alone[0, 0, 0]

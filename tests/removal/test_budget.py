@@ -7,7 +7,7 @@ from headcount.errors import InputError
 from headcount.evaluation.benchmark import Benchmark
 from headcount.removal.budget import Budget, _prefixes, select_within_budget
 from headcount.removal.selection import Selection
-from tests.runs import SUMS
+from tests.runs import SUMS, write_errors
 
 ROWS = [torch.randint(3, 99, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 20)]
 
@@ -81,6 +81,26 @@ def test_too_few_questions_show_nothing(benchmark):
             how="zero",
             num_questions=5,
         )
+
+
+def test_a_budget_of_errors_is_that_of_their_complement(benchmark, letters, tmp_path):
+    write_errors(tmp_path / "errors", questions=40)
+    model = benchmark.lm.model
+    asked = Benchmark(model, ["errs"], tokenizer=letters, include_path=tmp_path / "errors", offline=True)
+    heads = IDLE + [(0, head) for head in range(3)]
+    (right, kept), (wrong, tried) = (
+        select_within_budget(
+            model, candidates(benchmark, heads), asked, margin=0.15, step=0.25, how="zero", metric=metric
+        )
+        for metric in ("acc", "err")
+    )
+    assert right.heads == wrong.heads
+    assert kept["change"].abs().max() > 0
+    for name in ("num_heads", "within_margin", "confidence_within"):
+        assert tried[name].tolist() == kept[name].tolist()
+    for name in ("change", "change_bound"):
+        assert tried[name].tolist() == pytest.approx((-kept[name]).tolist())
+    assert tried["accuracy"].tolist() == pytest.approx((1 - kept["accuracy"]).tolist())
 
 
 def test_prefixes_cut_no_unit_in_two(tiny):

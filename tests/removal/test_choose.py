@@ -8,6 +8,7 @@ from headcount.heads import HeadSet
 from headcount.measure import measure_heads
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
+from headcount.removal import choose
 from headcount.removal.choose import order_by_need, select_heads
 from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import replace_heads
@@ -48,6 +49,24 @@ def test_what_was_not_measured_on_a_text_never_goes():
     nan = float("nan")
     assert order(table([1, nan, 3], [1, 0, 3]), "high", "mean") == [0, 2]
     assert order(table([1, nan, 3], [1, 0, 3]), "high", "inactive", share=0.5) == [0, 2]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_unit_without_a_finite_score_on_every_text_stays_and_is_counted(tiny, monkeypatch, value):
+    model = tiny()
+    whole = choose._unit_scores(model, ROWS, "ahon_ln", "query", batch_tokens=2048, seed=0, progress=lambda *_: None)
+    first, *others = select_heads(model, ROWS, share=0.2, score="ahon_ln").heads
+    broken = whole.copy()
+    broken[1, first[0], first[1]] = value
+    monkeypatch.setattr(choose, "_unit_scores", lambda *_, **__: broken)
+    for aggregate in ("mean", "max", "quantile", "inactive"):
+        selection = select_heads(model, ROWS, share=0.2, score="ahon_ln", aggregate=aggregate)
+        assert first not in selection.heads
+        assert selection.chosen[choose.NOT_FINITE] == 1
+    assert list(select_heads(model, ROWS, share=0.2, score="ahon_ln").heads[: len(others)]) == others
+    broken[0] = value
+    with pytest.raises(InputError, match="No query has a finite ahon_ln score on every text"):
+        select_heads(model, ROWS, share=0.2, score="ahon_ln")
 
 
 def test_registered_scores_choose_the_heads_they_call_inactive(tiny):

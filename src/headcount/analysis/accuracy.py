@@ -56,9 +56,10 @@ def accuracy_table(
         share_realised, num_questions, num_not_finite (questions left out for that), accuracy (the mean of ``metric``),
         change, change_low, change_high (two-sided), change_bound (one-sided: the change is better than it),
         confidence_within (the largest confidence with which the fall is shown to be within the margin), within_margin
-        (shown, refuted or undecided), p_mcnemar, higher_is_better. Shares, accuracies and changes are fractions of 1,
-        or in the metric's own unit. From the interval to p all is missing for the baseline, p also for other than 0/1
-        metrics, the bound and the verdict for metrics that are not judged.
+        (shown, refuted or undecided), p_mcnemar, higher_is_better, is_share (whether every question is worth between 0
+        and 1). Shares, accuracies and changes are fractions of 1, or in the metric's own unit. From the interval to p all
+        is missing for the baseline, p also for other than 0/1 metrics, the bound and the verdict for metrics that are not
+        judged.
 
     Raises:
         InputError: no baseline, an unknown metric, a policy without questions in common with the baseline, a margin
@@ -97,7 +98,7 @@ def accuracy_table(
         bounds[["change_bound", "confidence_within"]] = np.nan
         bounds["within_margin"] = None
     return pd.concat([table, bounds], axis="columns").assign(
-        higher_is_better=pd.Series([way] * len(table), dtype=object)
+        higher_is_better=pd.Series([way] * len(table), dtype=object), is_share=paired.metric.is_share
     )
 
 

@@ -49,8 +49,9 @@ def chunks(scores: xr.Dataset, columns: int = 1) -> Iterator[slice]:
 
 
 def values_of(scores: xr.Dataset, name: str, examples: slice) -> NDArray[np.floating]:
-    """One score on some inputs, [example, layer, head]."""
-    return scores[name].isel(example=examples).transpose("example", "layer", "head").to_numpy()
+    """One score on some inputs, [example, layer, head]; what is not finite is NaN, and so neither active nor inactive."""
+    values = scores[name].isel(example=examples).transpose("example", "layer", "head").to_numpy()
+    return values if np.isfinite(values).all() else np.where(np.isfinite(values), values, np.nan)
 
 
 def head_frequency(scores: xr.Dataset | Summary, thresholds: xr.Dataset) -> xr.Dataset:
@@ -59,8 +60,8 @@ def head_frequency(scores: xr.Dataset | Summary, thresholds: xr.Dataset) -> xr.D
     From a summary it is off by less than the share of one of the head's bins, 1.6% of its values wide.
 
     Returns:
-        One float64 variable a score, dims (share, layer, head): of the inputs on which the head was measured; NaN for a
-        head that never was.
+        One float64 variable a score, dims (share, layer, head): of the inputs on which the head has a finite score; NaN
+        for a head that never has.
 
     Raises:
         InputError: no score with thresholds.
@@ -108,7 +109,8 @@ def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, geometry: HeadGe
         geometry: the model's layers, in the order of ``scores``.
 
     Returns:
-        One float64 variable a score, dims (share, layer, group); NaN for a group that a layer does not have.
+        One float64 variable a score, dims (share, layer, group): of the inputs on which all its heads have a finite
+        score; NaN for a group of which that never holds, and for one that a layer does not have.
 
     Raises:
         InputError: no score with thresholds, or a geometry of other layers than the scores'.
@@ -122,22 +124,23 @@ def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, geometry: HeadGe
     most = _most_groups(geometry)
     shape = thresholds.sizes["share"], len(geometry.layers), most
     found = {name: np.zeros(shape) for name in names}
+    measured = {name: np.zeros(shape[1:]) for name in names}
     sides: dict[str, Side] = {name: inactive_when(name, scores) for name in names}
     for examples in chunks(scores):
         for name in names:
             most_active = _most_active(values_of(scores, name, examples), geometry, sides[name])
+            measured[name] += (~np.isnan(most_active)).sum(axis=0)
             for number, threshold in enumerate(thresholds[name].to_numpy()):
                 found[name][number] += beyond(most_active, threshold, sides[name]).sum(axis=0)
-    exists = np.arange(most) < np.array([[layer.num_key_value_heads] for layer in geometry.layers])  # [layer, group]
     dims = "share", "layer", "group"
     return xr.Dataset(
-        {name: (dims, _ratio(found[name], exists * scores.sizes["example"])) for name in names},
+        {name: (dims, _ratio(found[name], measured[name])) for name in names},
         coords={"share": thresholds["share"], "layer": scores["layer"], "group": np.arange(most)},
     )
 
 
 def _most_active(values: NDArray[np.floating], geometry: HeadGeometry, side: Side) -> NDArray[np.floating]:
-    """The score of each group's head that is farthest from inactive, [example, layer, group]; NaN where one has none."""
+    """The score of each group's head that is farthest from inactive, [example, layer, group]; NaN where any is."""
     farthest = np.max if side == "low" else np.min
     found = np.full((len(values), len(geometry.layers), _most_groups(geometry)), np.nan, values.dtype)
     for row, layer in enumerate(geometry.layers):

@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from headcount.errors import InputError, nearest
-from headcount.metrics import Metric
+from headcount.metrics import DIRECTIONS, Metric
 
 BASELINE = "baseline"
 
@@ -18,7 +18,7 @@ MEASURES = ("gold_loglikelihood", "kl_from_baseline")
 #: Columns of outcomes that are never a metric of lm-eval's; one of its metrics with such a name is `score,none`.
 NOT_METRICS = frozenset({
     "policy", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
-    "share_zeroed", "num_inputs", "num_tokens", "items", "zeroed_heads", *MEASURES,
+    "share_zeroed", "num_inputs", "num_tokens", "items", "zeroed_heads", DIRECTIONS, *MEASURES,
 })  # fmt: skip
 _NEEDED = ("policy", "score", "share_asked", "task", "doc_id", "share_zeroed")
 

@@ -259,8 +259,8 @@ def sequential_table(
     Returns:
         One row a policy other than the baseline: policy, score, share_asked, share_realised, num_questions, total,
         change (of the questions asked), change_low, change_high (``SequentialTest.bounds``), verdict (within, beyond or
-        None), decided_after (questions; NaN without a verdict), higher_is_better. Changes are the metric's own: a rise is
-        positive, whether it is better or not.
+        None), decided_after (questions; NaN without a verdict), higher_is_better, is_share (whether every question is worth
+        between 0 and 1). Changes are the metric's own: a rise is positive, whether it is better or not.
 
     Raises:
         InputError: as ``accuracy_table`` and ``SequentialTest``; a question without a finite value, or a metric of which
@@ -290,9 +290,10 @@ def sequential_table(
             "verdict": test.verdict,
             "decided_after": test.decided_after,
             "higher_is_better": judged.higher_is_better,
+            "is_share": judged.is_share,
         })  # fmt: skip
     columns = ["policy", "score", "share_asked", "share_realised", "num_questions", "total", "change"]
-    columns += ["change_low", "change_high", "verdict", "decided_after", "higher_is_better"]
+    columns += ["change_low", "change_high", "verdict", "decided_after", "higher_is_better", "is_share"]
     return pd.DataFrame(rows, columns=columns)
 
 

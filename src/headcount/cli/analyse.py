@@ -20,9 +20,7 @@ def analyse(
     output_folder: Annotated[
         Path | None, options.path_option("--output", "-o", help="Write every table, in full, as CSV into this folder.")
     ] = None,
-    metric: Annotated[
-        str | None, typer.Option(help="lm-eval metric for accuracy. [default: acc, or the task's first]")
-    ] = None,
+    metric: options.Metric = None,
     higher_is_better: options.HigherIsBetter = None,
     share: Annotated[
         float,

@@ -55,9 +55,7 @@ def evaluate(
         ),
     ] = None,
     scores_from: options.ScoresFrom = None,
-    metric: Annotated[
-        str | None, typer.Option(help="lm-eval metric for the table. [default: acc, or the task's first]")
-    ] = None,
+    metric: options.Metric = None,
     higher_is_better: options.HigherIsBetter = None,
     until_decided: options.UntilDecided = False,
     margin: options.Margin = None,

@@ -18,6 +18,8 @@ def figures(
         options.path_option("--output", "-o", help="Folder for the files. [default: figures in the first run]"),
     ] = None,
     template: Annotated[str, typer.Option(help="Whose column widths: iclr, neurips, icml, acl or ieee.")] = "iclr",
+    metric: options.Metric = None,
+    higher_is_better: options.HigherIsBetter = None,
     scores_from: options.ScoresFrom = None,
 ) -> None:
     """Write each figure as PDF, SVG and PNG, and each table as LaTeX (booktabs) and CSV."""
@@ -31,6 +33,7 @@ def figures(
     if output_folder is not None:
         check_writable(output_folder)
     opened = [open_run(run) for run in runs]
-    files = write_figures([read_results(run) for run in opened], folder, template=template)
+    results = [read_results(run, metric=metric, higher_is_better=higher_is_better) for run in opened]
+    files = write_figures(results, folder, template=template)
     output.say(f"{len(files)} files in {folder}")
     say_whats_left(opened)

@@ -104,6 +104,9 @@ BatchTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens in a batch, padding included. [default: as many as suit the memory]")
 ]
 Seed = Annotated[int, typer.Option(help="Of random heads and few-shot samples.")]
+Metric = Annotated[
+    str | None, typer.Option(help="lm-eval metric for accuracy. [default: acc, or the first that can be judged]")
+]
 HigherIsBetter = Annotated[
     bool | None,
     typer.Option(

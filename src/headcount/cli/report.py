@@ -18,6 +18,8 @@ def report(
         Path | None,
         options.path_option("--output", "-o", help="HTML file. [default: report.html in the first run or study]"),
     ] = None,
+    metric: options.Metric = None,
+    higher_is_better: options.HigherIsBetter = None,
     scores_from: options.ScoresFrom = None,
 ) -> None:
     """Write one HTML page that shows a run, or compares several, such as a study's; it needs no network and no server."""
@@ -27,12 +29,14 @@ def report(
     if output_file is None and is_study(runs[0]):
         output_file = runs[0] / "report.html"
     opened = open_runs(runs)
-    page = write_report(opened, output_file)
+    page = write_report(opened, output_file, metric=metric, higher_is_better=higher_is_better)
     output.say(f"Page: {page}")
     say_whats_left(opened)
 
 
-def write_report(runs: "list[Run]", file: Path | None = None) -> Path:
+def write_report(
+    runs: "list[Run]", file: Path | None = None, *, metric: str | None = None, higher_is_better: bool | None = None
+) -> Path:
     """The page of the runs, written to ``file`` (default: report.html in the first run's folder)."""
     from headcount.report import read_results, render_page
     from headcount.store import write_atomically
@@ -40,5 +44,6 @@ def write_report(runs: "list[Run]", file: Path | None = None) -> Path:
 
     file = file or runs[0].path / "report.html"
     check_writable(file)
-    write_atomically(file, render_page([read_results(run) for run in runs]).encode())
+    results = [read_results(run, metric=metric, higher_is_better=higher_is_better) for run in runs]
+    write_atomically(file, render_page(results).encode())
     return file

@@ -91,7 +91,7 @@ def select(
         from headcount.cli.runs import load_model, prepare_benchmark, questions_of
         from headcount.models.loading import default_name
         from headcount.removal.budget import Budget, select_within_budget
-        from headcount.removal.choose import check_share, select_heads
+        from headcount.removal.choose import NOT_FINITE, check_share, select_heads
         from headcount.store.whole import check_writable
 
         check_writable(output_file)
@@ -138,12 +138,20 @@ def select(
         f"Selected {len(selection.heads)} of {total} query heads ({100 * len(selection.heads) / total:.1f}%), chosen on "
         f"{len(rows)} texts. See what that saves: headcount prune {model} --heads {output_file}",
     )  # fmt: skip
+    if left := selection.chosen.get(NOT_FINITE):
+        output.say(
+            f"{left} of its units ({unit}) have no finite {score} score on some text: they were not chosen from."
+        )
 
 
 def print_trials(trials: "pd.DataFrame", confidence: float) -> None:
     """What each removal that was tried cost on the held-out questions."""
+    from headcount.report.wording import judged_in, metric_name
+
+    metric = judged_in(trials)
+    name, side = metric_name(metric.name), "below" if metric.sign < 0 else "above"
     table = Table(box=None, header_style="bold", title="On held-out questions", title_justify="left")
-    for heading in ("heads removed", "accuracy", "change, points", f"above, {100 * confidence:g}%", "within budget"):
+    for heading in ("heads removed", name, "change, points", f"{side}, {100 * confidence:g}%", "within budget"):
         table.add_column(heading, justify="right")
     for trial in trials.to_dict("records"):
         table.add_row(

@@ -70,6 +70,8 @@ def _show(folder: Path) -> None:
                 output.say(f"Decided: {said}, {' on '.join(labels)}")
         for policy, why in (known.failures if known else {}).items():
             output.say(f"Given up: {policy} of {' on '.join(labels)}: {why}")
+        if known is not None and known.undecidable:
+            output.say(f"Not decided: {' on '.join(labels)}: {known.undecidable}")
     if study is not None:
         output.say(_tables(study))
     output.say(_holder(holder))

@@ -12,7 +12,6 @@ from headcount.analysis import UntilDecided, accuracy_table, asking_order
 from headcount.analysis.outcomes import main_metric
 from headcount.evaluation.benchmark import Answers, Benchmark
 from headcount.interventions import Policy
-from headcount.metrics import joined
 from headcount.models.batching import Progress, no_progress
 from headcount.tasks import TaskSet
 
@@ -31,7 +30,7 @@ class Evaluation:
             ``kl_from_baseline`` (of the softmax over choices, nats), ``response`` (generation), ``share_zeroed`` (mean
             over the question's inputs), ``zeroed_heads`` (generation: the [layer, head] pairs that stayed off),
             ``num_inputs``, ``num_tokens``, ``items`` (JSON: what else lm-eval gathers a question). Whether a higher
-            metric is better goes with them, task by task, in ``outcomes.attrs["higher_is_better"]``.
+            metric is better is in every row (``higher_is_better``, JSON, of the metrics of its task).
         metrics: one row a policy, task or group, and metric, aggregated as lm-eval does.
         sources: where each task's data came from.
         num_truncated: inputs whose start was cut to fit the model's positions.
@@ -126,13 +125,13 @@ def evaluate(
             done += len(asked) * int(given.outcomes.loc[given.outcomes["policy"] == "baseline", "num_inputs"].sum())
         finished = set(failures)
         if until_decided is not None:
-            finished |= until_decided.decided(joined(tables), benchmark.num_questions)
+            finished |= until_decided.decided(pd.concat(tables, ignore_index=True), benchmark.num_questions)
         asked = [None, *(policy for policy in policies if policy.label not in finished)]
         if policies and len(asked) == 1:
             break
-    whole = joined(tables)
+    whole = pd.concat(tables, ignore_index=True)
     kept = [of_policy for name, of_policy in whole.groupby("policy", sort=False) if name not in failures]
-    outcomes = joined(kept)
+    outcomes = pd.concat(kept, ignore_index=True)
     return Evaluation(
         outcomes=outcomes,
         metrics=benchmark.metrics(outcomes),

@@ -13,7 +13,7 @@ from headcount.analysis.outcomes import main_metric
 from headcount.errors import InputError
 from headcount.evaluation.outcomes import BASELINE
 from headcount.heads import HeadSet
-from headcount.metrics import Metric, joined
+from headcount.metrics import Metric
 from headcount.models.batching import Progress, no_progress
 from headcount.models.state import reads
 from headcount.removal.replace import How, replace_heads
@@ -94,7 +94,7 @@ def select_within_budget(
 
     Returns:
         The selection, and one row a trial: ``share``, ``num_heads``, ``num_questions``, ``accuracy``, ``change``,
-        ``change_bound`` (one-sided), ``confidence_within``, ``within_margin``.
+        ``change_bound`` (one-sided), ``confidence_within``, ``within_margin``, ``metric``, ``higher_is_better``, ``is_share``.
 
     Raises:
         InputError: no questions are left, an unusable step, or not even the shortest removal is shown to be within.
@@ -127,11 +127,14 @@ def select_within_budget(
         )  # fmt: skip
         with replacement.applied(model):
             outcomes = benchmark.ask([None], questions, progress=progress(f"{what}: held-out questions")).outcomes
-        both = joined([baseline, outcomes.assign(policy="removed", share_zeroed=share)])
+        both = pd.concat([baseline, outcomes.assign(policy="removed", share_zeroed=share)], ignore_index=True)
         table = accuracy_table(both, metric=metric, margin=margin, confidence=confidence)
         row = table[table["policy"] != BASELINE].iloc[0]
         names = ("num_questions", "accuracy", "change", "change_bound", "confidence_within", "within_margin")
-        trials.append({"share": share, "num_heads": len(heads), **{name: row[name] for name in names}})
+        names += ("higher_is_better", "is_share")
+        trials.append(
+            {"share": share, "num_heads": len(heads), "metric": metric, **{name: row[name] for name in names}}
+        )
         if row["within_margin"] != "shown":
             break
         within = heads

@@ -23,6 +23,8 @@ from headcount.scores import get_score
 
 #: The score that is no registered one: the squared first-order change of the loss (``taylor_scores``).
 TAYLOR = "taylor"
+#: Of a selection, how many units stay because their score is not finite, or not defined, on some text.
+NOT_FINITE = "units without a finite score"
 #: How the scores of many texts become one: their mean, the text on which the unit seems most needed, a quantile towards
 #: it, or the share of texts on which the unit is inactive.
 Aggregate = Literal["mean", "max", "quantile", "inactive"]
@@ -48,6 +50,8 @@ def select_heads(
     progress: Callable[[str], Progress] = lambda _: no_progress,
 ) -> Selection:
     """The heads that these texts need least, in the order in which they go.
+
+    A unit whose score is not finite on some text has no mean and stays; how many do, ``chosen`` says.
 
     Args:
         model: in float32 or bfloat16 for ``taylor``; is left as it was.
@@ -93,6 +97,7 @@ def select_heads(
         )
     target = int(share * geometry.num_heads + 1e-9)
     gone: list[tuple[int, int]] = []
+    not_finite: set[tuple[int, int]] = set()
     for number in range(1, rounds + 1):
         replaced: Any = nullcontext()
         if gone:
@@ -113,7 +118,19 @@ def select_heads(
                 table = _unit_scores(model, rows, score, unit, batch_tokens=batch_tokens, seed=seed, progress=update)
                 needed_when = "high" if get_score(score).inactive_when == "low" else "low"
         limit = target * number // rounds
-        for place, which in order_by_need(table, needed_when, aggregate, quantile=quantile, share=share):
+        order = order_by_need(table, needed_when, aggregate, quantile=quantile, share=share)
+        units = {(place, which) for place, of in enumerate(geometry.layers) for which in range(num_units(of, unit))}
+        not_finite |= {
+            (place, which)
+            for place, which in units - set(order)
+            if (geometry.layers[place].index, heads_of_unit(geometry.layers[place], unit, which)[0]) not in gone
+        }
+        if not order:
+            raise InputError(
+                f"No {unit} has a finite {score} score on every text, so none can be chosen. Choose by another score, on "
+                "longer texts, or load the model in float32 or bfloat16."
+            )
+        for place, which in order:
             layer = geometry.layers[place]
             heads = [(layer.index, head) for head in heads_of_unit(layer, unit, which)]
             if layer.index not in exclude_layers and heads[0] not in gone and len(gone) + len(heads) <= limit:
@@ -131,6 +148,8 @@ def select_heads(
             chosen["ridge"] = ridge
     if exclude_layers:
         chosen["excluded layers"] = sorted(exclude_layers)
+    if not_finite:
+        chosen[NOT_FINITE] = len(not_finite)
     chosen |= {
         "texts": len(rows),
         "tokens": sum(map(len, rows)),
@@ -150,7 +169,7 @@ def check_share(share: float) -> None:
 def order_by_need(
     table: xr.DataArray, needed_when: str, aggregate: Aggregate, *, quantile: float = 0.9, share: float = 0.1
 ) -> list[tuple[int, int]]:
-    """(layer's place, unit) of every unit that was measured on every text, the least needed first.
+    """(layer's place, unit) of every unit that has a finite score on every text, the least needed first.
 
     Args:
         table: dims (example, layer, unit).
@@ -161,6 +180,7 @@ def order_by_need(
     """
     high = needed_when == "high"
     values = table.values.astype(np.float64)
+    values[~np.isfinite(values)] = np.nan
     units = [(int(place), int(unit)) for place, unit in np.argwhere(~np.isnan(values).any(0))]
     mean = values.mean(0)
     if aggregate == "max":

@@ -168,11 +168,15 @@ def comparison_data(runs: Sequence[RunResults], distances: pd.DataFrame | None) 
                 panel = panels.setdefault(name, {**_line(name), "runs": [], "values": []})
                 panel["runs"].append(number)
                 panel["values"].append(_floats(cuts))
-    curves = {}
+    curves, metrics, unrelated = {}, [], []
     for number, run in enumerate(runs):
         if (data := accuracy_data(run)) is not None:
+            metrics.append(run.judged)
+            if data["baseline"] <= 0:  # nothing is a percentage of it
+                unrelated.append(names[number])
+                continue
             for line in data["lines"]:
-                relative = [round(100 * y / data["baseline"], 3) for y in line["y"]] if data["baseline"] else line["y"]
+                relative = [round(100 * y / data["baseline"], 3) for y in line["y"]]
                 curves.setdefault(line["score"], []).append({"run": number, "x": line["x"], "y": relative})
     apart: dict[str, float] = {}
     for row in wording.rows(distances) if distances is not None else ():
@@ -182,12 +186,13 @@ def comparison_data(runs: Sequence[RunResults], distances: pd.DataFrame | None) 
         for name, panel in panels.items()
         if len(panel["runs"]) > 1
     ]
-    return {"runs": names, "panels": compared, "curves": curves}
+    metric = wording.titled(wording.names_of(metrics))
+    return {"runs": names, "panels": compared, "curves": curves, "metric": metric, "unrelated": unrelated}
 
 
 def paper_data(run: RunResults) -> dict[str, Any] | None:
     """Removable shares of the paper's 14 models, score by score, and this run's."""
-    if not run.evaluated or run.removable.empty:
+    if not run.beside_paper:
         return None
     published = published_shares()
     own = {row.score: row for row in wording.rows(run.removable)}
@@ -198,6 +203,7 @@ def paper_data(run: RunResults) -> dict[str, Any] | None:
         "shares": [_percentages(published.get(score, ())) for score in scores],
         "own": [_share_of(own[score]) if score in own else None for score in scores],
         "name": run.model,
+        "axis": f"Heads zeroed within {wording.fall_name(MARGIN, run.judged)}",
     }
 
 

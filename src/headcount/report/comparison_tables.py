@@ -12,7 +12,7 @@ from headcount.report.chart_data import stability_tables
 from headcount.report.head_tables import nearest_share
 from headcount.report.labels import run_labels
 from headcount.report.published import paper_ranks
-from headcount.report.results import TOGETHER, RunResults
+from headcount.report.results import MARGIN, TOGETHER, RunResults
 from headcount.report.tables import Table, cell, table
 
 _STABILITY_SHARE = 0.15  # the paper's
@@ -23,6 +23,7 @@ def comparison_tables(runs: Sequence[RunResults]) -> Iterator[Table]:
     run = runs[0]
     if run.evaluated and not run.removable.empty:
         yield _ranks(run)
+    if run.beside_paper:
         yield _paper(run)
     if (stability := stability_tables(runs)) is not None:
         thresholds, heads, names = stability
@@ -44,6 +45,7 @@ def comparison_tables(runs: Sequence[RunResults]) -> Iterator[Table]:
 
 def _ranks(run: RunResults) -> Table:
     ranks, curves = run.ranks, run.curves
+    side = "lower" if run.judged.sign < 0 else "higher"
     together = curves.loc[curves["task"] == TOGETHER].set_index("score")
     tasks = [str(task) for task in ranks.columns]
     frame = pd.DataFrame({"score": ranks.index})
@@ -56,8 +58,8 @@ def _ranks(run: RunResults) -> Table:
         "Scores ranked by the normalised area under their curves",
         f"The area is the mean {wording.shown(wording.metric_name(run.metric), 40)} over the range of shares "
         "that the score's own curve covers, as in the paper; so "
-        "a curve that was measured over smaller shares looks better. The paper's mean rank is that among the same scores, over "
-        "its 14 models.",
+        "a curve that was measured over smaller shares looks better. "
+        f"The {side} the better. The paper's mean rank is that among the same scores, over its 14 models, by accuracy.",
         frame,
         [
             ("Score", lambda row: row.score, False),
@@ -79,8 +81,9 @@ def _paper(run: RunResults) -> Table:
     shown = ("awft", "ahon_ln", "lthon_ln", "random")
     return table(
         "paper",
-        "Share of heads that can be zeroed within 1 point: this run and the paper's models",
-        "The paper's on MMLU, 5-shot (its Table 2, recomputed from its points), this run's on its own questions. Best is "
+        f"Share of heads that can be zeroed within {wording.fall_name(MARGIN, run.judged)}: this run and the paper's models",
+        "The paper's on MMLU, 5-shot (its Table 2, recomputed from its points), this run's on its own questions, "
+        f"by {wording.names_of([run.judged])}. Best is "
         "the best score but awft, picked on the same data. All scores are in the CSV.",
         frame,
         [
@@ -129,14 +132,16 @@ def _heads(heads: pd.DataFrame) -> Table:
 
 
 def _removable(runs: Sequence[tuple[str, RunResults]]) -> Table:
-    frame = pd.concat([run.removable.assign(run=name) for name, run in runs], ignore_index=True)
+    frame = pd.concat([run.removable.assign(run=name, metric=run.metric) for name, run in runs], ignore_index=True)
+    metrics = [run.judged for _, run in runs]
     return table(
         "comparison-removable",
-        "Share of heads that can be zeroed within 1 point, run by run",
-        "With 95% bootstrap intervals.",
+        f"Share of heads that can be zeroed within {wording.margins_of(MARGIN, metrics)}, run by run",
+        f"By {wording.names_of(metrics)}. With 95% bootstrap intervals.",
         frame,
         [
             ("Run", lambda row: row.run, False),
+            *[("Metric", lambda row: wording.metric_name(row.metric), False)] * (len(set(metrics)) > 1),
             ("Score", lambda row: row.score, False),
             ("Removable share [95%]", wording.removable_with_interval, True),
             ("Measured up to", lambda row: wording.percent(row.largest_share_measured), True),

@@ -94,11 +94,14 @@ def _evaluated(run: RunResults) -> Iterator[_Drawing]:
     if not run.evaluated or run.removable.empty:
         return
     assert run.outcomes is not None
-    given = {"outcomes": run.outcomes, "metric": run.metric}
+    way = run.judged.higher_is_better
+    given = {"outcomes": run.outcomes, "metric": run.metric, "higher_is_better": way}
     scores = len(run.removable)
     yield _Drawing(name="accuracy", width="text", aspect=0.6, draw=_on_axes(partial(plot.accuracy, **given)))
     for name, draw in (("removable", plot.removable), ("ranks", plot.ranks)):
         yield _Drawing(name=name, width="column", aspect=0.2 + 0.045 * scores, draw=_on_axes(partial(draw, **given)))
+    if not run.beside_paper:
+        return
     paper = partial(plot.paper, name=run.model, **given)
     yield _Drawing(name="paper", width="text", aspect=0.45, draw=_on_axes(paper))
 

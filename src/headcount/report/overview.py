@@ -17,7 +17,18 @@ from headcount.report.terminal import (
     print_removable_by_score,
     terminal_table,
 )
-from headcount.report.wording import NOT_MEASURED, left_out, percent, removable_with_interval, rows, shown
+from headcount.report.wording import (
+    NOT_MEASURED,
+    fall_name,
+    judged_in,
+    left_out,
+    margins_of,
+    names_of,
+    percent,
+    removable_with_interval,
+    rows,
+    shown,
+)
 
 #: Columns of Table 2 of the paper.
 TABLE_2 = ("awft", "best", "ahon_ln", "lthon_ln", "random")
@@ -40,15 +51,22 @@ def print_overview(
     if "accuracy" in tables:
         _not_judged(console, tables["accuracy"])
     if "removable" in tables:
-        _removable(console, tables["removable"], tables.get("accuracy"))
+        metrics = _metrics(tables.get("accuracy", tables["removable"]))
+        _removable(console, tables["removable"], metrics)
         columns = [column for column in TABLE_2 if column in tables["by_score"]]
+        judged = [metric for metric in metrics.values() if metric.higher_is_better is not None]
         console.print()
-        print_removable_by_score(console, tables["by_score"], columns)
-        if published:
+        title = f"Heads that can be zeroed within {margins_of(0.01, judged)}, percent"
+        print_removable_by_score(console, tables["by_score"], columns, title=title)
+        beside_paper = any(metric.is_accuracy for metric in judged)
+        if published and beside_paper:
             console.print()
-            print_removable_by_score(console, published_table(), TABLE_2, title="The same, as published, percent")
-    if "ranks" in tables:
-        _ranks(console, tables["ranks"], set(tables["by_score"]["model"]))
+            title = "As published, within 1 point of accuracy, percent"
+            print_removable_by_score(console, published_table(), TABLE_2, title=title)
+        if "ranks" in tables:
+            _ranks(console, tables["ranks"], set(tables["by_score"]["model"]))
+            if published and not beside_paper:
+                _note(console, f"Published ranks are by accuracy, these by {names_of(judged)}.")
     for name, show in (
         ("divergence", _divergence),
         ("inactive", _inactive),
@@ -70,8 +88,8 @@ def _not_judged(console: Console, accuracy: pd.DataFrame) -> None:
     """Of which benchmarks no change is judged, and of which questions were left out."""
     for key, of_task in accuracy.groupby(["model", "task"], sort=False):
         model, task = cast(tuple[str, str], key)
-        metric = Metric(name=str(of_task["metric"].iloc[0]))
-        said = [] if bool(of_task["higher_is_better"].notna().all()) else [
+        metric = judged_in(of_task)
+        said = [] if metric.higher_is_better is not None else [
             f"Which way {shown(metric.name, 40)} is better is not known, or not the same in all tasks: its changes are not "
             "judged. Say it with --higher-is-better or --lower-is-better, or analyse the tasks one at a time."
         ]  # fmt: skip
@@ -79,12 +97,19 @@ def _not_judged(console: Console, accuracy: pd.DataFrame) -> None:
             _note(console, f"{shown(model, 40)}, {shown(task, 24)}: {sentence}")
 
 
-def _removable(console: Console, removable: pd.DataFrame, accuracy: pd.DataFrame | None) -> None:
-    lower = [] if accuracy is None else accuracy.loc[accuracy["higher_is_better"].isin([False]), "metric"].unique()
+def _metrics(accuracy: pd.DataFrame) -> dict[tuple[str, str], Metric]:
+    """(model, task) → what it was judged by."""
+    groups = accuracy.groupby(["model", "task"], sort=False)
+    return {cast(tuple[str, str], key): judged_in(of_task) for key, of_task in groups}
+
+
+def _removable(console: Console, removable: pd.DataFrame, metrics: Mapping[tuple[str, str], Metric]) -> None:
     for number, (key, group) in enumerate(removable.groupby(["model", "task"], sort=False)):
         model, task = cast(tuple[str, str], key)
+        metric = metrics[model, task]
         table = terminal_table(
-            f"{shown(model, 40)}, {shown(task, 24)}: within 1 point",
+            f"{shown(model, 40)}, {shown(task, 24)}: within {fall_name(0.01, metric)}"
+            + f" of {names_of([metric])}" * (metric.name not in ("", "acc")),
             "Score",
             "Removable [95%]",
             "Shown",
@@ -103,14 +128,14 @@ def _removable(console: Console, removable: pd.DataFrame, accuracy: pd.DataFrame
         if number:
             console.print()
         console.print(table)
+    below, above = (any(metric.sign == sign for metric in metrics.values()) for sign in (1, -1))
+    moves = " or ".join(["falls below"] * below + ["rises above"] * above)
+    change = " or ".join(["fall"] * below + ["rise"] * above)
     _note(
         console,
-        "Removable: where accuracy falls a point below the untouched model for the last time.\n"
-        "Shown: up to where the fall is shown at 95% to be within the point.\n"
-        "Relative: within 1 percent of the untouched accuracy. Rank: by the area under the curve."
-        + "".join(
-            f"\n{shown(name, 40)} is better when lower: for falls read rises, for below above." for name in lower
-        ),
+        f"Removable: where the curve {moves} the untouched model by more than that for the last time.\n"
+        f"Shown: up to where the {change} is shown at 95% to be within it.\n"
+        "Relative: within 1 percent of the untouched value. Rank: by the area under the curve.",
     )
 
 

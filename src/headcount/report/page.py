@@ -36,7 +36,7 @@ _SCRIPTS = (
 )  # fmt: skip
 _CONTENTS = {
     "answer": "The answer",
-    "accuracy": "Accuracy as heads are zeroed",
+    "accuracy": "{} as heads are zeroed",
     "divergence": "How far answers move",
     "heads": "Head map",
     "distributions": "Distributions and thresholds",
@@ -82,6 +82,7 @@ def render_page(runs: Sequence[RunResults]) -> str:
         "comparison": comparison_data(runs, tables["distances"].frame if "distances" in tables else None),
         "paper": paper_data(run),
     }
+    answer = _answer(run)
     script = "(() => {\n'use strict';\n" + "\n".join(_asset(f"scripts/{name}.js") for name in _SCRIPTS) + "})();"
     plotly = get_plotlyjs()
     packed = {f"score-{index}": profile for index, profile in enumerate(profiles.values())}
@@ -105,12 +106,16 @@ def render_page(runs: Sequence[RunResults]) -> str:
             for name, other in zip(run_labels(runs), runs, strict=True)
             if other.left
         ],
-        contents=list(_CONTENTS.items()),
+        contents=[
+            (id, heading.format(wording.titled(answer["metric_name"] or "accuracy")))
+            for id, heading in _CONTENTS.items()
+        ],
         tables=tables,
-        **_answer(run),
+        **answer,
         data=data,
         curves=data["curves"],
         moved=data["divergence"],
+        lower=any(metric.sign < 0 for metric in run.metrics),
         pruned=run.outcomes is not None and bool((run.outcomes["score"] == "pruned").any()),
         map=maps,
         alike=most_alike(run) if data["agreement"] else "",
@@ -130,7 +135,8 @@ def _answer(run: RunResults) -> dict[str, Any]:
     """What the page says first: the sentence, its limits, and the removable shares on a common scale."""
     if not run.evaluated:
         words = ("answer", "proof", "metric_name", "curves_summary", "untouched", "margin_name")
-        return {"caveats": [], "shares": None} | dict.fromkeys(words, "")
+        name = "".join(wording.shown(wording.metric_name(metric.name), 60) for metric in run.metrics)
+        return {"caveats": [], "shares": None} | dict.fromkeys(words, "") | {"metric_name": name}
     said = {"margin": MARGIN, "confidence": CONFIDENCE}
     tasks = [wording.shown(task, 60) for task in run.tasks]
     named = tasks if len(tasks) <= 3 else [f"{len(tasks)} tasks"]
@@ -159,7 +165,7 @@ def _answer(run: RunResults) -> dict[str, Any]:
         "proof": wording.proof(removable, num_questions=asked, **said),
         "caveats": wording.caveats(run.accuracy, removable, chance=run.chance, metric=run.judged, **said),
         "shares": {"rows": rows, "most": most} if rows else None,
-        "metric_name": wording.metric_name(run.metric),
+        "metric_name": wording.shown(wording.metric_name(run.metric), 60),
         "curves_summary": answer,
         "untouched": wording.mean_of(run.judged, float(run.accuracy["accuracy"].iloc[0])),
         "margin_name": wording.fall_name(MARGIN, run.judged),

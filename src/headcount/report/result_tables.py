@@ -35,7 +35,7 @@ def _evaluated(run: RunResults) -> list[Table]:
     said = "".join(f" {text}" for text in [*filter(None, [metric.doubt]), *wording.left_out(run.accuracy, metric)])
     accuracy = table(
         "accuracy",
-        f"{_titled(name)} under each policy",
+        f"{wording.titled(name)} under each policy",
         f"Mean over the questions of {', '.join(wording.shown(task, 60) for task in run.tasks)}.{better} Changes are in "
         f"{unit} from the untouched model, paired by question, with 95% intervals; p is McNemar's, exact. Within {within}: "
         f"whether a {fall} of less than {within} is shown or refuted with 95% confidence, each policy by itself.{said}",
@@ -44,7 +44,7 @@ def _evaluated(run: RunResults) -> list[Table]:
             ("Policy", wording.policy_name, False),
             ("Share asked", lambda row: wording.percent(row.share_asked, 0), True),
             ("Realised", lambda row: wording.percent(row.share_realised), True),
-            (_titled(name), lambda row: wording.mean_of(metric, row.accuracy), True),
+            (wording.titled(name), lambda row: wording.mean_of(metric, row.accuracy), True),
             ("Change [95%]", lambda row: wording.change_with_interval(row, metric), True),
             (f"Within {within}", lambda row: wording.verdict(row.within_margin), False),
             ("p", lambda row: wording.p_value(row.p_mcnemar), True),
@@ -69,10 +69,6 @@ def _evaluated(run: RunResults) -> list[Table]:
         ],
     )
     return [removable, accuracy]
-
-
-def _titled(name: str) -> str:
-    return f"{name[:1].upper()}{name[1:]}"
 
 
 def _divergence(run: RunResults) -> Table:
@@ -105,19 +101,21 @@ def _decided(run: RunResults) -> Table:
     rule = run.manifest.until_decided
     assert run.decided is not None
     assert rule is not None
-    lower = "higher_is_better" in run.decided and bool(run.decided["higher_is_better"].isin([False]).any())
+    metric = wording.judged_in(run.decided, rule.metric)
+    lower, within = metric.sign < 0, wording.fall_name(rule.margin, metric)
     return table(
         "decided",
-        f"Within {wording.fall_name(rule.margin)} of the untouched model?",
+        f"{f'At most {within} above' if lower else f'Within {within} of'} the untouched model?",
         "Questions were asked in random order, and no more of them under a policy once it was known, with "
         f"{wording.percent(rule.confidence, 0)} confidence, whether the {'rise' if lower else 'fall'} over the "
-        "whole benchmark is within the margin. Changes are those of the questions asked.",
+        f"whole benchmark is within the margin. Changes are those of {wording.names_of([metric])} on the questions asked, in "
+        f"{'points' if metric.is_share else 'its own unit'}.",
         run.decided,
         [
             ("Policy", wording.policy_name, False),
             ("Share asked", lambda row: wording.percent(row.share_asked), True),
             ("Realised", lambda row: wording.percent(row.share_realised), True),
-            ("Change", lambda row: wording.points(row.change), True),
+            ("Change", lambda row: wording.change_of(metric, row.change), True),
             ("Verdict", lambda row: row.verdict or "not known yet", False),
             ("Stopped after", lambda row: f"{row.num_questions:,} of {row.total:,} questions", True),
         ],

@@ -27,7 +27,7 @@ from headcount.analysis.removable import COLUMNS as REMOVABLE
 from headcount.errors import InputError, RunError, nearest
 from headcount.heads import HeadGeometry
 from headcount.metrics import Metric
-from headcount.report.wording import shown
+from headcount.report.wording import judged_in, shown
 from headcount.scores import facts_of
 from headcount.store import Manifest, Run
 from headcount.study.cuts import known_scores, saved_thresholds
@@ -107,6 +107,18 @@ class RunResults:
     def evaluated(self) -> bool:
         """Whether there is a metric to measure accuracy by; perplexity alone gives none."""
         return self.outcomes is not None and self.asked and main_metric(self.outcomes) is not None
+
+    @property
+    def metrics(self) -> list[Metric]:
+        """What the run was judged by: one, or none where there are no answers."""
+        if self.decided is not None and len(self.decided) and self.manifest.until_decided is not None:
+            return [judged_in(self.decided, self.manifest.until_decided.metric)]
+        return [self.judged] if self.evaluated else []
+
+    @property
+    def beside_paper(self) -> bool:
+        """Whether there are removable shares that can stand beside the paper's, which are within 1 point of accuracy."""
+        return self.evaluated and not self.removable.empty and self.judged.is_accuracy
 
     @property
     def measured(self) -> bool:
@@ -269,10 +281,16 @@ class RunResults:
         return _facts({name: value for name, value in self.manifest.facts().items() if name not in hidden})
 
 
-def read_results(run: Run) -> RunResults:
+def read_results(run: Run, *, metric: str | None = None, higher_is_better: bool | None = None) -> RunResults:
     """The results of a run on disk.
 
+    Args:
+        run: it.
+        metric: that accuracy is measured by; as from ``main_metric`` if not given.
+        higher_is_better: which way it is better, where its tasks are not to be asked.
+
     Raises:
+        InputError: questions were asked until it is decided by a metric of which nobody says which way it is better.
         RunError: nothing was measured or evaluated yet, or the run cannot be read.
     """
     scores, summary, outcomes = run.scores(), None, run.outcomes()
@@ -282,15 +300,17 @@ def read_results(run: Run) -> RunResults:
     if summary is not None and scores is not None and cuts is None:
         known = [name for name in known_scores(summary) if bool(scores[name].notnull().any())]
         cuts = thresholds(summary[known]) if known else None
-    decided = decided_table(run)
+    decided = decided_table(run, higher_is_better)
     if decided is not None:
         outcomes = None
     if scores is None and outcomes is None and decided is None:
         raise RunError(
             f"{str(run.path)!r} holds neither scores nor outcomes yet. Run `headcount measure` or `evaluate` first."
         )
+    said = {"metric": metric, "higher_is_better": higher_is_better}
+    said = {name: value for name, value in said.items() if value is not None}
     return RunResults(
-        manifest=run.manifest,
+        manifest=run.manifest.changed(settings=run.settings.facts() | said) if said else run.manifest,
         left=whats_left(run),
         scores=scores,
         summarised=summary and summary.num_inputs,

@@ -13,8 +13,10 @@ from headcount.metrics import Metric
 from headcount.report.wording import (
     ACCURACY,
     NOT_MEASURED,
+    change_of,
     change_with_interval,
     fall_name,
+    judged_in,
     left_out,
     mean_of,
     metric_name,
@@ -24,6 +26,7 @@ from headcount.report.wording import (
     removable_with_interval,
     rows,
     shown,
+    titled,
 )
 from headcount.report.wording import points as points_text
 
@@ -37,8 +40,7 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
         removable: as from ``headcount.analysis.removable_table``; nothing is printed for an empty one.
         metric: that accuracy is measured by.
     """
-    name = shown(metric_name(metric.name), 40)
-    name = f"{name[:1].upper()}{name[1:]}"
+    name = titled(shown(metric_name(metric.name), 40))
     change = "Change, points [95%]" if metric.is_share else "Change [95%]"
     policies = terminal_table(f"{name} with heads zeroed", "Score", "Share asked", "Realised", name, change)
     for row in rows(accuracy):
@@ -90,19 +92,19 @@ def print_decided(console: Console, decided: pd.DataFrame, *, margin: float, con
     Args:
         console: where to.
         decided: as from ``headcount.analysis.sequential_table``.
-        margin: that was asked about, as a fraction of 1.
+        margin: that was asked about, in the metric's unit.
         confidence: of each verdict.
     """
-    fall, sure = fall_name(margin), percent(confidence, 0)
-    lower = "higher_is_better" in decided and bool(decided["higher_is_better"].isin([False]).any())
+    metric = judged_in(decided) if len(decided) else ACCURACY
+    fall, sure, lower = fall_name(margin, metric), percent(confidence, 0), metric.sign < 0
     verdicts = terminal_table(
         f"{f'At most {fall} above' if lower else f'Within {fall} of'} the untouched model? Asked until known at {sure}",
         "Score", "Share asked", "Realised", "Change", "Verdict", "Stopped after",
     )  # fmt: skip
     for row in rows(decided.sort_values(["score", "share_asked"], kind="stable")):
         verdicts.add_row(
-            Text(shown(policy_name(row), 60)), percent(row.share_asked), percent(row.share_realised), points_text(row.change),
-            row.verdict or "not known yet", f"{row.num_questions:,} of {row.total:,}",
+            Text(shown(policy_name(row), 60)), percent(row.share_asked), percent(row.share_realised),
+            change_of(metric, row.change), row.verdict or "not known yet", f"{row.num_questions:,} of {row.total:,}",
         )  # fmt: skip
     console.print(verdicts)
     between = decided_shares(decided)

@@ -2,7 +2,7 @@
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import NormalDist
 from typing import Any
 
@@ -293,6 +293,34 @@ def _wilson(mean: float, count: int, confidence: float) -> tuple[float, float]:
 def metric_name(metric: str) -> str:
     """A metric of lm-eval as a reader says it."""
     return {"acc": "accuracy", "acc_norm": "length-normalised accuracy"}.get(metric, metric)
+
+
+def titled(text: str) -> str:
+    """With a capital letter in front."""
+    return f"{text[:1].upper()}{text[1:]}"
+
+
+def names_of(metrics: Iterable[Metric]) -> str:
+    """What several runs were measured by, each once: "accuracy", "err, lower is better; f1"."""
+    return "; ".join(
+        dict.fromkeys(f"{shown(metric_name(m.name), 40)}{', lower is better' * (m.sign < 0)}" for m in metrics)
+    )
+
+
+def margins_of(margin: float, metrics: Iterable[Metric]) -> str:
+    """A margin in the units of several metrics: "1 point", "1 point or 0.01"."""
+    return " or ".join(dict.fromkeys(fall_name(margin, metric) for metric in metrics))
+
+
+def judged_in(table: pd.DataFrame, name: str = "") -> Metric:
+    """What a table of ``accuracy_table`` or ``sequential_table`` was judged by, as its columns say."""
+    first = rows(table.head(1))[0]
+    way = getattr(first, "higher_is_better", True)
+    return Metric(
+        name=str(getattr(first, "metric", name)),
+        higher_is_better=None if pd.isna(way) else bool(way),
+        is_share=bool(getattr(first, "is_share", True)),
+    )
 
 
 def fall_name(margin: float, metric: Metric = ACCURACY) -> str:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from headcount.metrics import Directions, directed, directions_of, merged
+from headcount.metrics import DIRECTIONS, directions_of
 from headcount.store.files import Shard, damaged, open_file, read_shard
 from headcount.store.manifest import Count, Facts, RuleFacts, plain
 
@@ -19,7 +19,7 @@ _KEY = b"headcount"
 _WHOLE = ("policy", "score", "task", "doc_id")  # every row has them
 _NUMBERS = ("doc_id", "share_asked", "threshold", "share_zeroed")
 _KINDS = {
-    "text": ("policy", "score", "task", "doc_hash", "target", "response", "items"),
+    "text": ("policy", "score", "task", "doc_hash", "target", "response", "items", DIRECTIONS),
     "number": (*_NUMBERS, "num_inputs", "num_tokens", "gold_loglikelihood", "kl_from_baseline"),
     "list": ("loglikelihoods", "zeroed_heads"),
 }
@@ -29,8 +29,6 @@ class _Facts(Facts):
     policies: Annotated[list[str], Field(min_length=1)]
     questions: Annotated[list[Count], Field(min_length=1)]
     failures: dict[str, str]
-    higher_is_better: Directions = Field(default={})
-    """What the questions' tasks say of their metrics; empty in files of an older headcount."""
     run: str | None = None
     until_decided: RuleFacts | None = None
 
@@ -64,8 +62,7 @@ class OutcomeShard:
 def encode_outcomes(outcomes: pd.DataFrame, facts: Mapping[str, Any]) -> bytes:
     """A shard's content; ``facts`` are those of ``OutcomeShard``."""
     table = pa.Table.from_pandas(outcomes, preserve_index=False)
-    facts = {**facts, "higher_is_better": directions_of(outcomes)}
-    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(facts).encode()})
+    table = table.replace_schema_metadata({**(table.schema.metadata or {}), _KEY: json.dumps(dict(facts)).encode()})
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()
@@ -82,7 +79,7 @@ def describe_outcomes(file: Shard) -> OutcomeShard:
 
 
 def read_outcomes(parts: Sequence[OutcomeShard], columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """The rows of several files, in that order; a column that a file lacks is empty there. They say what metrics mean."""
+    """The rows of several files, in that order; a column that a file lacks is empty there."""
     tables = []
     for part in parts:
         try:
@@ -94,10 +91,9 @@ def read_outcomes(parts: Sequence[OutcomeShard], columns: Sequence[str] | None =
             table = table.select([name for name in columns if name in table.column_names])
         tables.append(table.replace_schema_metadata(None))
     try:  # a column of nothing but None has no type of its own in its file
-        frame = pa.concat_tables(tables, promote_options="permissive").to_pandas()
+        return pa.concat_tables(tables, promote_options="permissive").to_pandas()
     except pa.ArrowException as error:
         raise damaged(parts[0].file.path.parent, str(error)) from error
-    return directed(frame, merged(part.facts.higher_is_better for part in parts))
 
 
 def _check(part: OutcomeShard, table: pa.Table) -> None:
@@ -111,6 +107,8 @@ def _check(part: OutcomeShard, table: pa.Table) -> None:
             raise ValueError(f"its column {name} is of {kind}")
     if any(table[name].null_count for name in _WHOLE):
         raise ValueError("it has rows without a policy, score, task or question")
+    if DIRECTIONS in table.column_names:
+        directions_of(table.select(["task", DIRECTIONS]).to_pandas())
     asked = [policy for policy in part.policies if policy not in part.failures]
     if sorted(table["policy"].to_pylist()) != sorted(policy for policy in asked for _ in part.questions):
         raise ValueError(f"its {table.num_rows} rows are not {len(part.questions)} of each policy")

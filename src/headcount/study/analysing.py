@@ -38,7 +38,11 @@ def analyse_runs(
     held = [{(model_name(run), name) for name in (data_name(run), *run.manifest.data.tasks)} for run in runs]
     times = Counter(name for names in held for name in names)
     saved = [
-        read_saved(run, model_name(run) + ("" if all(times[name] == 1 for name in names) else f" ({run.path})"))
+        read_saved(
+            run,
+            model_name(run) + ("" if all(times[name] == 1 for name in names) else f" ({run.path})"),
+            higher_is_better=higher_is_better,
+        )
         for run, names in zip(runs, held, strict=True)
     ]
     return _tables(saved, metric, higher_is_better, published)
@@ -71,8 +75,11 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
         write_atomically(folder / f"{name}.csv", table_csv(frame).encode())
 
 
-def read_saved(run: Run, model: str, data: str | None = None) -> Saved:
-    """What a run holds, for ``all_tables``; named ``model`` and, if not by its tasks or texts, ``data``."""
+def read_saved(run: Run, model: str, data: str | None = None, higher_is_better: bool | None = None) -> Saved:
+    """What a run holds, for ``all_tables``; named ``model`` and, if not by its tasks or texts, ``data``.
+
+    ``higher_is_better`` is for a rule that does not say it.
+    """
     scores = run.measurements()
     cuts = None if scores is None else saved_thresholds(run, scores)
     if cuts is None and scores is not None and (known := known_scores(scores)):
@@ -82,7 +89,7 @@ def read_saved(run: Run, model: str, data: str | None = None) -> Saved:
         data=data or data_name(run),
         tasks=run.manifest.data.tasks,
         outcomes=run.outcomes(),
-        until_decided=rule_of(run.manifest),
+        until_decided=rule_of(run.manifest, higher_is_better),
         num_questions=run.manifest.data.num_questions,
         scores=scores,
         thresholds=cuts,

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 from headcount.analysis import Look, Search, SequentialTest, ShareSearch, UntilDecided, asking_order
@@ -12,7 +13,6 @@ from headcount.evaluation.benchmark import Answers
 from headcount.evaluation.outcomes import BASELINE, labels
 from headcount.evaluation.workload import Workload
 from headcount.interventions import Policy, Random, Threshold
-from headcount.metrics import joined
 from headcount.models.batching import Progress, no_progress
 from headcount.store import Run
 from headcount.study.stages import keep_answers, note_policies, note_rule, parts_left, together
@@ -102,7 +102,7 @@ class _Asking:
         outcomes = keep_answers(self._run, unit, answers, None if untouched else self._baseline)
         if untouched:
             parts = [part for part in (self._baseline, outcomes) if part is not None]
-            self._baseline = joined(parts)
+            self._baseline = pd.concat(parts, ignore_index=True)
         self.failed |= answers.failures.keys()
         for label, rows in outcomes.groupby("policy", sort=False):
             self._values[str(label)] |= dict(zip(unit.questions, rows[self._rule.metric], strict=True))

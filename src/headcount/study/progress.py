@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from headcount.analysis import SequentialTest
 from headcount.analysis.outcomes import BASELINE
+from headcount.errors import InputError
 from headcount.store import Run
 from headcount.study.folder import StudyFolder
 from headcount.study.verdicts import rule_of, run_tests
@@ -24,6 +26,7 @@ class RunProgress:
         answers_left: to be given; where questions are asked until it is decided, at most.
         num_thresholds: shares at which thresholds are known.
         failures: policies that were given up, with the reason.
+        undecidable: why nothing is decided of what was asked until it is, in a sentence; empty where it can be.
     """
 
     num_inputs: int | None
@@ -36,6 +39,7 @@ class RunProgress:
     answers_left: int
     num_thresholds: int
     failures: dict[str, str]
+    undecidable: str = ""
 
     @property
     def inputs_left(self) -> int:
@@ -62,7 +66,13 @@ def run_progress(run: Run, num_policies: int = 0, searched: Sequence[str] = ()) 
     policies = {label: len(answered.get(label, ())) for label in labels}
     questions = manifest.data.num_questions
     failures = run.failures()
-    stopped = {label: test.num_asked for label, test in run_tests(run).items() if test.verdict is not None}
+    tests: dict[str, SequentialTest] = {}
+    undecidable = ""
+    try:
+        tests = run_tests(run)
+    except InputError as error:  # of numbers that are there: they are listed all the same
+        undecidable = str(error)
+    stopped = {label: test.num_asked for label, test in tests.items() if test.verdict is not None}
     left = {label: questions - given for label, given in policies.items() if label not in stopped}
     if rule_of(manifest) is not None:
         left = {label: count for label, count in left.items() if label not in failures}
@@ -80,6 +90,7 @@ def run_progress(run: Run, num_policies: int = 0, searched: Sequence[str] = ()) 
         answers_left=sum(left.values()) + max(0, num_policies - len(labels)) * questions,
         num_thresholds=len(manifest.thresholds.share) if manifest.thresholds else 0,
         failures=failures,
+        undecidable=undecidable,
     )
 
 

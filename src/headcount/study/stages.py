@@ -15,7 +15,6 @@ from headcount.evaluation.benchmark import Answers
 from headcount.evaluation.outcomes import BASELINE, labels, with_divergences
 from headcount.evaluation.workload import Workload
 from headcount.interventions import Policy
-from headcount.metrics import joined
 from headcount.models.batching import Progress, no_progress
 from headcount.scores import is_registered
 from headcount.store import Run
@@ -149,7 +148,7 @@ def compared(outcomes: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
         if name not in own and name in untouched
     }
     outcomes = outcomes.assign(**{name: pd.Series(column, outcomes.index) for name, column in columns.items()})
-    both = with_divergences(joined([baseline, outcomes]))
+    both = with_divergences(pd.concat([baseline, outcomes], ignore_index=True))
     return outcomes.assign(kl_from_baseline=both["kl_from_baseline"].to_numpy()[len(baseline) :])
 
 

@@ -5,27 +5,35 @@ import pandas as pd
 
 from headcount.analysis import SequentialTest, UntilDecided, asking_order
 from headcount.analysis.outcomes import BASELINE
+from headcount.metrics import DIRECTIONS
 from headcount.store import Manifest, Run
 
 
-def rule_of(manifest: Manifest) -> UntilDecided | None:
-    """By which rule a run is asked; None where every question is."""
+def rule_of(manifest: Manifest, higher_is_better: bool | None = None) -> UntilDecided | None:
+    """By which rule a run is asked; None where every question is.
+
+    Which way its metric is better is what was said when it was asked, or else ``higher_is_better``.
+    """
     rule = manifest.until_decided
     return rule and UntilDecided(
         metric=rule.metric, margin=rule.margin, confidence=rule.confidence, questions_a_look=rule.questions_a_look,
-        higher_is_better=rule.higher_is_better,
+        higher_is_better=higher_is_better if rule.higher_is_better is None else rule.higher_is_better,
     )  # fmt: skip
 
 
 def run_tests(run: Run) -> dict[str, SequentialTest]:
-    """The test of each policy that was asked, as far as it is; empty where every question is asked."""
+    """The test of each policy that was asked, as far as it is; empty where every question is asked.
+
+    Raises:
+        InputError: nothing can be decided by the rule's metric, such as one of which nobody says which way it is better.
+    """
     if (rule := rule_of(run.manifest)) is None:
         return {}
     values = run.values(rule.metric)
     total = run.manifest.data.num_questions
     order = asking_order(total, run.settings.seed)
     before = values.pop(BASELINE, {})
-    untouched = run.outcomes([BASELINE], ["policy", "task", "doc_id", rule.metric])
+    untouched = run.outcomes([BASELINE], ["policy", "task", "doc_id", DIRECTIONS, rule.metric])
     if untouched is None:
         return {}
     sign, tests = rule.judged(untouched).sign, {}
@@ -36,9 +44,13 @@ def run_tests(run: Run) -> dict[str, SequentialTest]:
     return tests
 
 
-def decided_table(run: Run) -> pd.DataFrame | None:
-    """Each policy's verdict, as from ``sequential_table``; None where every question is asked, or none was yet."""
-    rule, outcomes = rule_of(run.manifest), run.outcomes()
+def decided_table(run: Run, higher_is_better: bool | None = None) -> pd.DataFrame | None:
+    """Each policy's verdict, as from ``sequential_table``; None where every question is asked, or none was yet.
+
+    Raises:
+        InputError: as ``run_tests``.
+    """
+    rule, outcomes = rule_of(run.manifest, higher_is_better), run.outcomes()
     if rule is None or outcomes is None:
         return None
     return rule.table(outcomes, run.manifest.data.num_questions)

@@ -10,7 +10,7 @@ from headcount.errors import InputError, nearest
 from headcount.report.plot.paper import line_style, new_axes, plain
 from headcount.report.results import MARGIN, RunResults
 from headcount.report.style import ACCENT, GREY, score_style
-from headcount.report.wording import fall_name, metric_name, open_above, rows
+from headcount.report.wording import fall_name, names_of, open_above, rows, titled
 from headcount.store.manifest import Manifest, Settings
 
 
@@ -18,6 +18,7 @@ def accuracy(
     outcomes: pd.DataFrame,
     *,
     metric: str | None = None,
+    higher_is_better: bool | None = None,
     scores: Sequence[str] | None = None,
     bands: Sequence[str] | None = None,
     relative: bool = False,
@@ -28,6 +29,7 @@ def accuracy(
     Args:
         outcomes: one row a policy and question, the baseline among them, as ``Evaluation.outcomes`` or ``Run.outcomes()``.
         metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
+        higher_is_better: which way it is better, where its tasks are not to be asked.
         scores: which to draw; None for all.
         bands: scores whose 95% intervals are shaded; None for the one with the largest removable share, and random.
         relative: draw percent of the untouched model's accuracy.
@@ -36,7 +38,7 @@ def accuracy(
     Raises:
         InputError: no baseline, an unknown metric or score, or ``relative`` to an accuracy of 0.
     """
-    results = evaluated(outcomes, metric)
+    results = evaluated(outcomes, metric, higher_is_better)
     known = results.removable["score"].tolist()
     wanted = _known(scores, known)
     if bands is None:
@@ -65,8 +67,7 @@ def accuracy(
         ax.plot(x, y, label=plain(score, 40), **line_style(style))  # pyright: ignore[reportArgumentType]
     ax.axhline(scale * baseline, color="black", linewidth=0.7, linestyle=(0, (5, 3)), zorder=0)
     ax.axhline(scale * (baseline - judged.sign * MARGIN), color="#8a5a00", linewidth=0.7, linestyle=":", zorder=0)
-    name = plain(metric_name(results.metric), 40)
-    name = f"{name[:1].upper()}{name[1:]}" + ", lower is better" * (judged.sign < 0)
+    name = titled(plain(names_of([judged]), 60))
     ax.set(
         xlabel="Heads zeroed, realised", ylabel=f"{name}, relative to untouched" if relative else name, xlim=(0, None)
     )
@@ -77,18 +78,21 @@ def accuracy(
     return ax
 
 
-def removable(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | None = None) -> Axes:
+def removable(
+    outcomes: pd.DataFrame, *, metric: str | None = None, higher_is_better: bool | None = None, ax: Axes | None = None
+) -> Axes:
     """The share of heads that each score lets one zero within 1 point, with 95% intervals; an arrow where it is open.
 
     Args:
         outcomes: one row a policy and question, the baseline among them.
         metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
+        higher_is_better: which way it is better, where its tasks are not to be asked.
         ax: where to draw; None for a new figure.
 
     Raises:
         InputError: no baseline, an unknown metric, or no score beside the baseline.
     """
-    results = evaluated(outcomes, metric)
+    results = evaluated(outcomes, metric, higher_is_better)
     table = rows(results.removable)
     ax = ax or new_axes(height=0.5 + 0.2 * len(table))
     for at, row in enumerate(table):
@@ -109,9 +113,10 @@ def removable(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | N
     return ax
 
 
-def evaluated(outcomes: pd.DataFrame, metric: str | None) -> RunResults:
+def evaluated(outcomes: pd.DataFrame, metric: str | None, higher_is_better: bool | None = None) -> RunResults:
     """Results that have at least one score beside the baseline. Raises InputError where there is none."""
-    results = RunResults(manifest=Manifest(settings=Settings(metric=metric)), outcomes=outcomes)
+    settings = Settings(metric=metric, higher_is_better=higher_is_better)
+    results = RunResults(manifest=Manifest(settings=settings), outcomes=outcomes)
     if results.judged.doubt:
         raise InputError(results.judged.doubt)
     if results.removable.empty:

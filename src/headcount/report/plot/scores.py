@@ -13,8 +13,9 @@ from headcount.errors import InputError, nearest
 from headcount.report.plot.outcomes import evaluated
 from headcount.report.plot.paper import MARKERS, line_style, new_axes, plain
 from headcount.report.published import paper_ranks, published_shares
+from headcount.report.results import MARGIN
 from headcount.report.style import ACCENT, GREY, score_style
-from headcount.report.wording import rows
+from headcount.report.wording import fall_name, names_of, rows
 from headcount.thresholding import thresholds
 
 _MEASURES = {"iou": "Overlap (IoU)", "precision": "Precision"}
@@ -79,18 +80,23 @@ def stability(tables: Mapping[str, xr.Dataset], *, share: float = 0.15, ax: Axes
     return ax
 
 
-def ranks(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | None = None) -> Axes:
+def ranks(
+    outcomes: pd.DataFrame, *, metric: str | None = None, higher_is_better: bool | None = None, ax: Axes | None = None
+) -> Axes:
     """Each score's rank by the normalised area under its curve; a grey bar is its mean rank among them in the paper.
 
     Args:
         outcomes: one row a policy and question, the baseline among them.
         metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
+        higher_is_better: which way it is better, where its tasks are not to be asked.
         ax: where to draw; None for a new figure.
 
     Raises:
         InputError: no baseline, an unknown metric, or no score beside the baseline.
     """
-    found = evaluated(outcomes, metric).ranks.iloc[:, 0]
+    results = evaluated(outcomes, metric, higher_is_better)
+    found = results.ranks.iloc[:, 0]
+    theirs = "paper's mean" + ", accuracy" * (not results.judged.is_accuracy)
     names = [str(name) for name in found.index]
     ax = ax or new_axes(2.7, 0.5 + 0.18 * len(names))
     ax.plot(paper_ranks(names), range(len(names)), linestyle="none", marker="|", color=GREY, markersize=7)
@@ -98,13 +104,24 @@ def ranks(outcomes: pd.DataFrame, *, metric: str | None = None, ax: Axes | None 
         style = score_style(name)
         ax.plot(found.iloc[at], at, marker=MARKERS[style.symbol], color=style.light, markersize=4.5)
     ax.set_yticks(range(len(names)), [plain(name, 40) for name in names])
-    ax.set(xlabel="Rank (grey: paper's mean)", xlim=(0.4, len(names) + 0.6), ylim=(len(names) - 0.5, -0.5))
+    ax.set(
+        xlabel=f"Rank (grey: {theirs})",
+        xlim=(0.4, len(names) + 0.6),
+        ylim=(len(names) - 0.5, -0.5),
+    )
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.tick_params(axis="y", length=0)
     return ax
 
 
-def paper(outcomes: pd.DataFrame, *, metric: str | None = None, name: str = "this run", ax: Axes | None = None) -> Axes:
+def paper(
+    outcomes: pd.DataFrame,
+    *,
+    metric: str | None = None,
+    higher_is_better: bool | None = None,
+    name: str = "this run",
+    ax: Axes | None = None,
+) -> Axes:
     """The share of heads that each score lets one zero within 1 point: the paper's 14 models in grey, and this run
     with its 95% intervals.
 
@@ -113,13 +130,20 @@ def paper(outcomes: pd.DataFrame, *, metric: str | None = None, name: str = "thi
     Args:
         outcomes: one row a policy and question, the baseline among them.
         metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
+        higher_is_better: which way it is better, where its tasks are not to be asked.
         name: what to call this run.
         ax: where to draw; None for a new figure.
 
     Raises:
-        InputError: no baseline, an unknown metric, or no score beside the baseline.
+        InputError: no baseline, an unknown metric or one unlike accuracy, or no score beside the baseline.
     """
-    own = {row.score: row for row in rows(evaluated(outcomes, metric).removable)}
+    results = evaluated(outcomes, metric, higher_is_better)
+    if not results.beside_paper:
+        raise InputError(
+            f"The paper's removable shares are within 1 point of accuracy; those by {names_of([results.judged])} cannot "
+            "stand beside them. Give a metric between 0 and 1 that is better when higher."
+        )
+    own = {row.score: row for row in rows(results.removable)}
     published = published_shares()
     scores = sorted({**published, **own}, key=lambda score: score == "random")
     ax = ax or new_axes(height=2.6)
@@ -136,7 +160,7 @@ def paper(outcomes: pd.DataFrame, *, metric: str | None = None, name: str = "thi
     ax.set_xticks(
         range(len(scores)), [plain(score, 24) for score in scores], rotation=45, ha="right", rotation_mode="anchor"
     )
-    ax.set(ylabel="Heads zeroed within 1 point", ylim=(0, None))
+    ax.set(ylabel=f"Heads zeroed within {fall_name(MARGIN, results.judged)}", ylim=(0, None))
     ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.plot([], [], linestyle="none", marker="D", color=ACCENT, label=plain(name, 60))

@@ -7,7 +7,7 @@ function accuracyChart() {
   const { text, see, colourOf, axis } = charts;
 
   bands.append(element("option", { value: "two" }, both.join(" and ")), element("option", { value: "all" }, "every score shown"), element("option", { value: "none" }, "none"));
-  if (!state.baseline) scale.querySelector("[value=relative]").disabled = true;
+  if (state.baseline <= 0) scale.querySelector("[value=relative]").disabled = true;
   const redraw = charts.register(place, draw);
   const legend = charts.legend(byId("accuracy-legend"), state.lines, {
     changed: redraw,

@@ -1,6 +1,6 @@
 // Several runs beside one another.
 function comparisonCharts() {
-  const { runs, panels, curves } = data.comparison;
+  const { runs, panels, curves, metric } = data.comparison;
   const { text, axis, register, react } = charts;
   const light = ["#1f4e9c", "#b8460e", "#00796b", "#a83f8a", "#9a6a00"], dark = ["#6ea8ff", "#f28a52", "#45c4ab", "#e48fcd", "#e3b341"];
   const dashes = ["solid", "dash", "dot", "dashdot", "longdash"];
@@ -24,7 +24,7 @@ function comparisonCharts() {
       x, y, type: "scatter", mode: "lines+markers", line: line(run, 2.5), marker: { size: 7 }, hovertemplate: `%{y:.1f}% at %{x:.1f}%<extra>${text(runs[run])}</extra>`,
     })), {
       height: accuracy.clientHeight, xaxis: axis("Heads zeroed, realised", { ticksuffix: "%", rangemode: "tozero" }),
-      yaxis: axis(narrow() ? "" : "Accuracy, % of untouched", { ticksuffix: "%" }),
+      yaxis: axis(narrow() ? "" : text(`${metric}, % of untouched`), { ticksuffix: "%" }),
     });
     score.addEventListener("change", register(accuracy, draw));
   }

@@ -1,7 +1,7 @@
 // The share of heads that each score lets one zero: the paper's 14 models, and this run.
 function paperChart() {
   const place = byId("paper-chart");
-  const { models, scores, shares, own, name } = data.paper;
+  const { models, scores, shares, own, name, axis: title } = data.paper;
   const { text, axis } = charts;
   charts.register(place, () => {
     const names = scores.map(({ score }) => text(score));
@@ -20,7 +20,7 @@ function paperChart() {
     });
     return charts.react(place, traces, {
       height: place.clientHeight, xaxis: axis("", { tickvals: names.map((_, k) => k), ticktext: names, tickangle: narrow() ? -90 : -45, showgrid: false }),
-      yaxis: axis(narrow() ? "" : "Heads zeroed within 1 point", { ticksuffix: "%", rangemode: "tozero" }),
+      yaxis: axis(narrow() ? "" : title, { ticksuffix: "%", rangemode: "tozero" }),
     });
   });
 }
