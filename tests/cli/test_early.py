@@ -3,8 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from headcount.store import open_run
-from tests.runs import contents, write_tasks
+from headcount.store import continue_run, open_run
+from headcount.study.verdicts import decided_table
+from tests.runs import contents, write_errors, write_tasks
 
 
 @pytest.fixture
@@ -84,3 +85,38 @@ def test_the_removable_share_is_searched_for(headcount, many):
 )
 def test_options_that_make_no_sense_are_refused(refused, many, arguments, named):
     assert named in refused(*many, *arguments, "-o", "run")
+
+
+def test_errors_are_decided_and_searched_as_their_complement(headcount, refused, checkpoint, tmp_path):
+    write_errors(tmp_path / "errors", questions=24)
+    command = ("evaluate", checkpoint(), "--task", "errs", "--include-path", tmp_path / "errors", "--offline")
+    early = ("-p", "random:0.005", "-p", "random:0.6", "--until-decided", "--margin", 0.02)
+    search = ("--search", "random", "--largest-share", 0.6, "--resolution", 0.3)
+    decided, found, said = {}, {}, {}
+    for metric in ("acc", "err", "f1"):
+        code, said[metric], error = headcount(*command, *early, *search, "--metric", metric, "-o", metric)
+        assert code == 0, error
+        run = open_run(metric)
+        decided[metric], found[metric] = decided_table(run), run.manifest.facts()["searched"]
+    assert decided["acc"]["verdict"].notna().all()
+    assert decided["acc"]["change"].abs().max() > 0
+    for metric in ("err", "f1"):  # f1 is better when higher where a task does not say otherwise
+        assert found[metric] == found["acc"]
+        columns = ["policy", "share_realised", "num_questions", "verdict", "decided_after"]
+        assert decided[metric][columns].equals(decided["acc"][columns])
+        changes = decided[metric][["change", "change_low", "change_high"]].to_numpy()
+        assert changes == pytest.approx(-decided["acc"][["change", "change_high", "change_low"]].to_numpy())
+    assert "At most 2 points above the untouched model?" in " ".join(said["err"].split())
+    assert headcount("report", "err")[0] == 0
+    assert "At most 2 points above the untouched model?" in Path("err/report.html").read_text()
+
+    # A rule of which nobody says any more which way its metric is better, as in an older run.
+    with continue_run("err") as run:
+        run.update(until_decided=run.manifest.until_decided.facts() | {"metric": "unsaid", "margin": 0.01})
+    code, listed, error = headcount("status", "err")
+    assert code == 0, error
+    assert f"{len(open_run('err').outcomes()):,} of " in " ".join(listed.split())
+    assert "Not decided: " in listed
+    assert "Whether a higher or a lower unsaid is better is not known" in " ".join(listed.split())
+    for reads in ("report", "analyse"):
+        assert "a lower unsaid is better is not known" in refused(reads, "err")
