@@ -117,6 +117,11 @@ def test_mistakes(headcount, refused, checkpoint, own, tmp_path):
     )
     assert "no checkpoint" in refused("evaluate", other, *own(), "-o", "run", "--pruned", "none")
     assert "--trust-remote-code" in refused("evaluate", folder, *own(), "-o", "run", "--pruned", "p")
+    config = tmp_path / "p" / "config.json"
+    config.write_text(config.read_text().replace("auto_map", r"\u0061uto_map"))  # the same name, as JSON has it
+    assert "--trust-remote-code" in refused("evaluate", folder, *own(), "-o", "run", "--pruned", "p")
+    config.write_bytes(b"\xff")
+    assert "is no configuration" in refused("evaluate", folder, *own(), "-o", "run", "--pruned", "p")
     assert not (tmp_path / "run").exists()  # all of it is known before a question is asked
 
 

@@ -1,5 +1,6 @@
 """A pruned checkpoint beside the model that it was made from, on the same questions."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,11 @@ def check_pruned(folder: Path, original: "LoadedModel", *, trust_remote_code: bo
         )
     refuse_pipes(folder)
     Selection.load(folder / "selection.json").check(original.model, default_name(original.name))
-    if not trust_remote_code and "auto_map" in config.read_text(encoding="utf-8"):
+    try:
+        needs_code = "auto_map" in dict(json.loads(config.read_bytes()))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise InputError(f"{str(config)!r} is no configuration of transformers. Make the checkpoint again.") from error
+    if needs_code and not trust_remote_code:
         raise ModelError(
             f"{str(folder)!r} needs the modelling code that headcount prune wrote beside it. Give --trust-remote-code if you "
             "made it yourself or trust who did."
