@@ -5,7 +5,7 @@ import torch
 from headcount.attention.measurements import LayerMeasurements
 from headcount.errors import InputError
 from headcount.heads import HeadSet
-from headcount.interventions import Fixed, Random, Threshold
+from headcount.interventions import Fixed, Random, Threshold, check_is_policy
 
 CPU = torch.device("cpu")
 SHAPE = (1, 4)
@@ -192,7 +192,9 @@ def test_arrays_and_tensors_are_collections():
         (lambda: Random(0.1, exclude_layers=["1"]), "exclude_layers holds layer indices"),
         (lambda: Random(0.1, exclude_layers=1), "exclude_layers is a collection"),
         (lambda: Random(0.1, seed=1.5), "A seed is a whole number"),
-        (lambda: Random(0.1, seed=-1), "A seed is a whole number"),
+        (lambda: Random(0.1, seed=2**127), "A seed is a whole number"),
+        (lambda: check_is_policy("random:0.1"), "A policy is a Threshold, Random or Fixed"),
+        (lambda: check_is_policy(Random), "A policy is a Threshold, Random or Fixed"),
         (lambda: Random(torch.tensor([0.1, 0.2])), "A share of heads lies"),
         (lambda: Random("0.1"), "A share of heads lies"),
         (lambda: Random(NAN), "A share of heads lies"),

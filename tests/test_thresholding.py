@@ -171,3 +171,14 @@ def test_measuring_says_how_many_heads_layers_have(tiny):
     assert said_not_finite("awft", not_finite(broken)["awft"]) == (
         "awft: 8 of 24 values are not finite or not defined, in layer 1; thresholds are of the other 16."
     )
+
+
+def test_shares_may_be_one_or_an_array_and_are_numbers():
+    table = xr.Dataset({"ahon": (("example", "layer", "head"), np.arange(10.0).reshape(1, 2, 5))})
+    expected = thresholds(table, [0.1])
+    assert thresholds(table, 0.1).identical(expected)
+    assert thresholds(table, np.array([0.1])).identical(expected)
+    with pytest.raises(InputError, match="shares are numbers"):
+        thresholds(table, ["some"])
+    with pytest.raises(InputError, match="Thresholds come from a table"):
+        thresholds([0.1, 0.2])

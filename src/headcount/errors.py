@@ -6,6 +6,7 @@ message alone and exits with code 2; a traceback is always a bug of headcount's.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from operator import index
 
 
 class HeadcountError(Exception):
@@ -40,3 +41,31 @@ def nearest(given: str, known: Iterable[str], count: int = 3) -> str:
     if close:
         return f"Did you mean {' or '.join(close)}?"
     return f"Known: {', '.join(names[:20])}{', …' if len(names) > 20 else ''}."
+
+
+def whole(number: object, expected: str, *, least: int) -> int:
+    """A whole number of Python's, numpy's or torch's as Python's.
+
+    Raises:
+        InputError: ``expected``, where it is none or less than ``least``.
+    """
+    try:
+        found = index(number)  # type: ignore[arg-type]  (what is none raises)
+    except TypeError:
+        found = least - 1
+    if found < least or isinstance(number, bool):
+        raise InputError(f"{expected}, not {number!r:.60}.")
+    return found
+
+
+def seed_of(number: object) -> int:
+    """A seed as Python's whole number, of which 127 bits and a sign are used.
+
+    Raises:
+        InputError: it is none.
+    """
+    expected = "A seed is a whole number between −2^127 and 2^127"
+    found = whole(number, expected, least=-(2**127))
+    if found >= 2**127:
+        raise InputError(f"{expected}, not {number!r:.60}.")
+    return found

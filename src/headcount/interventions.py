@@ -5,14 +5,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from numbers import Real
-from operator import index
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from headcount.attention.measurements import LayerMeasurements
-from headcount.errors import InputError
+from headcount.errors import InputError, seed_of, whole
 from headcount.heads import HeadSet
 from headcount.scores import get_score
 
@@ -47,21 +46,19 @@ class Policy(Protocol):
         ...
 
 
+def check_is_policy(given: Any) -> None:
+    """Raise InputError for what is no policy."""
+    if isinstance(given, type) or not all(hasattr(given, name) for name in ("decide", "label", "needs")):
+        raise InputError(
+            f"A policy is a Threshold, Random or Fixed, such as Random(0.1), not {given!r:.60}; headcount.policies."
+            "resolve_policy reads one from text."
+        )
+
+
 def _layers(layers: Iterable[int]) -> frozenset[int]:
     if not isinstance(layers, Iterable):
         raise InputError(f"exclude_layers is a collection of layer indices, such as [0, 1], not {layers!r}.")
-    return frozenset(_whole(layer, "exclude_layers holds layer indices counted from 0") for layer in layers)
-
-
-def _whole(number: Any, expected: str) -> int:
-    """A whole number of Python's, numpy's or torch's that is not negative."""
-    try:
-        found = index(number)
-    except TypeError:
-        found = -1
-    if found < 0 or isinstance(number, bool):
-        raise InputError(f"{expected}, not {number!r}.")
-    return found
+    return frozenset(whole(layer, "exclude_layers holds layer indices counted from 0", least=0) for layer in layers)
 
 
 def _except(layers: frozenset[int]) -> str:
@@ -158,7 +155,7 @@ class Random:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "share", _share(self.share))
-        object.__setattr__(self, "seed", _whole(self.seed, "A seed is a whole number that is not negative"))
+        object.__setattr__(self, "seed", seed_of(self.seed))
         object.__setattr__(self, "exclude_layers", _layers(self.exclude_layers))
 
     @property

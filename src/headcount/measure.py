@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from headcount.errors import InputError
+from headcount.errors import InputError, seed_of
 from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
 from headcount.models.batching import Progress, check_lengths, data_fingerprint, no_progress
@@ -58,7 +58,7 @@ def measure_heads(
         ModelError: a model that cannot be measured.
     """
     rows, num_cut = check_lengths(token_ids(inputs, tokenizer), model, too_long=too_long)
-    chosen = [score.id for score in select_scores(scores)]
+    chosen, seed = [score.id for score in select_scores(scores)], seed_of(seed)
     place_of = {row: i for i, row in enumerate(dict.fromkeys(map(tuple, rows)))}
     distinct = ScoringPlan(inputs=[list(row) for row in place_of], input_of=[], continuations=[], num_truncated=0)
     table = run_plan(

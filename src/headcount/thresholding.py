@@ -37,7 +37,12 @@ def thresholds(table: xr.Dataset | Summary, shares: Sequence[float] = SHARES) ->
     Raises:
         InputError: a share outside 0…1, an empty table, or a score that was nowhere measured.
     """
-    wanted = [float(share) for share in shares]
+    if not isinstance(table, xr.Dataset | Summary):
+        raise InputError(f"Thresholds come from a table of measure_heads or a summary of it, not {table!r:.60}.")
+    try:
+        wanted = [float(share) for share in np.atleast_1d(np.asarray(shares))]
+    except (TypeError, ValueError):
+        raise InputError(f"shares are numbers between 0 and 1, not {shares!r:.60}.") from None
     if wrong := [share for share in wanted if not 0 <= share <= 1]:
         raise InputError(f"A share of heads lies between 0 and 1, not {wrong[0]}; write 10% as 0.10.")
     names = [str(name) for name in (table.scores if isinstance(table, Summary) else table.data_vars)]

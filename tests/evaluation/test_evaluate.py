@@ -404,3 +404,31 @@ def test_questions_are_asked_until_it_is_decided(tiny, letters, own_tasks, tmp_p
     change = verdicts.loc["random:0.3", "change"]
     if asked["random:0.3"] == size:
         assert verdicts.loc["random:0.3", "verdict"] == ("within" if change >= -0.2 else "beyond")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "given", "message"),
+    [
+        (None, {}, "tasks are names of lm-eval tasks"),
+        ("sums_a", {"policies": Random(0.1)}, "policies is a list"),
+        ("sums_a", {"policies": ["random:0.1"]}, "A policy is a Threshold"),
+        ("sums_a", {"policies": [None]}, "A policy is a Threshold"),
+        ("sums_a", {"limit": "2"}, "limit is a number of questions"),
+        ("sums_a", {"batch_tokens": "9"}, "batch_tokens is the number of tokens"),
+        ("sums_a", {"batch_tokens": 9.5}, "batch_tokens is the number of tokens"),
+        ("sums_a", {"seed": 1.5}, "A seed is a whole number"),
+        ("sums_a", {"seed": 2**200}, "A seed is a whole number"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(ask, tasks, given, message):
+    with pytest.raises((InputError, TaskError), match=message):
+        ask(tasks, **given)
+
+
+def test_a_name_of_a_task_and_numbers_of_numpy_are_taken(ask):
+    numbers = {"limit": np.int64(2), "seed": np.int64(3), "batch_tokens": np.int32(99)}
+    found, expected = (
+        ask("sums_a", [Random(0.3)], **numbers),
+        ask(["sums_a"], [Random(0.3)], limit=2, seed=3, batch_tokens=99),
+    )
+    pd.testing.assert_frame_equal(found.outcomes, expected.outcomes)

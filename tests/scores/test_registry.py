@@ -255,3 +255,12 @@ def test_a_score_that_does_not_fit_in_memory_says_so():
 
     with pytest.raises(torch.OutOfMemoryError):  # for who can halve the batch
         dataclasses.replace(get_score("ahon"), function=large)(LayerMeasurements(output_norm=torch.ones(2, 3)))
+
+
+def test_names_of_another_kind_are_refused():
+    with pytest.raises(InputError, match="A score is named by its id"):
+        get_score(3)
+    with pytest.raises(InputError, match="A score is named by its id"):
+        select_scores(["ahon", 3])
+    with pytest.raises(InputError, match="scores is 'all', one id or a list"):
+        select_scores(None)

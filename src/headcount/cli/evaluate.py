@@ -103,7 +103,9 @@ def evaluate(
         from headcount.cli.runs import command_line, default_folder, load_model, questions_of, read_data, run_settings
         from headcount.store import begin_run
 
-        data = questions_of(task, limit=limit, num_fewshot=num_fewshot, include_path=include_path, offline=offline)
+        data = questions_of(
+            task, progress, limit=limit, num_fewshot=num_fewshot, include_path=include_path, offline=offline
+        )
         loaded = load_model(
             model, progress, offline=offline, dtype=dtype, device=device, device_map=device_map, revision=revision,
             allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,

@@ -88,7 +88,7 @@ def measure(
             read_texts(data)  # what is wrong with them is said before the model is loaded
         else:
             data = questions_of(
-                task or (), limit=limit, num_fewshot=num_fewshot, include_path=include_path, offline=offline
+                task or (), progress, limit=limit, num_fewshot=num_fewshot, include_path=include_path, offline=offline
             )  # fmt: skip
         loaded = load_model(
             model, progress, offline=offline, dtype=dtype, device=device, device_map=device_map, revision=revision,

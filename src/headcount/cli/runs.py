@@ -27,6 +27,7 @@ def keep_offline(offline: bool) -> None:
 
 def questions_of(
     tasks: Sequence[str],
+    steps: Steps,
     *,
     limit: float | None,
     num_fewshot: int | None,
@@ -35,10 +36,12 @@ def questions_of(
 ) -> "Tasks":
     """The questions asked for. What is wrong with their names and number is said before a model is loaded."""
     keep_offline(offline)
+    done = steps.start("Looking up the tasks", 1)
     from headcount.study.spec import Tasks
     from headcount.tasks import check_tasks
 
     check_tasks(tasks, limit=limit, include_path=include_path)
+    done(1, 1)
     return Tasks.model_construct(tasks=tuple(tasks), num_fewshot=num_fewshot, limit=limit)
 
 

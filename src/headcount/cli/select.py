@@ -99,8 +99,8 @@ def select(
             check_share(share)
         wanted = Budget.parse(budget) if budget else None
         known: dict[str, Any] = {"num_fewshot": num_fewshot, "include_path": include_path, "offline": offline}
-        chosen = questions_of(task, limit=limit, **known) if task else None
-        kept = questions_of(wanted.tasks, limit=None, **known) if wanted else None
+        chosen = questions_of(task, progress, limit=limit, **known) if task else None
+        kept = questions_of(wanted.tasks, progress, limit=None, **known) if wanted else None
         loaded = load_model(
             model, progress, offline=offline, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,

@@ -12,7 +12,7 @@ import pandas as pd
 import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from headcount.errors import InputError
+from headcount.errors import InputError, seed_of
 from headcount.evaluation.language_model import HeadcountLM, Responses
 from headcount.evaluation.outcomes import add_usage, aggregate, answers, directions, labels, with_divergences
 from headcount.evaluation.workload import GENERATED, PART_BATCHES, Workload
@@ -78,6 +78,7 @@ class Benchmark:
         decide: str = "prompt",
     ) -> None:
         check_limit(limit)
+        seed = seed_of(seed)
         if chat_template and not getattr(tokenizer, "chat_template", None):
             raise InputError(
                 "The tokenizer has no chat template. Leave it off with --no-chat-template (chat_template=False)."

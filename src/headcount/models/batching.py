@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from headcount.errors import InputError, ModelError
+from headcount.errors import InputError, ModelError, whole
 from headcount.models.loading import max_positions
 from headcount.models.state import input_device
 
@@ -118,7 +118,7 @@ def run_in_batches(
 def batch_tokens_for(model: PreTrainedModel, given: int | None = None) -> int:
     """Tokens in a batch: as ``given``, or as many as suit the memory (a processor's caches, a part of a GPU's free memory)."""
     if given is not None:
-        return given
+        return whole(given, "batch_tokens is the number of tokens in a batch, at least 1", least=1)
     device = input_device(model)
     if device.type != "cuda":
         return _CPU_BATCH_TOKENS

@@ -15,7 +15,7 @@ from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import RAW_TENSORS, extended
 from headcount.errors import InputError, ModelError
 from headcount.heads import HeadGeometry
-from headcount.interventions import Fixed, Policy
+from headcount.interventions import Fixed, Policy, check_is_policy
 from headcount.models.context import ForwardContext
 from headcount.models.continued import Caches, Continued, Decided
 from headcount.models.measuring import LayerMeter, declared, needs_of
@@ -83,7 +83,8 @@ def instrument(
 
 
 def check_policy(policy: Policy, geometry: HeadGeometry) -> None:
-    """Raise InputError if a policy names layers or heads that the model lacks."""
+    """Raise InputError if a policy names layers or heads that the model lacks, or is none."""
+    check_is_policy(policy)
     if missing := policy.exclude_layers - set(geometry.layer_indices):
         known = geometry.layer_indices
         raise InputError(

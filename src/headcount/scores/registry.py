@@ -121,6 +121,8 @@ def score(
 
 def get_score(name: str) -> Score:
     """The score with this id or alias, in any case. Raises InputError with the nearest names if there is none."""
+    if not isinstance(name, str):
+        raise InputError(f"A score is named by its id, such as 'ahon_ln', not {name!r:.60}.")
     try:
         return _SCORES[_NAMES[name.lower()]]
     except KeyError:
@@ -178,6 +180,8 @@ def select_scores(scores: str | Iterable[str]) -> list[Score]:
     """
     if scores == "all":
         return all_scores()
+    if not isinstance(scores, Iterable):
+        raise InputError(f"scores is 'all', one id or a list of them, not {scores!r:.60}.")
     names = [scores] if isinstance(scores, str) else list(scores)
     if not names:
         raise InputError("No score was given. Name at least one, or 'all'.")

@@ -5,6 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,8 @@ def check_tasks(names: Sequence[str], *, limit: float | None = None, include_pat
 
 
 def check_limit(limit: float | None) -> None:
+    if limit is not None and not isinstance(limit, Real):
+        raise InputError(f"limit is a number of questions, or a share of them below 1, not {limit!r:.60}.")
     if limit is not None and not (0 < limit < 1 or (limit > 0 and float(limit).is_integer())):
         raise InputError(
             f"limit is a whole number of questions, or a share of them below 1, greater than 0; got {limit:g}."

@@ -1,7 +1,7 @@
 """Load lm-eval tasks, ready to be asked."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,8 @@ def load_tasks(
     Raises:
         TaskError: A task that does not exist, cannot be had, or asks for more than a text model.
     """
+    if not isinstance(names, Iterable):
+        raise TaskError(f"tasks are names of lm-eval tasks, such as ['arc_easy'], not {names!r:.60}.")
     wanted = list(dict.fromkeys([names] if isinstance(names, str) else names))
     if not wanted:
         raise TaskError("No benchmark was named; expected at least one lm-eval task, such as arc_easy or mmlu.")
