@@ -294,6 +294,11 @@ def test_an_encoder_is_refused(letters):
         pass
 
 
+def test_a_model_without_attention_is_refused(tiny):
+    with pytest.raises(ModelError, match="MambaForCausalLM has no attention layers"):
+        head_geometry(tiny("mamba"))
+
+
 def test_the_heads_of_a_body_are_those_of_its_language_model(tiny):
     model = tiny()
     with instrument(model, scores="all") as expected:

@@ -142,13 +142,34 @@ def test_pickles_are_held_to_the_same(checkpoint):
         load(folder, device="cpu", allow_pickle=True)
 
 
-@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool])
+@pytest.mark.parametrize("kind", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn])
 def test_integers_for_weights_are_refused(checkpoint, kind):
     def rounded(held):
         return held | {name: (100 * held[name]).to(kind) for name in held if "k_proj" in name}
 
     with pytest.raises(ModelError, match=r"holds model\.layers\.0\.self_attn\.k_proj\.weight as integers"):
         load(rewrite(checkpoint(), rounded), device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("family", "named"),
+    [
+        (
+            {"model_type": "mixtral", "num_local_experts": 4},
+            lambda name: name,
+        ),  # the model has its experts in one tensor
+        ({}, lambda name: name.removeprefix("model.")),
+    ],
+)
+def test_integers_for_weights_are_refused_under_the_files_own_names(checkpoint, family, named):
+    def rounded(held):
+        return {
+            named(name): (100 * tensor).to(torch.int8) if "proj" in name or "expert" in name else tensor
+            for name, tensor in held.items()
+        }
+
+    with pytest.raises(ModelError, match=r"as integers, 8-bit floats or the like"):
+        load(rewrite(checkpoint(**family), rounded), device="cpu")
 
 
 def test_other_shapes_are_named(checkpoint):

@@ -89,6 +89,8 @@ def _observe(model: PreTrainedModel) -> list[tuple[nn.Module, LayerHeads]]:
 
     with evaluating(model), attention_replaced(model, record), torch.no_grad():
         model(input_ids=torch.arange(1, 5, device=input_device(model))[None], use_cache=False)
+    if not found:
+        raise ModelError(f"{type(model).__name__} has no attention layers, and so no heads to measure.")
     if len({layer.index for _, layer in found}) < len(found):
         raise ModelError(
             f"{type(model).__name__} calls one attention layer more than once a pass, which is not supported."

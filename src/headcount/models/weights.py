@@ -19,6 +19,8 @@ _SIZES = (
     "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "vocab_size",
     "max_position_embeddings",
 )  # fmt: skip
+#: What safetensors calls floats that need no scale beside them.
+_FLOATS = ("F64", "F32", "F16", "BF16")
 _MOST_LAYERS = 1_000  # beyond any model, and built in seconds
 #: What wrappers leave in the names of tensors: who they are, and what is saved instead.
 _LEFT_BY = {
@@ -90,7 +92,7 @@ def check_config(config: PreTrainedConfig, name: str, files: Iterable[Path], *, 
 
 
 def check_values(model: PreTrainedModel, name: str, files: Iterable[Path]) -> None:
-    """Refuse weights that are no real numbers: NaN, infinite, or integers that nothing marks as quantised.
+    """Refuse weights that are no real numbers: NaN, infinite, or integers or 8-bit floats that nothing marks as quantised.
 
     Raises:
         ModelError: the first such tensor, by name.
@@ -105,9 +107,10 @@ def check_values(model: PreTrainedModel, name: str, files: Iterable[Path]) -> No
     floating = {key for key, tensor in model.state_dict().items() if tensor.is_floating_point()}
     for file in files:
         for key, (_, is_float) in _stored(file).items():
-            if not is_float and key in floating:
+            # A file may name a weight otherwise than the model does: without a prefix, or each expert apart.
+            if not is_float and (key in floating or key.endswith(".weight")):
                 raise ModelError(
-                    f"{name} holds {key} as integers or the like, and its configuration says nothing of how they are quantised. "
+                    f"{name} holds {key} as integers, 8-bit floats or the like, and its configuration says nothing of how they are quantised. "
                     "Take the checkpoint with its quantization_config, or one that is not quantised."
                 )
 
@@ -128,17 +131,18 @@ def gguf_part(name: str) -> str | None:
 
 
 def _stored(file: Path) -> dict[str, tuple[int, bool]]:
-    """Tensors in a file: number of elements, and whether they are floats. Empty for a file that cannot be read."""
+    """Tensors in a file: number of elements, and whether they are floats, of 16 bits or more. Empty for a file that cannot be read."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
                 slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118  (no mapping)
                 return {
-                    name: (math.prod(part.get_shape()), part.get_dtype().startswith(("F", "BF")))
-                    for name, part in slices.items()
+                    name: (math.prod(part.get_shape()), part.get_dtype() in _FLOATS) for name, part in slices.items()
                 }
         held = torch.load(file, map_location="meta", weights_only=True, mmap=True)
-        return {name: (tensor.numel(), tensor.is_floating_point()) for name, tensor in held.items()}
+        return {
+            name: (tensor.numel(), tensor.is_floating_point() and tensor.itemsize > 1) for name, tensor in held.items()
+        }
     except Exception:  # transformers reads it too, and says what is wrong with it
         return {}
 
