@@ -110,8 +110,8 @@ def check_values(model: PreTrainedModel, name: str, files: Iterable[Path]) -> No
             # A file may name a weight otherwise than the model does: without a prefix, or each expert apart.
             if not is_float and (key in floating or key.endswith(".weight")):
                 raise ModelError(
-                    f"{name} holds {key} as integers, 8-bit floats or the like, and its configuration says nothing of how they are quantised. "
-                    "Take the checkpoint with its quantization_config, or one that is not quantised."
+                    f"{name} holds {key} as integers, 8-bit floats or the like, and its configuration says nothing of "
+                    "how they are quantised. Take the checkpoint with its quantization_config, or one that is not quantised."
                 )
 
 
@@ -131,7 +131,7 @@ def gguf_part(name: str) -> str | None:
 
 
 def _stored(file: Path) -> dict[str, tuple[int, bool]]:
-    """Tensors in a file: number of elements, and whether they are floats, of 16 bits or more. Empty for a file that cannot be read."""
+    """Tensors in a file: number of elements, and whether they are floats of 16 bits or more. Empty where it cannot be read."""
     try:
         if file.suffix == ".safetensors":
             with safe_open(file, "pt") as opened:
