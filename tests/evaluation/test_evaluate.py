@@ -19,6 +19,7 @@ from headcount.tasks import load_tasks, quiet
 COLUMNS = [
     "policy", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
     "gold_loglikelihood", "kl_from_baseline", "items", "zeroed_heads", "share_zeroed", "num_inputs", "num_tokens",
+    "higher_is_better",
 ]  # fmt: skip
 
 

@@ -56,6 +56,7 @@ def swap_class(model):
 
 def wider_vocabulary(model):
     model.resize_token_embeddings(300)
+    model.eval()  # transformers makes a new projection, in training mode
 
 
 def shorter_window(model):

@@ -93,14 +93,19 @@ def refuse_training(model: nn.Module, modules: Iterable[nn.Module]) -> None:
     """Raise ModelError if one of a model's ``modules`` is in training mode.
 
     None is asked what it does there: besides dropout there are noisy routers, dropped layers, batch statistics and
-    whatever a model's own code reads ``self.training`` for.
+    whatever a model's own code reads ``self.training`` for. Lists of modules do nothing: they are made anew, in training
+    mode, by whoever takes layers away.
     """
-    if any(module.training for module in modules):
-        name = next((name for name, module in model.named_modules() if module.training), "")
+    if any(map(_trains, modules)):
+        name = next((name for name, module in model.named_modules() if _trains(module)), "")
         which = f"Its module {name!r}" if name else "The model"
         raise ModelError(
             f"{which} is in training mode, where dropout and the like make noise of numbers. Call model.eval()."
         )
+
+
+def _trains(module: nn.Module) -> bool:
+    return module.training and not isinstance(module, nn.ModuleList | nn.ModuleDict)
 
 
 def check_call(model: nn.Module, modules: Iterable[nn.Module], options: Mapping[str, Any]) -> None:
