@@ -429,3 +429,9 @@ def test_gradient_checkpointing_is_refused_for_what_it_is(tiny):
 def test_an_empty_prompt_is_refused(tiny):
     with pytest.raises(InputError, match="without a token"), instrument(model := tiny()):
         model.generate(input_ids=torch.zeros(1, 0, dtype=torch.int64), max_new_tokens=2, use_cache=False)
+
+
+@pytest.mark.parametrize("seed", [2**127, 1.5, "1"])
+def test_what_is_no_seed_is_refused(tiny, seed):
+    with pytest.raises(InputError, match="A seed is a whole number"), instrument(tiny(), scores=["random"], seed=seed):
+        pass

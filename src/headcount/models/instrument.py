@@ -13,7 +13,7 @@ from transformers import Cache, PreTrainedModel
 from headcount.attention.attend import attend
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import RAW_TENSORS, extended
-from headcount.errors import InputError, ModelError
+from headcount.errors import InputError, ModelError, seed_of
 from headcount.heads import HeadGeometry
 from headcount.interventions import Fixed, Policy, check_is_policy
 from headcount.models.context import ForwardContext
@@ -65,7 +65,7 @@ def instrument(
 
     Raises:
         ModelError: the model cannot be measured (named, with the reason), or a block is open on it already.
-        InputError: unknown score, an unknown way to decide, or a policy that names heads or layers the model lacks.
+        InputError: unknown score, an unknown way to decide, no seed, or a policy that names heads or layers the model lacks.
     """
     chosen = select_scores(scores) if scores else []
     geometry = head_geometry(model)
@@ -74,7 +74,7 @@ def instrument(
         check_policy(policy, geometry)
     if decide not in DECIDE:
         raise InputError(f"decide is one of {', '.join(DECIDE)}, not {decide!r}.")
-    recorder = _Recorder(geometry, policy, chosen, seed, decide)
+    recorder = _Recorder(geometry, policy, chosen, seed_of(seed), decide)
     with ExitStack() as stack:
         stack.enter_context(attention_replaced(model, recorder.layer, start=recorder.start, finish=recorder.finish))
         if chosen or not (policy is None or isinstance(policy, Fixed)):
