@@ -53,10 +53,10 @@ def divergence_data(run: RunResults) -> list[dict[str, Any]]:
         return panels
     order = {score: number for number, score in enumerate(run.removable["score"] if run.evaluated else ())}
     for task, of_task in run.divergence.groupby("task", sort=False):
-        of_task = of_task[of_task["score"] != ""]
+        of_task = of_task.loc[of_task["score"] != ""]
         measures = {}
         for measure in ("kl", "gold_loglikelihood"):
-            known = of_task[of_task[measure].notna()]
+            known = of_task.loc[of_task[measure].notna()]
             scores = sorted(dict.fromkeys(known["score"]), key=lambda score: (score == "random", order.get(score, 0)))
             lines = []
             for score in scores:

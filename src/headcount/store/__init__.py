@@ -3,9 +3,10 @@
 from headcount.store.begin import begin_run, continue_run
 from headcount.store.export import table_csv
 from headcount.store.files import write_atomically
+from headcount.store.folder import is_run
 from headcount.store.identity import differences, environment
 from headcount.store.manifest import Manifest
-from headcount.store.run import Run, is_run, open_run
+from headcount.store.run import Run, open_run
 
 __all__ = [
     "Manifest",

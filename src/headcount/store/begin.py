@@ -23,10 +23,11 @@ from headcount.store.files import (
     leftovers,
     read_file,
 )
+from headcount.store.folder import MANIFEST, METRICS, OUTCOMES, SCORES, SUMMARIES, is_run
 from headcount.store.identity import differences, environment
 from headcount.store.lock import HOLDER, claimed
 from headcount.store.manifest import Manifest
-from headcount.store.run import MANIFEST, METRICS, OUTCOMES, SCORES, SUMMARIES, Run, is_run, open_run, subject_of
+from headcount.store.run import Run, open_run, subject_of
 from headcount.store.summaries import add_up
 
 _HISTORY = "history.jsonl"

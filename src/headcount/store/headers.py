@@ -1,6 +1,7 @@
 """What a safetensors shard says of itself, checked before anything is made of its tensors."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,7 @@ _NOT_SCORES = {"example", "layer", "head", "num_tokens", "share", "score"}  # na
 class Tensor(Facts):
     dtype: str
     shape: Annotated[list[Count], Field(max_length=8)]
+    data_offsets: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=2, max_length=2)]
 
 
 class Header(Facts):
@@ -26,6 +28,8 @@ class Header(Facts):
     attrs: dict[str, Any] = Field(default={})
     run: str | None = None
     tensors: dict[str, Tensor]
+    start: int
+    """Of the tensors' bytes in the file."""
     # of scores
     checksums: dict[str, str] = Field(default={})
     # of summaries
@@ -56,8 +60,12 @@ def read_header(file: Path) -> Header:
             if length > _LARGEST:
                 raise ValueError("its header is too long")
             tensors = plain(json.loads(stream.read(length)))
+            size = os.fstat(stream.fileno()).st_size
         facts = plain(json.loads(tensors.pop("__metadata__")["headcount"]))
-        return Header.model_validate({**facts, "tensors": tensors})
+        header = Header.model_validate({**facts, "tensors": tensors, "start": 8 + length})
+        if size != header.start + max(tensor.data_offsets[1] for tensor in header.tensors.values()):
+            raise ValueError("it is shorter or longer than its header says")
+        return header
     except ValidationError as error:
         raise damaged(file, first_fault(error)) from error
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

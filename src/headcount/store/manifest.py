@@ -196,8 +196,10 @@ class Sealed(Facts):
             facts = _read_json(file)
             if not isinstance(facts.get(cls.holds), dict):
                 raise ValueError(f"it says of no {cls.holds}")
+            if "checksum" in facts or facts.get("format") == cls.formats[1]:
+                facts = unsealed(facts)  # first: a format that was damaged is no other headcount's
             _check_format(file.parent, facts.get("format"), cls.formats)
-            return cls.of(facts if facts["format"] == cls.formats[0] else unsealed(facts))
+            return cls.of(facts)
         except (FileNotFoundError, NotADirectoryError):
             raise FileNotFoundError(f"There is no {file}") from None
         except (OSError, ValueError) as error:

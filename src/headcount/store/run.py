@@ -17,14 +17,12 @@ run.json.
 """
 
 import hashlib
-import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -32,41 +30,18 @@ import xarray as xr
 
 from headcount.errors import RunError
 from headcount.store.described import described
-from headcount.store.files import (
-    WRITTEN,
-    Damaged,
-    Shard,
-    as_shard,
-    check_parts,
-    checksum,
-    damaged,
-    is_whole,
-    kind,
-    read_file,
-    shards,
-    write_atomically,
-    write_shard,
-    written,
-)
+from headcount.store.files import Shard, check_parts, damaged, write_shard
+from headcount.store.folder import MANIFEST, OUTCOMES, SCORES, SUMMARIES, RunFolder, covered, holds_shards
 from headcount.store.headers import read_header
-from headcount.store.lock import holder
-from headcount.store.manifest import Manifest, RuleFacts, Settings
+from headcount.store.manifest import Manifest, RuleFacts
 from headcount.store.outcomes import OutcomeShard, describe_outcomes, encode_outcomes, read_outcomes
 from headcount.store.scores import encode_scores, open_scores
-from headcount.store.summaries import add_summary, read_summaries, span, standing, summary_files
+from headcount.store.summaries import add_summary, read_summaries
 from headcount.summaries import Summary
 
-MANIFEST, METRICS = "run.json", "metrics.parquet"
-SCORES, SUMMARIES, OUTCOMES = "scores", "summaries", "outcomes"
-_STEMS = {SCORES: re.compile(r"\d+"), OUTCOMES: re.compile(r"\d+-.*")}
 
-
-class Run:
-    """One run's folder. ``open_run`` reads it; ``begin_run`` (store/begin.py) makes or continues it."""
-
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
-        self.manifest = manifest
+class Run(RunFolder):
+    """One run: what was measured and answered. ``open_run`` reads it; ``begin_run`` (store/begin.py) makes or continues it."""
 
     def __repr__(self) -> str:
         model = self.manifest.model.name or "?"
@@ -88,40 +63,6 @@ class Run:
         }
         rows = (f"<tr><th>{escape(name)}</th><td>{escape(str(fact))}</td></tr>" for name, fact in facts.items())
         return f"<table>{''.join(rows)}</table>"
-
-    @property
-    def settings(self) -> Settings:
-        return self.manifest.settings
-
-    @property
-    def shard_size(self) -> int:
-        """Inputs, or questions, of one shard."""
-        return self.settings.shard
-
-    def update(self, **facts: Any) -> None:
-        """Write facts into the manifest, and which shards there are."""
-        manifest = self.manifest.changed(**{"files": self.noted()} | facts)
-        write_atomically(self.path / MANIFEST, manifest.content())
-        self.manifest = manifest
-        (self.path / WRITTEN).unlink(missing_ok=True)
-
-    def noted(self) -> list[str]:
-        """Every shard that the run is known to have, as FOLDER/NAME, whether it is still there or not."""
-        latest = {}
-        for name in [*self.manifest.files, *written(self.path)]:
-            if (shard := as_shard(self.path / name)) is not None:
-                latest[shard.path.parent, shard.stem] = shard
-        return self._names(latest.values())
-
-    def present(self) -> list[str]:
-        """Every shard that is there, as FOLDER/NAME."""
-        return self._names(shard for folder in (SCORES, SUMMARIES, OUTCOMES) for shard in self._shards(folder))
-
-    def _names(self, shards: Iterable[Shard]) -> list[str]:
-        held = list(shards)
-        sums = [shard for shard in held if shard.path.parent.name == SUMMARIES]
-        kept = [*standing(sums), *(shard for shard in held if shard.path.parent.name != SUMMARIES)]
-        return sorted(f"{shard.path.parent.name}/{shard.path.name}" for shard in kept)
 
     # What was measured
 
@@ -162,7 +103,7 @@ class Run:
 
     def measured(self) -> set[int]:
         """The shards of inputs that are measured."""
-        summed = {i for file in self._shards(SUMMARIES) for i in _covered(file)}
+        summed = {i for file in self._shards(SUMMARIES) for i in covered(file)}
         return {int(file.stem) for file in self._shards(SCORES)} | summed
 
     def scores_measured(self) -> list[str] | None:
@@ -282,91 +223,8 @@ class Run:
         asked = [entry.policy for entry in self.manifest.policies]
         return list(dict.fromkeys([*(label for label in asked if label in have), *have]))
 
-    def set_metrics(self, metrics: pd.DataFrame) -> None:
-        buffer = io.BytesIO()
-        metrics.to_parquet(buffer, index=False)
-        if self.manifest.metrics is not None:
-            self.update(metrics=None)  # whoever dies now leaves metrics that do not count, not damaged ones
-        write_atomically(self.path / METRICS, buffer.getvalue())
-        self.update(metrics=checksum(buffer.getvalue()))
-
-    def metrics(self) -> pd.DataFrame | None:
-        """lm-eval's aggregated metrics of every policy; None if there are none."""
-        if (known := self.manifest.metrics) is None and self.manifest.format > 2:
-            return None
-        file = self.path / METRICS
-        try:
-            content = read_file(file)
-            if known not in (None, checksum(content)):
-                raise ValueError("its checksum differs")
-            frame = pd.read_parquet(io.BytesIO(content))
-            if frame.columns.tolist() != ["policy", "task", "metric", "value"]:
-                raise ValueError("its columns are others")
-            return frame.astype({"policy": str, "task": str, "metric": str, "value": float})
-        except (OSError, ValueError, TypeError) as error:
-            if known is None and not file.exists():
-                return None
-            raise damaged(file, str(error)) from error
-
-    # How it stands
-
-    def damaged(self) -> list[Path]:
-        """Files that were cut off or altered since they were written. Reads every file."""
-        found = [
-            shard.path
-            for folder in (SCORES, SUMMARIES, OUTCOMES)
-            for shard in self._shards(folder)
-            if not is_whole(shard)
-        ]
-        if (self.path / METRICS).exists():
-            try:
-                self.metrics()
-            except Damaged:
-                found.append(self.path / METRICS)
-        return found
-
-    def missing(self) -> list[Path]:
-        """Files that were there and are gone."""
-        present, summed = self.present(), {i for file in self._shards(SUMMARIES) for i in _covered(file)}
-        noted = [as_shard(self.path / name) for name in self.noted() if name not in present]
-        gone = [file.path for file in noted if file and not (_covered(file) and _covered(file) <= summed)]
-        if self.manifest.metrics and not (self.path / METRICS).exists():
-            gone.append(self.path / METRICS)
-        # Whoever is killed leaves one file at most that is not noted.
-        unknown = set(present) - set(self.noted())
-        if len(unknown) > 1 and self.manifest.files and self.holder() is None:
-            gone.append(self.path / WRITTEN)
-        return gone
-
-    def fingerprint(self) -> str:
-        """Of all that the run holds: it changes when anything is measured or answered, or thresholds are found."""
-        kept = {
-            name: value
-            for name, value in self.manifest.facts().items()
-            if name not in ("created", "command", "environment", "files")
-        }
-        return hashlib.sha256(json.dumps([kept, self.present()]).encode()).hexdigest()[:16]
-
-    def holder(self) -> dict[str, Any] | None:
-        """Who works on the run just now (pid, host, since, command), None if nobody does."""
-        return holder(self.path)
-
-    def _shards(self, folder: str) -> list[Shard]:
-        """Those whose names are of this folder's kind."""
-        if folder == SUMMARIES:
-            return summary_files(self.path / folder)
-        return [shard for shard in shards(self.path / folder) if _STEMS[folder].fullmatch(shard.stem)]
-
     def _answers(self) -> list[OutcomeShard]:
         return [describe_outcomes(file) for file in self._shards(OUTCOMES)]
-
-
-def _covered(file: Shard) -> set[int]:
-    """The shards of inputs that a summary is of."""
-    if file.path.parent.name != SUMMARIES:
-        return set()
-    first, last = span(file)
-    return set(range(first, last + 1))
 
 
 def subject_of(shard: Shard) -> str | None:
@@ -391,13 +249,3 @@ def open_run(path: str | os.PathLike[str]) -> Run:
         raise RunError(
             f"{str(folder)!r} holds no run (no {MANIFEST}). Make one with `headcount measure … -o {folder}`."
         ) from None
-
-
-def is_run(path: str | os.PathLike[str]) -> bool:
-    """Whether there is a run in the folder."""
-    return kind(Path(path) / MANIFEST) is not None or holds_shards(Path(path))
-
-
-def holds_shards(folder: Path) -> bool:
-    """Whether a run left anything there, be its manifest gone."""
-    return any(shards(folder / name) for name in (SCORES, SUMMARIES, OUTCOMES))

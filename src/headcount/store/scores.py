@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as save_safetensors
 from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from headcount.errors import InputError
-from headcount.store.files import Shard, checksum, damaged
-from headcount.store.headers import read_header
+from headcount.store.files import Shard, checksum, damaged, open_file
+from headcount.store.headers import Header, read_header
 from headcount.store.manifest import MOST_HEADS
 
 DTYPES = ("float32", "float16")
+_TYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8"}
 _DIMS = ("example", "layer", "head")
 
 
@@ -58,28 +58,29 @@ def open_scores(files: Sequence[Shard]) -> xr.Dataset:
     parts = [_Part.of(file) for file in files]
     first = parts[0]
     for part in parts:
-        if (part.names, part.shape[1:], part.layers) != (first.names, first.shape[1:], first.layers):
+        if part.holds != first.holds:
             raise damaged(part.file.path, f"it holds other scores or heads than {first.file.path.name!r}")
     variables = {}
-    for name in first.names:
+    for name in first.header.scores:
         lazy: Any = indexing.LazilyIndexedArray(_Score(name, parts))
         lazy = indexing.CopyOnWriteArray(lazy)
         variables[name] = xr.Variable(_DIMS, indexing.MemoryCachedArray(lazy))
     num_tokens = np.concatenate([part.read("num_tokens") for part in parts])
-    coordinates = {"layer": first.layers, "head": np.arange(first.shape[2]), "num_tokens": ("example", num_tokens)}
-    return xr.Dataset(variables, coords=coordinates, attrs=first.attrs)
+    coordinates = {
+        "layer": first.header.layers,
+        "head": np.arange(first.shape[2]),
+        "num_tokens": ("example", num_tokens),
+    }
+    return xr.Dataset(variables, coords=coordinates, attrs=first.header.attrs)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """One shard's header."""
+    """One shard, whose tensors are read by its header."""
 
     file: Shard
-    names: list[str]
+    header: Header
     shape: tuple[int, int, int]
-    layers: list[int]
-    attrs: dict[str, Any]
-    checksums: dict[str, str]
 
     @classmethod
     def of(cls, file: Shard) -> "_Part":
@@ -95,20 +96,25 @@ class _Part:
                 raise ValueError(f"it is of {examples} inputs, {heads} heads and {len(known.checksums)} checksums")
         except ValueError as error:
             raise damaged(file.path, str(error)) from error
-        return cls(
-            file=file, names=known.scores, shape=(examples, layers, heads), layers=known.layers, attrs=known.attrs,
-            checksums=known.checksums,
-        )  # fmt: skip
+        return cls(file=file, header=known, shape=(examples, layers, heads))
+
+    @property
+    def holds(self) -> tuple[Any, ...]:
+        return self.header.scores, self.header.layers, self.shape[1:]
 
     def read(self, name: str) -> np.ndarray:
+        tensor = self.header.tensors[name]
+        start, end = tensor.data_offsets
         try:
-            with safe_open(self.file.path, framework="numpy") as content:
-                tensor = content.get_tensor(name)
-        except (OSError, SafetensorError) as error:
+            with open_file(self.file.path) as stream:
+                stream.seek(self.header.start + start)
+                content = stream.read(max(0, end - start))
+            values = np.frombuffer(content, _TYPES[tensor.dtype]).reshape(tensor.shape)
+        except (OSError, ValueError) as error:
             raise damaged(self.file.path, str(error)) from error
-        if checksum(tensor.tobytes()) != self.checksums[name]:
+        if checksum(content) != self.header.checksums[name]:
             raise damaged(self.file.path, f"the checksum of {name} differs")
-        return tensor
+        return values
 
 
 class _Score(BackendArray):
