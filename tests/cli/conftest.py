@@ -1,11 +1,14 @@
 """A command line to run, and tiny models and tasks for it to run on."""
 
+import shutil
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
 from headcount import cli
+from tests.cli.finished import make_run, make_study
 from tests.runs import write_tasks
 
 
@@ -86,3 +89,45 @@ def text(tmp_path):
 def small_shards(monkeypatch):
     """Inputs and questions are written two at a time."""
     monkeypatch.setattr("headcount.store.manifest.SHARD", 2)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A run and a study, made without a model."""
+    folder = tmp_path_factory.mktemp("finished")
+    make_run(folder / "run")
+    make_study(folder / "study")
+    return folder
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder that is somebody else's."""
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/diary.txt").write_text("dear")
+
+
+@pytest.fixture
+def run(finished, tmp_path, outside):
+    """A copy of the finished run, beside a folder that is somebody else's."""
+    return Path(shutil.copytree(finished / "run", tmp_path / "run"))
+
+
+@pytest.fixture
+def study(finished, tmp_path, outside):
+    """A copy of the finished study, beside a folder that is somebody else's."""
+    return Path(shutil.copytree(finished / "study", tmp_path / "study"))
+
+
+@pytest.fixture
+def look(headcount):
+    """Runs a command that only looks; it may refuse, in one sentence."""
+
+    def look(command, *arguments, of="run"):
+        code, out, error = headcount(command, of, *arguments)
+        assert code in (0, 1, 2)
+        assert "Traceback" not in out + error
+        assert (code == 2) == ("Error: " in error)
+        return code, out + error
+
+    return look

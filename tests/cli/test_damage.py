@@ -1,41 +1,25 @@
-"""Runs that were damaged, altered or forged end in a sentence, name what is wrong, and reach nothing outside."""
+"""Runs and studies that were damaged end in a sentence, name what is wrong, are mended, and reach nothing outside."""
 
 import itertools
-import json
 import os
+import re
 import shutil
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
-import xarray as xr
+import yaml
 
-from headcount.errors import HeadcountError
-from headcount.heads import LayerHeads
-from headcount.store import begin_run, open_run
-from headcount.store.described import noted_facts
-from headcount.store.files import checksum
-from headcount.study.progress import run_progress, whats_left
-from headcount.summaries import Summary
 from tests.runs import contents
-from tests.store.parts import forge, metrics, outcomes
 
-IDS = ["awft", "ahon_ln"]
-LAYERS = [LayerHeads(index=i, num_attention_heads=4, num_key_value_heads=2, head_dim=8).facts() for i in range(2)]
-FACTS = {
-    "model": {"name": "some/model", "fingerprint": "ab", "dtype": "float32", "num_heads": 8, "layers": LAYERS},
-    "data": {"tasks": ["sums"], "num_questions": 6, "num_inputs": 6},
-    "settings": {"seed": 0, "shard": 3},
-}
-LOOKS = [
-    ["status"],
-    ["status", "--check"],
-    ["thresholds", "--share", "0.1"],
-    ["analyse", "--no-published"],
-    ["export", "-f", "csv", "-o", "out"],
-    ["report", "-o", "page.html"],
-]
+
+def moved_behind_a_link(file):
+    """Its whole folder."""
+    shutil.copytree(file.parent, "outside/all")
+    shutil.move(file.parent, "moved")
+    file.parent.symlink_to(Path("outside/all").resolve())
+
+
+BEHIND = "link of its folder"
 DAMAGE = {
     "flip": lambda file: file.write_bytes(bytes(b ^ (i == file.stat().st_size // 2) for i, b in enumerate(file.read_bytes()))),
     "cut": lambda file: os.truncate(file, file.stat().st_size // 2),
@@ -44,77 +28,46 @@ DAMAGE = {
     "folder": lambda file: (file.unlink(), file.mkdir()),
     "link": lambda file: (shutil.copy(file, "outside/stolen"), file.unlink(), file.symlink_to(Path("outside/stolen").resolve())),
     "pipe": lambda file: (file.unlink(), os.mkfifo(file)),
-    "link of its folder": lambda file: (
-        shutil.copytree(file.parent, "outside/all"),
-        shutil.move(file.parent, "moved"),
-        file.parent.symlink_to(Path("outside/all").resolve()),
-    ),
+    BEHIND: moved_behind_a_link,
+    "format": lambda file: file.write_bytes(re.sub(rb'"format": \d', b'"format": 7', file.read_bytes())),
 }  # fmt: skip
-FILES = ["run.json", "metrics.parquet", "scores/000001", "outcomes/000000-baseline", "outcomes/000003-awft"]
-CHECKED = [case for case in itertools.product(FILES, DAMAGE) if "/" in case[0] or case[1] != "link of its folder"]
+PARTS = ["run.json", "metrics.parquet", "scores/000001", "outcomes/000000-baseline", "outcomes/000003-awft"]
+OF_STUDY = ["study.json", "tables/accuracy.csv", "tables/accuracy.parquet"]
 
 
-def scores(examples):
-    rng = np.random.default_rng(examples)
-    values = {name: (("example", "layer", "head"), rng.random((examples, 2, 4), np.float32)) for name in IDS}
-    tokens = ("example", rng.integers(1, 9, examples))
-    return xr.Dataset(values, coords={"layer": [0, 1], "head": np.arange(4), "num_tokens": tokens})
+def cases(files, every=1):
+    """Damage of files, or of each kind to some of them in turn."""
+    found = [
+        (file, damage)
+        for damage, file in itertools.product(DAMAGE, files)
+        if ("/" in file or damage != BEHIND) and (".json" in file or damage != "format")
+    ]
+    return found[::every]
 
 
-def rows(policy, score, share, first):
-    frame = outcomes(policy).assign(score=score, share_asked=share, threshold=share, doc_id=range(first, first + 3))
-    return frame.assign(acc=[1.0, 0.0, 1.0], loglikelihoods=[[-1.0, -2.0]] * 3)
+LOOKS = [
+    ["status"],
+    ["status", "--check"],
+    ["thresholds", "--share", "0.1"],
+    ["analyse", "--no-published"],
+    ["export", "-f", "csv", "-o", "out"],
+    ["report", "-o", "page.html"],
+]
+LOOKS_AT_STUDIES = [look for look in LOOKS if look[0] in ("status", "analyse", "report")]
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A finished run."""
-    path = tmp_path_factory.mktemp("made") / "run"
-    with begin_run(path, **FACTS) as run:
-        run.update(scores=noted_facts(IDS), measured={"scores": IDS, "num_inputs": 6})
-        for shard in range(2):
-            run.add_scores(shard, scores(3))
-        cuts = {name: ("share", [0.1, 0.2]) for name in IDS}
-        run.set_thresholds(xr.Dataset(cuts, coords={"share": [0.1, 0.2]}))
-        nan = float("nan")
-        for policy, score, share in (("baseline", "", nan), ("awft:0.1", "awft", 0.1)):
-            for first in (0, 3):
-                run.add_outcomes([policy], range(first, first + 3), rows(policy, score, share, first))
-        asked = [{"policy": "baseline"}, {"policy": "awft:0.1", "score": "awft", "share_asked": 0.1, "threshold": 0.1}]
-        run.update(policies=asked)
-        run.set_metrics(pd.concat([metrics("baseline"), metrics("awft:0.1")]))
-    return path
+def named(file, damage, said):
+    return (file.parent.name if damage == BEHIND else file.name) in said.replace("\n", "")
 
 
-@pytest.fixture
-def run(made, tmp_path):
-    """A copy of it, beside a folder that is somebody else's."""
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside/diary.txt").write_text("dear")
-    return Path(shutil.copytree(made, tmp_path / "run"))
+def test_what_is_whole_is_said_to_be(look, run, study):
+    for folder, commands in (("run", LOOKS), ("study", LOOKS_AT_STUDIES)):
+        for command in commands:
+            code, said = look(*command, of=folder)
+            assert (code, "Not complete" in said) == (0, False), command
 
 
-@pytest.fixture
-def look(headcount):
-    """Runs a command that only looks; it may refuse, in one sentence."""
-
-    def look(command, *arguments):
-        code, out, error = headcount(command, "run", *arguments)
-        assert code in (0, 1, 2)
-        assert "Traceback" not in out + error
-        assert (code == 2) == ("Error: " in error)
-        return code, out + error
-
-    return look
-
-
-def test_what_is_whole_is_said_to_be(look, run):
-    for command in LOOKS:
-        code, said = look(*command)
-        assert (code, "Not complete" in said) == (0, False), command
-
-
-@pytest.mark.parametrize(("name", "damage"), CHECKED)
+@pytest.mark.parametrize(("name", "damage"), cases(PARTS))
 def test_damage_is_named_and_goes_no_further(look, run, name, damage):
     file = next(run.glob(f"{name}*"))
     DAMAGE[damage](file)
@@ -124,9 +77,34 @@ def test_damage_is_named_and_goes_no_further(look, run, name, damage):
         assert contents("outside") == outside
         if command == ["status", "--check"]:
             assert code > 0
-            assert (file.parent.name if damage == "link of its folder" else file.name) in said.replace("\n", "")
+            assert named(file, damage, said)
         if command[0] in ("report", "analyse") and damage == "gone" and "/" in name:
             assert code == 2 or "files that were there are gone" in said
+
+
+@pytest.mark.parametrize(("name", "damage"), cases(PARTS, every=5))  # drawing takes seconds
+def test_figures_of_damaged_runs_are_drawn_or_refused(look, run, name, damage):
+    DAMAGE[damage](next(run.glob(f"{name}*")))
+    outside = contents("outside")
+    code, _ = look("figures", "-o", "figures")
+    assert Path("figures").exists() == (code == 0)
+    assert contents("outside") == outside
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"), [*cases(OF_STUDY), *cases([f"runs/*/*/{part}" for part in PARTS], every=4)]
+)
+def test_damage_of_studies_is_named_and_goes_no_further(look, study, name, damage):
+    file = next(study.glob(f"{name}*"))
+    DAMAGE[damage](file)
+    outside = contents("outside")
+    for command in LOOKS_AT_STUDIES:
+        code, said = look(*command, of="study")
+        assert contents("outside") == outside
+        if command == ["status", "--check"]:
+            assert code == 1 or damage in ("folder", "link", "pipe", BEHIND)
+            assert code > 0
+            assert named(file, damage, said)
 
 
 def test_what_is_not_headcounts_stays(look, run):
@@ -140,108 +118,60 @@ def test_what_is_not_headcounts_stays(look, run):
     assert (run / "elsewhere").is_symlink()
 
 
-ODD = [None, -1, 10**30, "../../x\x00", [], {}, [[[]]], float("nan"), True]
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    return tmp_path_factory.mktemp("made")
 
 
-def places(facts, path=()):
-    """Every entry of nested facts, by the names that lead to it."""
-    for name in facts if isinstance(facts, dict) else range(min(2, len(facts))) if isinstance(facts, list) else ():
-        yield (*path, name)
-        yield from places(facts[name], (*path, name))
-
-
-def put(facts, path, value):
-    changed = json.loads(json.dumps(facts))
-    within = changed
-    for name in path[:-1]:
-        within = within[name]
-    within[path[-1]] = value
-    return changed
-
-
-def read_all():
-    run = open_run("run")
-    known = (run.thresholds(), run.metrics(), run.outcomes(), run.summary(), run.missing(), run_progress(run))
-    scores = run.scores()
-    return known, whats_left(run), repr(run), run.manifest.model.geometry, scores is None or scores.load()
-
-
-def test_a_forged_manifest_is_read_or_refused(look, run):
-    whole = (run / "run.json").read_bytes()
-    facts = open_run(run).manifest.facts() | {
-        "until_decided": {"metric": "acc", "margin": 0.1, "confidence": 0.9, "questions_a_look": 3},
-        "searched": {"largest": 0.3, "resolution": 0.1, "scores": {"awft": {"within": 0.1, "beyond": None}}},
+@pytest.fixture
+def made(headcount, subjects, shared, tiny, outside):  # tiny: one thread
+    """What each command made of the smallest model, and the command lines that make it."""
+    study = {
+        "models": [str(subjects / "model")], "data": [{"tasks": "sums", "limit": 2}], "scores": ["awft"],
+        "shares": [0.3], "offline": True, "include_path": str(subjects / "tasks"),
+    }  # fmt: skip
+    Path("small.yaml").write_text(yaml.safe_dump(study))
+    data = ("--task", "sums", "--limit", 2, "--include-path", subjects / "tasks", "--offline", "-o", "run")
+    measure = ("measure", subjects / "model", *data, "--score", "awft")
+    evaluate = ("evaluate", subjects / "model", *data, "-p", "awft:0.3")
+    lines = {
+        "measure": ("run", [measure, evaluate]),
+        "evaluate": ("run", [evaluate]),
+        "study": ("study", [("study", "small.yaml", "-o", "study")]),
     }
-    read = []
-    for path, value in itertools.product(places(facts), ODD):
-        (run / "run.json").write_bytes(whole)
-        forge(run / "run.json", lambda _, path=path, value=value: put(facts, path, value))
-        try:
-            read_all()
-        except HeadcountError as error:
-            assert "\n" not in str(error)  # noqa: PT017
-            continue
-        read.append((path, value))
-    assert len(read) > 50
-    for path, value in read[:: max(1, len(read) // 12)]:
-        (run / "run.json").write_bytes(whole)
-        forge(run / "run.json", lambda _, path=path, value=value: put(facts, path, value))
-        for command in LOOKS:
-            look(*command)
+    for command in ("measure", "study"):
+        folder, steps = lines[command]
+        if not (shared / folder).exists():
+            assert [headcount(*step)[0] for step in steps] == [0] * len(steps)
+            shutil.move(folder, shared / folder)
+        shutil.copytree(shared / folder, folder)
+    return lines
 
 
-def forged_shard(file, content):
-    """Other content under a name that fits it, which the manifest knows."""
-    file.unlink()
-    stem = file.stem.rpartition("-")[0]
-    new = file.with_name(f"{stem}-{checksum(content)}{file.suffix}")
-    new.write_bytes(content)
-    old, now = (f"{file.parent.name}/{path.name}" for path in (file, new))
-    forge("run/run.json", lambda facts: facts | {"files": [now if name == old else name for name in facts["files"]]})
+CONTINUED = {
+    "measure": ["run.json", "scores/", "outcomes/000000-baseline"],
+    "evaluate": ["scores/", "run.json", "outcomes/000000-awft", "metrics.parquet"],
+    "study": [*OF_STUDY, *(f"runs/*/*/{part}" for part in ("outcomes/000000-baseline", "run.json", "metrics", "scores/"))],
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["scores", "summaries"])
-def test_forged_headers_of_shards_are_read_or_refused(run, kind):
-    if kind == "summaries":
-        with begin_run(run, **FACTS) as opened:
-            opened.add_summary(0, Summary.of(scores(3)))
-    (file, *_) = sorted((run / kind).iterdir())
-    content, manifest = file.read_bytes(), (run / "run.json").read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    facts = json.loads(header["__metadata__"]["headcount"])
-    headers = [put(header, path, value) for path, value in itertools.product(places(header), ODD)]
-    inner = (put(facts, path, value) for path, value in itertools.product(places(facts), ODD))
-    headers += [header | {"__metadata__": {"headcount": json.dumps(changed)}} for changed in inner]
-    for changed in headers[:: 4 if kind == "summaries" else 1]:  # 4 meets each odd value as often
-        for old in (run / kind).glob(f"{file.stem[:6]}*"):
-            old.unlink()
-        file.write_bytes(content)
-        (run / "run.json").write_bytes(manifest)
-        packed = json.dumps(changed).encode()
-        forged_shard(file, len(packed).to_bytes(8, "little") + packed + content[8 + length :])
-        try:
-            read_all()
-        except HeadcountError as error:
-            assert "\n" not in str(error)  # noqa: PT017
-
-
-def test_forged_answers_are_read_or_refused(run):
-    file = next((run / "outcomes").glob("000003-awft*"))
-    content, manifest, good = file.read_bytes(), (run / "run.json").read_bytes(), pd.read_parquet(file)
-    with begin_run("other", **FACTS) as other:
-        for column, value in itertools.product([*good.columns, "more"], [None, "x", 7, [[1]], {"a": 1}]):
-            frames = [good.assign(**{column: [value] * 3}), good.drop(columns=column, errors="ignore"), good.iloc[:2]]
-            for frame in frames:
-                shutil.rmtree("other/outcomes", ignore_errors=True)
-                other.add_outcomes(["awft:0.1"], [3, 4, 5], frame)
-                (made,) = Path("other/outcomes").iterdir()
-                for old in (run / "outcomes").glob("000003-awft*"):
-                    old.unlink()
-                file.write_bytes(content)
-                (run / "run.json").write_bytes(manifest)
-                forged_shard(file, made.read_bytes())
-                try:
-                    read_all()
-                except HeadcountError as error:
-                    assert "\n" not in str(error)  # noqa: PT017
+@pytest.mark.parametrize(
+    ("command", "name", "damage"),
+    [(command, *case) for command, files in CONTINUED.items() for case in cases(files, every=4)],
+)
+def test_a_command_that_continues_mends_or_refuses(headcount, made, command, name, damage):
+    folder, steps = made[command]
+    whole = contents(folder)
+    file = next(Path(folder).glob(f"{name}*" if not name.endswith("/") else f"{name}*.safetensors"))
+    DAMAGE[damage](file)
+    outside = contents("outside")
+    for step in steps:
+        code, out, error = headcount(*step)
+        assert "Traceback" not in out + error
+        assert contents("outside") == outside
+        if code == 2:
+            assert damage in ("folder", "link", "pipe", BEHIND), error
+            assert named(file, damage, error)
+            return
+        assert code == 0
+    assert contents(folder) == whole
