@@ -1,5 +1,6 @@
 """Folders of runs: refused, locked, damaged, exported."""
 
+import json
 import re
 from pathlib import Path
 
@@ -94,6 +95,20 @@ def test_a_damaged_file_of_a_run_is_named(headcount, refused, checkpoint, text):
     assert code == 0
     assert f"Note: '{file}' was cut off or altered" in error
     assert contents("run") == whole
+    assert "Every file is whole." in headcount("status", "run", "--check")[1]
+
+
+def test_a_check_says_what_an_earlier_format_cannot_tell(headcount, checkpoint, text):
+    headcount("measure", checkpoint(), "--texts", text, "-o", "run")
+    facts = json.loads(Path("run/run.json").read_text())
+    early = {"format": 2, "created": facts["created"]["at"]}
+    kept = {name: value for name, value in facts.items() if name not in (*early, "files", "checksum")}
+    Path("run/run.json").write_text(json.dumps(early | kept))
+    code, said, _ = headcount("status", "run", "--check")
+    assert code == 0
+    assert "Every shard is whole." in said
+    assert "cannot be told" in said
+    assert headcount("measure", checkpoint(), "--texts", text, "-o", "run")[0] == 0
     assert "Every file is whole." in headcount("status", "run", "--check")[1]
 
 

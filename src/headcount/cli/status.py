@@ -27,8 +27,9 @@ def status(
     from headcount.study.faults import find_faults
 
     faults = find_faults(folder) if check else None
+    early = False
     try:
-        _show(folder)
+        early = _show(folder)
     except Damaged:
         if faults is None or not any(faults):
             raise
@@ -37,12 +38,19 @@ def status(
     for said, files in zip(("Damaged", "Missing"), faults, strict=True):
         for file in files:
             output.say(f"{said}: {file}")
-    output.print("The command that made the run makes these anew." if any(faults) else "Every file is whole.")
+    if early:
+        output.print(
+            "An earlier headcount, which kept checksums of shards alone, made some of it: what else was altered there, or "
+            "lost, cannot be told. The next command that works on it puts everything under a checksum."
+        )
+    whole = "Every shard is whole." if early else "Every file is whole."
+    output.print("The command that made the run makes these anew." if any(faults) else whole)
     if any(faults):
         raise typer.Exit(1)
 
 
-def _show(folder: Path) -> None:
+def _show(folder: Path) -> bool:
+    """Print what is there; gives whether some run in it is of an earlier format."""
     from headcount.store import is_run, open_run
     from headcount.study.folder import holds_runs, is_study, open_study
     from headcount.study.progress import run_progress, study_progress
@@ -75,6 +83,7 @@ def _show(folder: Path) -> None:
     if study is not None:
         output.say(_tables(study))
     output.say(_holder(holder))
+    return any(run.manifest.format < run.manifest.formats[1] for run in runs.values())
 
 
 def _tables(study: "StudyFolder") -> str:
