@@ -28,7 +28,7 @@ def test_a_study_from_a_file_end_to_end(headcount, small):
     said = " ".join(out.split())
     assert "sums: within 1 point" in said
     assert re.search(r"ahon_ln +(≥ )?\d+\.\d% \[", out)
-    assert "The same, as published, percent" in said
+    assert "As published, within 1 point of accuracy, percent" in said
     assert "sums: how far answers move at 10%" in said
     assert "Study: runs/small Tables: runs/small/tables (accuracy, points, removable, divergence," in said
     before = contents(Path("runs/small"))

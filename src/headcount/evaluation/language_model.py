@@ -118,7 +118,7 @@ class HeadcountLM(_HFLM):
         if isinstance(model, str):
             model, loaded_tokenizer = load(model, **options)
             tokenizer = tokenizer or loaded_tokenizer
-        model = language_model(model)
+        model = language_model(model, to_read=False)  # its first pass says if it cannot be read
         check_tokenizer(tokenizer)
         with quiet(), evaluating(model):
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=generation_batch_size)

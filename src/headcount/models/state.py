@@ -17,26 +17,31 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def measurable(model: object) -> PreTrainedModel:
+def measurable(model: object, *, to_read: bool = True) -> PreTrainedModel:
     """The model itself, out of ``torch.compile``'s wrapper where it has one.
+
+    Args:
+        model: what was given as one.
+        to_read: whether it is read now; questions can be counted for a model without weights.
 
     Raises:
         ModelError: it is no transformers model, or is in a state in which its numbers would not be its own.
     """
     found = _transformers_model(model)
-    for rule in (_without_weights, _spread, _quantised_by_batch, _encoder_decoder, _adapter, _foreign_attention):
+    rules = (_spread, _quantised_by_batch, _encoder_decoder, _adapter, _foreign_attention)
+    for rule in (_without_weights, *rules) if to_read else rules:
         if problem := rule(found):
             raise ModelError(problem)
     return found
 
 
-def language_model(model: object) -> PreTrainedModel:
+def language_model(model: object, *, to_read: bool = True) -> PreTrainedModel:
     """As ``measurable``, of a model that also predicts tokens.
 
     Raises:
         ModelError: as ``measurable``, or the model has no projection to the vocabulary.
     """
-    found = measurable(model)
+    found = measurable(model, to_read=to_read)
     if found.get_output_embeddings() is None:
         raise ModelError(
             f"{_kind(found)} does not predict tokens: it has no projection to the vocabulary. Give the causal language model "

@@ -73,7 +73,7 @@ def run_progress(run: Run, num_policies: int = 0, searched: Sequence[str] = ()) 
     except InputError as error:  # of numbers that are there: they are listed all the same
         undecidable = str(error)
     stopped = {label: test.num_asked for label, test in tests.items() if test.verdict is not None}
-    left = {label: questions - given for label, given in policies.items() if label not in stopped}
+    left = {label: max(0, questions - given) for label, given in policies.items() if label not in stopped}
     if rule_of(manifest) is not None:
         left = {label: count for label, count in left.items() if label not in failures}
         if not left.keys() - {BASELINE}:
