@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headcount.errors import RunError
+from headcount.unfinished import sync_folder
 
 _SHARD = re.compile(r"(?P<stem>\d{6,12}(-[A-Za-z0-9_-]+)?)-(?P<checksum>[0-9a-f]{16})\.(safetensors|parquet)")
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.([0-9a-f]{16}|\d{1,10})\.part")  # the latter: of older headcounts
@@ -144,7 +145,7 @@ def write_atomically(file: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
-        _sync_folder(file.parent)
+        sync_folder(file.parent)
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
@@ -156,7 +157,7 @@ def make_folder(folder: Path) -> None:
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     for path in missing:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def write_shard(folder: Path, stem: str, extension: str, content: bytes) -> Path:
@@ -262,13 +263,3 @@ def cannot_write(path: Path, error: OSError) -> RunError:
     return RunError(
         f"{str(path)!r} cannot be written ({error.strerror or error}). Free space or choose another folder with -o."
     )
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # only there can a folder be opened, and has to be
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
