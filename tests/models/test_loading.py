@@ -261,3 +261,9 @@ def test_a_hub_that_cannot_be_asked_leaves_the_local_cache(monkeypatch):
         ModelError, match="Unknown model 'owner/name': neither a folder here nor to be had from the hub"
     ):
         load("owner/name")
+
+
+@pytest.mark.parametrize("given", [None, 3, ["demo"]])
+def test_what_names_no_model(given):
+    with pytest.raises(InputError, match="A model is named by a hub id"):
+        load(given)

@@ -59,7 +59,7 @@ def load(
             shapes than its configuration says, or no numbers.
         InputError: unknown dtype or device.
     """
-    name = os.fspath(model)
+    name = _name(model)
     torch_device = resolve_device(device)
     if dtype != "auto" and dtype not in _DTYPES:
         raise InputError(f"Unknown dtype {dtype!r}. Use auto, {', '.join(_DTYPES)}.")
@@ -88,6 +88,15 @@ def load(
     return loaded, tokenizer
 
 
+def _name(model: str | os.PathLike[str]) -> str:
+    try:
+        return os.fspath(model)
+    except TypeError:
+        raise InputError(
+            f"A model is named by a hub id, a folder, a .gguf file or 'demo', not by {model!r:.80}."
+        ) from None
+
+
 def outline(
     model: str | os.PathLike[str],
     *,
@@ -99,7 +108,7 @@ def outline(
 
     Arguments and errors are those of ``load``.
     """
-    name = os.fspath(model)
+    name = _name(model)
     source, options = find_source(name, revision, allow_pickle, trust_remote_code)
     with quiet_transformers(), _explained(name), torch.device("meta"):
         config = AutoConfig.from_pretrained(source, **options)
