@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from headcount.interventions import Threshold
 from headcount.models.batching import no_progress
+from headcount.policies import Threshold
 from headcount.scores import all_scores
 from headcount.study.cost import ModelSize
 from headcount.study.spec import ModelSpec, Tasks

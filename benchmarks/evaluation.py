@@ -22,9 +22,9 @@ import torch
 from lm_eval.models.huggingface import HFLM
 
 from headcount.evaluation import HeadcountLM
-from headcount.interventions import Fixed, Threshold
 from headcount.measure import measure_heads
 from headcount.models.loading import load
+from headcount.policies import Fixed, Threshold
 from headcount.tasks import load_tasks, quiet
 from headcount.thresholding import SHARES, thresholds
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 
-from headcount.models.instrument import head_geometry
+from headcount.models.instrument import units_of
 from headcount.models.loading import load
 from headcount.removal.prune import prune_heads
 from headcount.removal.selection import Selection
@@ -156,8 +156,8 @@ def text_tokens(tokenizer: Any, count: int) -> list[int]:
 def cut_at_random(name: str, folder: Path, dtype: str) -> str:
     """A checkpoint without a tenth of the heads, whichever."""
     model, tokenizer = load(name, dtype=dtype, device="cpu")
-    geometry = head_geometry(model)
-    heads = [(layer.index, head) for layer in geometry.layers for head in range(layer.num_attention_heads)]
+    units = units_of(model)
+    heads = [(layer.index, head) for layer in units.layers for head in range(layer.num_attention_heads)]
     gone = random.Random(0).sample(heads, len(heads) // 10)  # noqa: S311
     selection = Selection.of(model, gone, name=name, unit="query", chosen={"score": "random"})
     prune_heads(model, selection, folder, tokenizer=tokenizer)

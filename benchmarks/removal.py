@@ -23,13 +23,13 @@ import numpy as np
 import torch
 
 import headcount as hc
-from headcount.heads import HeadSet
 from headcount.measure import token_ids
 from headcount.models.batching import input_device, pad, run_in_batches
 from headcount.models.instrument import instrument
 from headcount.removal.distill import Distillation, distill
 from headcount.removal.replace import replace_heads
 from headcount.texts import load_texts
+from headcount.units import UnitSet
 
 PER_INPUT = "ahon_ln"
 
@@ -48,7 +48,7 @@ def text_losses(model: Any, rows: list[list[int]], policy: Any = None, batch_tok
                 losses[i] = torch.nn.functional.cross_entropy(logits[place, : length - 1].float(), targets).item()
 
         run_in_batches([len(row) for row in rows], batch_tokens, run)
-        share = float(probe.share_zeroed.mean()) if probe else 0.0
+        share = float(probe.share_off.mean()) if probe else 0.0
     return losses, share
 
 
@@ -160,7 +160,7 @@ def main() -> None:
 
     total = sum(layer.num_attention_heads for layer in selection.model.layers)
     for share in options.shares:
-        heads = HeadSet(selection.heads[: int(share * total + 1e-9)])
+        heads = UnitSet(selection.heads[: int(share * total + 1e-9)])
         waiting = [name for name in domains if (way, share, name) not in done]
         if waiting and len(heads) >= int(share * total + 1e-9):
             replacement = replace_heads(model, heads, options.replace, rows=calibration, ridge=options.ridge)

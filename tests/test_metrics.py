@@ -36,7 +36,7 @@ def rows(policy, right, *, score="", share=0.0, task="t"):
     return pd.DataFrame({
         "policy": policy, "score": score, "share_asked": share or np.nan, "threshold": np.nan, "task": task,
         "doc_id": np.arange(len(right)), "acc": right, "err": 1 - right, "words": 40 - 8 * right,
-        "loglikelihoods": None, "share_zeroed": share,
+        "loglikelihoods": None, "share_off": share,
     })  # fmt: skip
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from headcount.interventions import Threshold
 from headcount.measure import measure_heads
 from headcount.models.instrument import instrument
+from headcount.policies import Threshold
 
 DATA = Path(__file__).parent / "data"
 pytestmark = pytest.mark.demo
@@ -43,7 +43,7 @@ def test_zeroing_agrees(demo, texts, policy, text):
     tokens = torch.tensor([texts[str(reference["texts"][text])]])
     with instrument(demo[0], policy=Threshold(score, float(threshold)), scores=[score]) as probe, torch.no_grad():
         logits = demo[0](tokens).logits[0]
-    np.testing.assert_array_equal(probe.zeroed.values[0], reference["masks"][policy, text])
+    np.testing.assert_array_equal(probe.off.values[0], reference["masks"][policy, text])
     seen, expected = probe.scores[score].values[0], reference["scores_while_zeroing"][policy, text]
     np.testing.assert_allclose(seen, expected, rtol=1e-4, atol=1e-5)
     top = reference["top20_ids"][policy, text]

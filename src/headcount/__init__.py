@@ -11,13 +11,12 @@ if TYPE_CHECKING:
     from headcount.errors import HeadcountError
     from headcount.evaluation.benchmark import Benchmark
     from headcount.evaluation.evaluate import Evaluation, evaluate
-    from headcount.heads import HeadGeometry, HeadSet
-    from headcount.interventions import Fixed, Policy, Random, Threshold
     from headcount.measure import measure_heads
     from headcount.models.instrument import instrument
     from headcount.models.loading import load
-    from headcount.models.observe import head_geometry
+    from headcount.models.observe import units_of
     from headcount.models.probe import Probe
+    from headcount.policies import Fixed, Policy, Random, Threshold
     from headcount.removal.choose import select_heads
     from headcount.removal.distill import Distillation
     from headcount.removal.prune import prune_heads
@@ -29,28 +28,29 @@ if TYPE_CHECKING:
     from headcount.study.running import run_study
     from headcount.study.spec import Study
     from headcount.thresholding import thresholds
+    from headcount.units import UnitMap, UnitSet
 
 _MODULES = {
     "Benchmark": "evaluation.benchmark",
     "Distillation": "removal.distill",
     "Evaluation": "evaluation.evaluate",
-    "Fixed": "interventions",
-    "HeadGeometry": "heads",
-    "HeadSet": "heads",
+    "Fixed": "policies",
+    "UnitMap": "units",
+    "UnitSet": "units",
     "HeadcountError": "errors",
-    "Policy": "interventions",
+    "Policy": "policies",
     "Probe": "models.probe",
-    "Random": "interventions",
+    "Random": "policies",
     "Run": "store",
     "Selection": "removal.selection",
     "Study": "study.spec",
     "StudyFolder": "study.folder",
-    "Threshold": "interventions",
+    "Threshold": "policies",
     "UntilDecided": "analysis",
     "all_scores": "scores",
     "evaluate": "evaluation.evaluate",
     "get_score": "scores",
-    "head_geometry": "models.observe",
+    "units_of": "models.observe",
     "instrument": "models.instrument",
     "load": "models.loading",
     "measure_heads": "measure",
@@ -70,8 +70,6 @@ __all__ = [
     "Distillation",
     "Evaluation",
     "Fixed",
-    "HeadGeometry",
-    "HeadSet",
     "HeadcountError",
     "Policy",
     "Probe",
@@ -81,11 +79,12 @@ __all__ = [
     "Study",
     "StudyFolder",
     "Threshold",
+    "UnitMap",
+    "UnitSet",
     "UntilDecided",
     "all_scores",
     "evaluate",
     "get_score",
-    "head_geometry",
     "instrument",
     "load",
     "measure_heads",
@@ -97,6 +96,7 @@ __all__ = [
     "score",
     "select_heads",
     "thresholds",
+    "units_of",
 ]
 
 

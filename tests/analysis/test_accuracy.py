@@ -10,11 +10,11 @@ from headcount.analysis.change import PairedCounts
 from headcount.errors import InputError
 
 
-def rows(policy, right, *, score="", share_asked=np.nan, share_zeroed=0.0, task="t", first=0):
+def rows(policy, right, *, score="", share_asked=np.nan, share_off=0.0, task="t", first=0):
     return pd.DataFrame({
         "policy": policy, "score": score, "share_asked": share_asked, "threshold": np.nan, "task": task,
         "doc_id": np.arange(first, first + len(right)), "doc_hash": "x", "acc": np.asarray(right, dtype=float),
-        "loglikelihoods": None, "share_zeroed": share_zeroed, "num_inputs": 4, "num_tokens": 40,
+        "loglikelihoods": None, "share_off": share_off, "num_inputs": 4, "num_tokens": 40,
     })  # fmt: skip
 
 
@@ -28,10 +28,10 @@ def outcomes():
                 [1, 0, 0, 0, 1],
                 score="ahon_ln",
                 share_asked=0.1,
-                share_zeroed=[0.1, 0.2, 0.3, 0.2, 0.2],
+                share_off=[0.1, 0.2, 0.3, 0.2, 0.2],
             ),
             rows("baseline", [1, 1, 1, 1, 0]),
-            rows("fixed", [1, 1, 1, 1, 0], share_zeroed=0.05),
+            rows("fixed", [1, 1, 1, 1, 0], share_off=0.05),
         ]
     )
 
@@ -157,7 +157,7 @@ def test_errors_say_what_to_do(outcomes):
         accuracy_table(pd.concat([outcomes, rows("fixed", [1])]))
     with pytest.raises(InputError, match="lack the columns score"):
         accuracy_table(outcomes.drop(columns="score"))
-    with pytest.raises(InputError, match="share_zeroed is NaN"):
-        accuracy_table(outcomes.assign(share_zeroed=np.nan))
+    with pytest.raises(InputError, match="share_off is NaN"):
+        accuracy_table(outcomes.assign(share_off=np.nan))
     with pytest.raises(InputError, match="between 0 and 1"):
         accuracy_table(outcomes, confidence=95)

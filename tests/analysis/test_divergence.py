@@ -11,7 +11,7 @@ from headcount.errors import InputError
 def rows(policy, gold, kl, *, score="", share=np.nan, zeroed=0.0):
     return pd.DataFrame({
         "policy": policy, "score": score, "share_asked": share, "task": "t", "doc_id": np.arange(len(gold)),
-        "share_zeroed": zeroed, "gold_loglikelihood": gold, "kl_from_baseline": kl,
+        "share_off": zeroed, "gold_loglikelihood": gold, "kl_from_baseline": kl,
     })  # fmt: skip
 
 

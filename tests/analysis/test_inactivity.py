@@ -5,7 +5,7 @@ import xarray as xr
 from headcount.analysis import inactivity
 from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
 from headcount.errors import InputError
-from headcount.heads import HeadGeometry, LayerHeads
+from headcount.units import LayerUnits, UnitMap
 
 NAN = float("nan")
 
@@ -21,12 +21,12 @@ def cuts(share, **thresholds):
     return xr.Dataset({name: ("share", values) for name, values in thresholds.items()}, coords={"share": share})
 
 
-def geometry(*counts):
+def units(*counts):
     layers = [
-        LayerHeads(index=i, num_attention_heads=q, num_key_value_heads=kv, head_dim=8)
+        LayerUnits(index=i, num_attention_heads=q, num_key_value_heads=kv, head_dim=8)
         for i, (q, kv) in enumerate(counts)
     ]
-    return HeadGeometry(layers=tuple(layers))
+    return UnitMap(layers=tuple(layers))
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_frequencies_by_hand(scores):
 
 
 def test_groups_are_inactive_when_all_their_heads_are(scores):
-    found = group_frequency(scores, cuts([0.5], ahon=[4], awft=[0.5]), geometry((4, 2), (2, 1)))
+    found = group_frequency(scores, cuts([0.5], ahon=[4], awft=[0.5]), units((4, 2), (2, 1)))
     # ahon below 4. Layer 0: heads 0, 1 on both inputs, heads 2, 3 on none. Layer 1: heads 0, 1 on the second.
     np.testing.assert_array_equal(found["ahon"].sel(share=0.5), [[1, 0], [0.5, NAN]])
     # awft above 0.5. Layer 0: heads 2, 3 on the first. Layer 1: on the first; the second, unmeasured, does not count.
@@ -57,9 +57,9 @@ def test_groups_are_inactive_when_all_their_heads_are(scores):
 
 
 def test_groups_of_several_sizes(scores):
-    shared = LayerHeads(index=0, num_attention_heads=4, num_key_value_heads=2, head_dim=8, key_value_index=(0, 1, 1, 1))
-    layers = (shared, geometry((4, 2), (2, 1)).layers[1])
-    found = group_frequency(scores, cuts([0.5], ahon=[4], awft=[0.5]), HeadGeometry(layers=layers))
+    shared = LayerUnits(index=0, num_attention_heads=4, num_key_value_heads=2, head_dim=8, key_value_index=(0, 1, 1, 1))
+    layers = (shared, units((4, 2), (2, 1)).layers[1])
+    found = group_frequency(scores, cuts([0.5], ahon=[4], awft=[0.5]), UnitMap(layers=layers))
     # Layer 0: head 0 alone is below 4 on both inputs, heads 1 to 3 together on none.
     np.testing.assert_array_equal(found["ahon"].sel(share=0.5), [[1, 0], [0.5, NAN]])
     # awft above 0.5: head 0 on the first input; heads 1 to 3 never all.
@@ -68,14 +68,14 @@ def test_groups_of_several_sizes(scores):
 
 def test_one_head_a_group_is_head_frequency(scores):
     thresholds = cuts([0.5], ahon=[4])
-    found = group_frequency(scores, thresholds, geometry((4, 4), (2, 2)))
+    found = group_frequency(scores, thresholds, units((4, 4), (2, 2)))
     np.testing.assert_array_equal(found["ahon"], head_frequency(scores, thresholds)["ahon"])
 
 
 def test_always_sometimes_never(scores):
     thresholds = cuts([0.5], ahon=[4])
     counts = frequency_table(
-        head_frequency(scores, thresholds), group_frequency(scores, thresholds, geometry((4, 2), (2, 1)))
+        head_frequency(scores, thresholds), group_frequency(scores, thresholds, units((4, 2), (2, 1)))
     )
     # Heads: 1, 1, 1, 0 and 1, 0.5. Groups: 1, 0 and 0.5.
     assert counts.to_dict("records") == [{
@@ -89,17 +89,17 @@ def test_chunks_do_not_matter(monkeypatch):
     rng = np.random.default_rng(0)
     many = table(ahon=rng.random((23, 3, 4)), awft=rng.random((23, 3, 4)))
     thresholds = cuts([0.1, 0.3], ahon=[0.1, 0.3], awft=[0.9, 0.7])
-    at_once = head_frequency(many, thresholds), group_frequency(many, thresholds, geometry(*[(4, 2)] * 3))
+    at_once = head_frequency(many, thresholds), group_frequency(many, thresholds, units(*[(4, 2)] * 3))
     monkeypatch.setattr(inactivity, "_CELLS_A_CHUNK", 60)  # 5 inputs at a time
     xr.testing.assert_equal(head_frequency(many, thresholds), at_once[0])
-    xr.testing.assert_equal(group_frequency(many, thresholds, geometry(*[(4, 2)] * 3)), at_once[1])
+    xr.testing.assert_equal(group_frequency(many, thresholds, units(*[(4, 2)] * 3)), at_once[1])
 
 
 def test_errors_say_what_to_do(scores):
     with pytest.raises(InputError, match="ahon, awft was measured, aeqd has thresholds. Run `headcount thresholds`"):
         head_frequency(scores, cuts([0.1], aeqd=[1]))
     with pytest.raises(InputError, match=r"has layers \[0\], the scores \[0, 1\]"):
-        group_frequency(scores, cuts([0.1], ahon=[1]), geometry((4, 2)))
+        group_frequency(scores, cuts([0.1], ahon=[1]), units((4, 2)))
 
 
 @pytest.mark.parametrize("value", [NAN, np.inf, -np.inf])
@@ -111,8 +111,8 @@ def test_what_is_not_finite_counts_neither_for_heads_nor_for_groups(scores, scor
     heads = head_frequency(broken, thresholds)[score]
     assert heads[0, 0, 0] == head_frequency(scores.isel(example=[1]), thresholds)[score][0, 0, 0]
     xr.testing.assert_equal(
-        heads, group_frequency(broken, thresholds, geometry((4, 4), (4, 4)))[score].rename(group="head")
+        heads, group_frequency(broken, thresholds, units((4, 4), (4, 4)))[score].rename(group="head")
     )
-    pair = group_frequency(broken, thresholds, geometry((4, 2), (2, 1)))[score]
-    alone = group_frequency(scores.isel(example=[1]), thresholds, geometry((4, 2), (2, 1)))[score]
+    pair = group_frequency(broken, thresholds, units((4, 2), (2, 1)))[score]
+    alone = group_frequency(scores.isel(example=[1]), thresholds, units((4, 2), (2, 1)))[score]
     assert pair[0, 0, 0] == alone[0, 0, 0]

@@ -5,13 +5,13 @@ import xarray as xr
 
 from headcount.analysis import Saved, accuracy_table, all_tables, curve_table, head_frequency, removable_table
 from headcount.analysis.outcomes import by_benchmark
-from headcount.heads import HeadGeometry, LayerHeads
 from headcount.published import published_curves
 from headcount.summaries import Summary
 from headcount.thresholding import thresholds
+from headcount.units import LayerUnits, UnitMap
 
-GEOMETRY = HeadGeometry(
-    layers=tuple(LayerHeads(index=i, num_attention_heads=4, num_key_value_heads=2, head_dim=8) for i in range(2))
+GEOMETRY = UnitMap(
+    layers=tuple(LayerUnits(index=i, num_attention_heads=4, num_key_value_heads=2, head_dim=8) for i in range(2))
 )
 
 
@@ -27,7 +27,7 @@ def outcomes(*tasks, seed=0):
         for task in tasks:
             frames.append(pd.DataFrame({
                 "policy": policy, "score": score, "share_asked": share, "task": task, "doc_id": np.arange(60),
-                "share_zeroed": share * 0.9, "acc": (rng.random(60) < right).astype(float),
+                "share_off": share * 0.9, "acc": (rng.random(60) < right).astype(float),
             }))  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
@@ -40,7 +40,7 @@ def saved(model="m", data="t", *, seed=0, **parts):
         },
         coords={"layer": [0, 1], "head": np.arange(4)},
     )
-    held = {"scores": scores, "thresholds": thresholds(scores, [0.1, 0.3]), "geometry": GEOMETRY} | parts
+    held = {"scores": scores, "thresholds": thresholds(scores, [0.1, 0.3]), "units": GEOMETRY} | parts
     return Saved(model=model, data=data, **held)
 
 
@@ -102,9 +102,9 @@ def test_the_metric_is_the_tasks_own_where_there_is_no_accuracy():
 
 def test_nothing_held_gives_nothing():
     assert all_tables([Saved(model="m", data="t")]) == {}
-    only_scores = all_tables([saved(thresholds=None, geometry=None)])
+    only_scores = all_tables([saved(thresholds=None, units=None)])
     assert set(only_scores) == {"layers", "cumulative"}
-    assert "groups" not in all_tables([saved(geometry=None)])
+    assert "groups" not in all_tables([saved(units=None)])
 
 
 def test_tasks_are_sorted_into_the_benchmarks_asked_for():
@@ -127,7 +127,7 @@ def test_inputs_are_left_as_they_were(published):
 def test_summaries_give_what_does_not_need_single_scores():
     scores = saved().scores.assign_coords(num_tokens=("example", np.full(20, 9)))
     run, other = saved(scores=scores), saved("n", scores=Summary.of(scores))
-    kept = Saved(model="m", data="u", scores=Summary.of(scores), thresholds=run.thresholds, geometry=GEOMETRY)
+    kept = Saved(model="m", data="u", scores=Summary.of(scores), thresholds=run.thresholds, units=GEOMETRY)
     tables, exact = all_tables([kept]), all_tables([run])
     assert set(tables) == {"inactive", "heads", "cumulative"}
     both = tables["heads"].merge(exact["heads"], on=["score", "share", "layer", "head"])

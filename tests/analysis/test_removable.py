@@ -56,11 +56,11 @@ def test_last_crossing_refuses_what_is_no_curve():
 
 
 def outcomes_of(*policies, task="t"):
-    """One frame from (policy, score, share_zeroed, right per question)."""
+    """One frame from (policy, score, share_off, right per question)."""
     return pd.concat([
         pd.DataFrame({
             "policy": policy, "score": score, "share_asked": share, "task": task, "doc_id": np.arange(len(right)),
-            "share_zeroed": share, "acc": np.asarray(right, dtype=float),
+            "share_off": share, "acc": np.asarray(right, dtype=float),
         })
         for policy, score, share, right in policies
     ])  # fmt: skip
@@ -150,7 +150,7 @@ def test_ten_questions_without_a_change_are_no_certainty():
     same = pd.concat([
         pd.DataFrame({
             "policy": policy, "score": score, "share_asked": share, "threshold": np.nan, "task": "t",
-            "doc_id": np.arange(questions), "doc_hash": "x", "acc": 1.0, "share_zeroed": share or 0.0, "num_inputs": 1,
+            "doc_id": np.arange(questions), "doc_hash": "x", "acc": 1.0, "share_off": share or 0.0, "num_inputs": 1,
             "num_tokens": 4, "questions": questions,
         })
         for questions in (10, 2_000)

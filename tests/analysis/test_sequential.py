@@ -134,7 +134,7 @@ def test_table_follows_the_order_of_asking():
     def rows(policy, ids, acc, share):
         return pd.DataFrame({
             "policy": policy, "score": "" if policy == "baseline" else "awft", "share_asked": share, "task": "t",
-            "doc_id": ids, "share_zeroed": share, "acc": acc,
+            "doc_id": ids, "share_off": share, "acc": acc,
         })  # fmt: skip
 
     ids = np.random.default_rng(0).permutation(400)

@@ -6,16 +6,16 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from headcount.heads import LayerHeads
 from headcount.store import begin_run
 from headcount.store.described import noted_facts
 from headcount.study.analysing import analyse_study
 from headcount.study.folder import begin_study
 from headcount.study.spec import Study
+from headcount.units import LayerUnits
 from tests.store.parts import metrics, outcomes
 
 IDS = ["awft", "ahon_ln"]
-LAYERS = [LayerHeads(index=i, num_attention_heads=4, num_key_value_heads=2, head_dim=8).facts() for i in range(2)]
+LAYERS = [LayerUnits(index=i, num_attention_heads=4, num_key_value_heads=2, head_dim=8).facts() for i in range(2)]
 FACTS = {
     "model": {"name": "some/model", "fingerprint": "ab", "dtype": "float32", "num_heads": 8, "layers": LAYERS},
     "data": {"tasks": ["sums"], "num_questions": 6, "num_inputs": 6},

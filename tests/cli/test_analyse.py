@@ -22,7 +22,7 @@ def make_run(folder, *, model="lab/model", tasks=("arc_easy",), seed=0):
         ):  # fmt: skip
             outcomes = pd.DataFrame({
                 "policy": policy, "score": score, "share_asked": share, "threshold": 0.5, "task": tasks[0],
-                "doc_id": np.arange(200), "share_zeroed": share, "acc": (rng.random(200) < right).astype(float),
+                "doc_id": np.arange(200), "share_off": share, "acc": (rng.random(200) < right).astype(float),
             })  # fmt: skip
             run.add_outcomes([policy], range(200), outcomes)
     return folder

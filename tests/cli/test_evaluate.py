@@ -22,7 +22,7 @@ def test_a_benchmark_under_policies(headcount, checkpoint):
     assert run.policies() == ["baseline", "ahon_ln:0.1", "random:0.1", "awft@0.8"]
     outcomes = run.outcomes()
     assert len(outcomes) == 4 * 5
-    share = outcomes.groupby("policy")["share_zeroed"].mean()
+    share = outcomes.groupby("policy")["share_off"].mean()
     assert share["baseline"] == 0
     assert 0 < share["ahon_ln:0.1"] < 0.2
     assert 0 < share["random:0.1"] < 0.2
@@ -139,7 +139,7 @@ def test_a_run_can_be_measured_first_and_evaluated_then(headcount, checkpoint, o
     run = open_run("run")
     assert run.policies() == ["baseline", "ahon_ln:0.2", "awft:0.3"]
     assert run.thresholds()["share"].values.tolist() == [0.2, 0.3]
-    shares = run.outcomes().groupby("policy")["share_zeroed"].mean()
+    shares = run.outcomes().groupby("policy")["share_off"].mean()
     assert 0.1 < shares["ahon_ln:0.2"] < 0.3 < shares["awft:0.3"] + 0.1
 
 
@@ -162,14 +162,14 @@ def test_the_seed_is_that_of_random_heads(headcount, checkpoint, own):
         headcount("evaluate", checkpoint(), *own(), "-p", "random:0.3", "--seed", seed, "-o", f"run{seed}")
     first, second = (open_run(f"run{seed}").outcomes() for seed in (0, 1))
     assert first["doc_hash"].tolist() == second["doc_hash"].tolist()
-    assert first["share_zeroed"].tolist() != second["share_zeroed"].tolist()
+    assert first["share_off"].tolist() != second["share_off"].tolist()
 
 
 def test_excluded_layers_are_not_taken_for_the_same_policy(headcount, checkpoint, own):
     command = ("evaluate", checkpoint(), *own(), "-p", "random:1", "-o", "run")
     headcount(*command)
     headcount(*command, "--exclude-layer", 0, "--exclude-layer", 2)
-    shares = open_run("run").outcomes().groupby("policy")["share_zeroed"].mean().to_dict()
+    shares = open_run("run").outcomes().groupby("policy")["share_off"].mean().to_dict()
     assert shares == pytest.approx({"baseline": 0, "random:1": 1, "random:1 except layer 0, 2": 1 / 3})
 
 

@@ -58,7 +58,7 @@ def test_plan_prune_and_compare_the_result(headcount, checkpoint, letters, own, 
     outcomes = open_run("run").outcomes()
     assert outcomes["policy"].unique().tolist() == ["baseline", "random:0.3", "pruned:pruned"]
     answers = outcomes[outcomes["policy"] == "pruned:pruned"]
-    assert answers["share_zeroed"].unique().tolist() == [11 / 24]
+    assert answers["share_off"].unique().tolist() == [11 / 24]
     assert (answers["kl_from_baseline"] > 0).all()
     alone = evaluate(load("pruned", trust_remote_code=True)[0], ["sums"], tokenizer=letters, include_path=own()[3])
     assert list(map(list, answers["loglikelihoods"])) == list(map(list, alone.outcomes["loglikelihoods"]))

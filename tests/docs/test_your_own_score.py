@@ -43,9 +43,9 @@ def test_it_is_measured_thresholded_and_zeroed_like_a_built_in(own_score, tiny):
     cut = hc.thresholds(table, shares=[0.25])["output_variation"].item()
     with hc.instrument(model, policy=hc.Threshold("output_variation", cut)) as probe, torch.no_grad():
         model(torch.tensor([rows[0]]))
-    first_layer = probe.zeroed.values[0, 0]
+    first_layer = probe.off.values[0, 0]
     np.testing.assert_array_equal(first_layer, values[0, 0] < cut)
-    assert probe.zeroed.values.any()
+    assert probe.off.values.any()
 
 
 def test_a_constant_output_has_no_variation(own_score):

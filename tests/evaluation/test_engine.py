@@ -6,8 +6,8 @@ from lm_eval.models.huggingface import HFLM
 from headcount.errors import InputError
 from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
-from headcount.interventions import Fixed, Random, Threshold
 from headcount.measure import measure_heads
+from headcount.policies import Fixed, Random, Threshold
 
 MAX_LENGTH = 40
 
@@ -73,7 +73,7 @@ def test_a_continuation_as_long_as_the_positions_is_scored_without_context():
 def test_an_empty_plan_gives_nothing(tiny):
     scored, scores = alone(tiny(), ScoringPlan.from_requests([], max_length=4), scores="awft")
     assert scored.loglikelihoods == []
-    assert scored.share_zeroed.shape == (0,)
+    assert scored.share_off.shape == (0,)
     assert scores["awft"].shape == (0, 3, 8)
 
 
@@ -130,8 +130,8 @@ def test_random_zeroes_what_its_score_says_in_any_batch(tiny, batch_tokens):
     model, plan = tiny(), ScoringPlan.from_requests(random_requests(40), MAX_LENGTH)
     scored, _ = alone(model, plan, policy=Random(0.3), batch_tokens=batch_tokens)
     draws = measure_heads(model, plan.inputs, scores="random", seed=0)["random"].values  # [input, layer, head]
-    np.testing.assert_array_equal(scored.share_zeroed, (draws < 0.3).sum((1, 2)) / 24)
-    assert len(set(scored.share_zeroed)) > 5  # each input has a draw of its own
+    np.testing.assert_array_equal(scored.share_off, (draws < 0.3).sum((1, 2)) / 24)
+    assert len(set(scored.share_off)) > 5  # each input has a draw of its own
 
 
 def test_answers_under_a_policy_do_not_depend_on_the_batch(tiny):
@@ -141,13 +141,13 @@ def test_answers_under_a_policy_do_not_depend_on_the_batch(tiny):
     untouched, _ = alone(model, plan)
     assert_same(one.loglikelihoods, many.loglikelihoods)
     assert np.abs(np.subtract(one.loglikelihoods, untouched.loglikelihoods))[:, 0].max() > 0.01
-    assert not untouched.share_zeroed.any()
+    assert not untouched.share_off.any()
 
 
 def test_fixed_heads_are_zeroed_on_every_input(tiny):
     model, plan = tiny(), ScoringPlan.from_requests(random_requests(10), MAX_LENGTH)
     scored, _ = alone(model, plan, policy=Fixed([(0, 1), (2, 7), (2, 3)]))
-    assert scored.share_zeroed.tolist() == [3 / 24] * len(plan.inputs)
+    assert scored.share_off.tolist() == [3 / 24] * len(plan.inputs)
 
 
 def test_recorded_scores_are_those_of_measuring_the_inputs(tiny):
@@ -167,7 +167,7 @@ def test_a_threshold_zeroes_the_heads_beyond_it(tiny):
     values = np.sort(scores.ravel())
     cut = float(values[40] + values[41]) / 2
     scored, _ = alone(model, plan, policy=Threshold("ahon_ln", cut))
-    np.testing.assert_array_equal(scored.share_zeroed, (scores < cut).sum((1, 2)) / 8)
+    np.testing.assert_array_equal(scored.share_off, (scores < cut).sum((1, 2)) / 8)
 
 
 def test_nan_logits_of_the_untouched_model_are_an_error_that_names_the_layer(tiny):

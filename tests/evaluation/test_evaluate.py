@@ -13,12 +13,12 @@ from headcount.errors import InputError, TaskError
 from headcount.evaluation.benchmark import Benchmark
 from headcount.evaluation.evaluate import evaluate
 from headcount.evaluation.language_model import HeadcountLM
-from headcount.interventions import Fixed, Random, Threshold
+from headcount.policies import Fixed, Random, Threshold
 from headcount.tasks import load_tasks, quiet
 
 COLUMNS = [
     "policy", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
-    "gold_loglikelihood", "kl_from_baseline", "items", "zeroed_heads", "share_zeroed", "num_inputs", "num_tokens",
+    "gold_loglikelihood", "kl_from_baseline", "items", "heads_off", "share_off", "num_inputs", "num_tokens",
     "higher_is_better",
 ]  # fmt: skip
 
@@ -73,8 +73,8 @@ def test_one_row_a_policy_and_question_with_the_baseline_first(ask):
     )
     assert outcomes.groupby(["task", "doc_id"])["doc_hash"].nunique().eq(1).all()
     assert outcomes["loglikelihoods"].map(len).eq(4).all()
-    assert (outcomes[outcomes["policy"] == "baseline"]["share_zeroed"] == 0).all()
-    assert (outcomes[outcomes["policy"] == "two heads"]["share_zeroed"] == 2 / 24).all()
+    assert (outcomes[outcomes["policy"] == "baseline"]["share_off"] == 0).all()
+    assert (outcomes[outcomes["policy"] == "two heads"]["share_off"] == 2 / 24).all()
     assert "7 questions of sums_a, sums_b; baseline, random:0.3" in repr(evaluation)
 
 
@@ -93,7 +93,7 @@ def test_accuracy_is_that_of_the_largest_loglikelihood(ask):
     assert len(set(best)) > 1
 
 
-def test_share_zeroed_is_the_mean_over_a_questions_inputs(tiny, letters, own_tasks):
+def test_share_off_is_the_mean_over_a_questions_inputs(tiny, letters, own_tasks):
     model = tiny()
     tasks = load_tasks(["sums_a", "prose"], offline=True, include_path=own_tasks)
     benchmark = Benchmark(model, tasks, tokenizer=letters)
@@ -101,7 +101,7 @@ def test_share_zeroed_is_the_mean_over_a_questions_inputs(tiny, letters, own_tas
     shares = (draws < 0.3).sum((1, 2)) / 24
     outcomes = benchmark.ask([Random(0.3)]).outcomes
     assert benchmark.num_inputs == len(outcomes) == 8
-    np.testing.assert_allclose(outcomes["share_zeroed"], shares)
+    np.testing.assert_allclose(outcomes["share_off"], shares)
 
 
 @pytest.mark.parametrize(("group", "limit"), [("sums", None), ("sums", 3), ("times", None), ("times", 0.3)])
@@ -151,7 +151,7 @@ def test_generation_is_evaluated(ask):
     # five tokens are generated, of which those beyond the tokenizer's vocabulary have no letters
     assert outcomes["response"].map(len).max() in range(1, 6)
     assert outcomes["loglikelihoods"].isna().all()
-    assert outcomes["share_zeroed"].tolist() == [0.0] * 3 + [1.0] * 3
+    assert outcomes["share_off"].tolist() == [0.0] * 3 + [1.0] * 3
     assert outcomes["num_tokens"].tolist() == [16] * 6  # "Spell spell 0+0:"
 
 
@@ -172,7 +172,7 @@ def test_perplexity_is_that_of_lm_eval(tiny, letters, own_tasks):
     theirs = by_lm_eval(model, letters, ["prose"], manager)
     assert values(ours) == pytest.approx(lm_evals_values(theirs), rel=1e-4)
     assert values(ours, "random:0.5") != pytest.approx(lm_evals_values(theirs), rel=1e-4)
-    assert ours.outcomes["share_zeroed"].iloc[3:].gt(0).all()
+    assert ours.outcomes["share_off"].iloc[3:].gt(0).all()
 
 
 def test_a_texts_log_likelihood_is_that_of_its_tokens(tiny, letters, own_tasks):
@@ -283,7 +283,7 @@ def test_questions_can_be_asked_for_by_index(tiny, letters, own_tasks):
     some = benchmark.ask([None, Random(0.3)], [6, 1]).outcomes
     assert list(zip(some["task"], some["doc_id"], strict=True)) == [("sums_b", 1), ("sums_a", 1)] * 2
     of_both = some.merge(whole, on=["policy", "task", "doc_id"], suffixes=("", "_whole"))
-    for name in ("acc", "share_zeroed", "num_tokens", "target"):
+    for name in ("acc", "share_off", "num_tokens", "target"):
         assert of_both[name].tolist() == of_both[f"{name}_whole"].tolist()
     np.testing.assert_allclose(of_both["kl_from_baseline"], of_both["kl_from_baseline_whole"], atol=1e-6)
     with pytest.raises(InputError, match="no question 7; the benchmark has questions 0…6"):

@@ -9,7 +9,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from headcount.evaluation.evaluate import evaluate
-from headcount.interventions import Random
+from headcount.policies import Random
 from headcount.tasks import quiet
 
 SUMS = [
@@ -83,7 +83,7 @@ def test_answers_and_metrics_are_those_of_lm_eval(demo, tasks, task):
     assert outcomes.loc["baseline", "response"].to_dict() == responses
 
     under = outcomes.loc[policy.label]
-    assert under["share_zeroed"].between(0.25, 0.55).all()
-    for heads, share in zip(under["zeroed_heads"], under["share_zeroed"], strict=True):
+    assert under["share_off"].between(0.25, 0.55).all()
+    for heads, share in zip(under["heads_off"], under["share_off"], strict=True):
         assert len(heads) == pytest.approx(share * 270)  # decided on the prompt, off for the whole answer
     assert (under["response"] != outcomes.loc["baseline", "response"]).any()

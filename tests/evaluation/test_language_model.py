@@ -9,7 +9,7 @@ from lm_eval.tasks import TaskManager
 
 from headcount.errors import InputError
 from headcount.evaluation.language_model import HeadcountLM
-from headcount.interventions import Fixed, Random
+from headcount.policies import Fixed, Random
 from headcount.tasks import load_tasks, quiet
 
 TEXT = "How many of your model's attention heads actually work? " * 4  # 224 characters
@@ -89,7 +89,7 @@ def test_generation_is_that_of_lm_eval(tiny, letters, batch_size):
     assert any(answers)
     given = ours.respond("generate_until", requests, [None])
     assert [len(given.inputs[i]) for (i,) in given.inputs_of] == [8, 28]
-    assert given.of_policies[0].share_zeroed.tolist() == [0.0, 0.0]
+    assert given.of_policies[0].share_off.tolist() == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
@@ -102,8 +102,8 @@ def test_generation_under_a_policy(tiny, letters, batch_size):
     answers = lm.generate_until(instances("generate_until", prompts))
     (given,) = lm.respond("generate_until", instances("generate_until", prompts), [heads]).of_policies
     assert given.responses == answers
-    assert given.share_zeroed.tolist() == [16 / 24] * 2
-    assert given.zeroed_heads == [[[layer, head] for layer in range(2) for head in range(8)]] * 2
+    assert given.share_off.tolist() == [16 / 24] * 2
+    assert given.heads_off == [[[layer, head] for layer in range(2) for head in range(8)]] * 2
     assert answers[0] == answers[2]
     with torch.no_grad():
         for layer in model.model.layers[:2]:
@@ -120,8 +120,8 @@ def test_random_heads_of_a_prompt_do_not_depend_on_the_generation_batch(tiny, le
         lm = HeadcountLM(tiny(), tokenizer=letters, generation_batch_size=size)
         given = lm.respond("generate_until", requests, [Random(0.3)])
         (of_policy,) = given.of_policies
-        heads = [of_policy.zeroed_heads[i] for (i,) in given.inputs_of]
-        found.append((of_policy.responses, [of_policy.share_zeroed[i] for (i,) in given.inputs_of], heads))
+        heads = [of_policy.heads_off[i] for (i,) in given.inputs_of]
+        found.append((of_policy.responses, [of_policy.share_off[i] for (i,) in given.inputs_of], heads))
     assert found[0] == found[1] == found[2]
 
 
@@ -133,8 +133,8 @@ def test_beams_count_for_their_prompts(tiny, letters, decide):
         asked = instances("generate_until", [(text, options | {"num_beams": beams}) for text, options in requests])
         lm = HeadcountLM(tiny(), tokenizer=letters, decide=decide)
         given = lm.respond("generate_until", asked, [Random(0.3)])
-        zeroed.append([given.of_policies[0].zeroed_heads[i] for (i,) in given.inputs_of])
-        assert given.of_policies[0].share_zeroed.shape == (2,)
+        zeroed.append([given.of_policies[0].heads_off[i] for (i,) in given.inputs_of])
+        assert given.of_policies[0].share_off.shape == (2,)
     if decide == "prompt":
         assert zeroed[0] == zeroed[1]
         assert zeroed[0][0] != zeroed[0][1]

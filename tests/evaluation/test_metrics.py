@@ -16,8 +16,8 @@ from lm_eval.tasks import TaskManager
 from headcount.errors import TaskError
 from headcount.evaluation.benchmark import Benchmark
 from headcount.evaluation.items import decode_items, encode_items
-from headcount.interventions import Random
 from headcount.metrics import BY_NAME, directions_of
+from headcount.policies import Random
 from headcount.store import begin_run, open_run
 from headcount.store.outcomes import encode_outcomes
 from headcount.tasks import quiet

@@ -6,11 +6,11 @@ import torch
 
 from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
-from headcount.interventions import Fixed, Random, Threshold
 from headcount.measure import measure_heads
 from headcount.models.capabilities import can_pack, can_restart, can_share_prefixes
 from headcount.models.instrument import instrument
 from headcount.models.segments import SegmentReader
+from headcount.policies import Fixed, Random, Threshold
 from tests.models.families import FAMILIES, build
 
 HEADER = list(range(20, 60))
@@ -32,7 +32,7 @@ def separately(model, plan, policy):
     nats, zeroed = [], []
     with instrument(model, policy=policy) as probe, torch.no_grad():
         logits = [model(torch.tensor([row]), use_cache=False).logits[0].log_softmax(-1) for row in plan.inputs]
-        zeroed = probe.share_zeroed
+        zeroed = probe.share_off
     for index, continuation in zip(plan.input_of, plan.continuations, strict=True):
         rows = logits[index][-len(continuation) :]
         nats.append(rows[torch.arange(len(continuation)), torch.tensor(continuation)].sum().item())
@@ -42,7 +42,7 @@ def separately(model, plan, policy):
 def policies_for(model, plan):
     """Policies of every kind; thresholds halfway between two scores, so that rounding turns no decision."""
     table = measure_heads(model, plan.inputs, scores=["ahon_ln", "awft", "aeqd", "fhon"])
-    geometry = [int(layer) for layer in table["layer"]]
+    units = [int(layer) for layer in table["layer"]]
 
     def at(score, share, **options):
         values = np.unique(table[score].values[~np.isnan(table[score].values)])
@@ -54,12 +54,12 @@ def policies_for(model, plan):
         Threshold("ahon_ln", -1.0, share=0.0),  # zeroes nothing
         *(at("ahon_ln", share) for share in (0.02, 0.1, 0.3)),
         at("awft", 0.7),
-        at("aeqd", 0.2, exclude_layers=frozenset({geometry[0]})),
+        at("aeqd", 0.2, exclude_layers=frozenset({units[0]})),
         at("fhon", 0.1),
         Random(0.2),
         Random(0.2, seed=3),
-        Fixed([(geometry[-1], 1), (geometry[-1], 0)], name="last layer"),
-        Fixed([(geometry[0], 2)], name="first layer"),
+        Fixed([(units[-1], 1), (units[-1], 0)], name="last layer"),
+        Fixed([(units[0], 2)], name="first layer"),
         Fixed([], name="none"),
     ]
 
@@ -77,13 +77,13 @@ def test_answers_are_those_of_separate_runs(family, tiny):
     policies = policies_for(model, plan)
     shared = run_plan(model, plan, policies, batch_tokens=150).of_policies
     for policy, found in zip(policies, shared, strict=True):
-        nats, share_zeroed = separately(model, plan, policy)
+        nats, share_off = separately(model, plan, policy)
         name = policy.label if policy else "untouched"
-        np.testing.assert_allclose(found.share_zeroed, share_zeroed, err_msg=name)
+        np.testing.assert_allclose(found.share_off, share_off, err_msg=name)
         np.testing.assert_allclose([n for n, _ in found.loglikelihoods], nats, atol=2e-3, rtol=1e-4, err_msg=name)
-        if not share_zeroed.any():
+        if not share_off.any():
             assert found.loglikelihoods == shared[0].loglikelihoods, name
-    assert len({found.share_zeroed.tobytes() for found in shared}) > 8  # the policies do differ
+    assert len({found.share_off.tobytes() for found in shared}) > 8  # the policies do differ
 
 
 @pytest.mark.parametrize("asked", [[None], [2], [2, 3], [10], [None, 10, 11], [8, 9], [None, 2]])
@@ -96,7 +96,7 @@ def test_any_choice_of_policies_gives_the_same_answers(tiny, asked):
     some = run_plan(model, plan, [policies[place] for place in chosen], batch_tokens=90).of_policies
     for place, found in zip(chosen, some, strict=True):
         expected = everything[place]
-        np.testing.assert_allclose(found.share_zeroed, expected.share_zeroed)
+        np.testing.assert_allclose(found.share_off, expected.share_off)
         np.testing.assert_allclose(found.loglikelihoods, expected.loglikelihoods, atol=1e-4)
 
 

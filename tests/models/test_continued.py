@@ -11,10 +11,10 @@ from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import QuantizedLayer
 
 from headcount.errors import HeadcountError, InputError
-from headcount.heads import HeadSet
-from headcount.interventions import Fixed, Random, Threshold
 from headcount.measure import measure_heads
 from headcount.models.instrument import instrument
+from headcount.policies import Fixed, Random, Threshold
+from headcount.units import UnitSet
 
 A, B, C, D = (torch.randint(3, 256, (1, 7), generator=torch.Generator().manual_seed(n)) for n in range(4))
 MORE, OTHER = torch.tensor([[33, 34]]), torch.tensor([[90, 91, 92]])
@@ -103,8 +103,8 @@ def test_interleaved_caches_give_what_each_gives_alone(family, new, decide):
             cache = new(family)
             for text in texts:
                 logits(family, text, cache)
-        np.testing.assert_array_equal(probe.zeroed[i], own.zeroed[0])
-        assert probe.share_zeroed[i] == own.share_zeroed[0]
+        np.testing.assert_array_equal(probe.off[i], own.off[0])
+        assert probe.share_off[i] == own.share_off[0]
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -272,8 +272,8 @@ def test_each_row_of_a_changed_cache_keeps_its_own_heads(family, change, rows, d
         expected = alone(family, policy, batch[row : row + 1], new[i : i + 1], new[i : i + 1, :1], decide=decide)[1:]
         for mine, theirs in zip(found, expected, strict=True):
             torch.testing.assert_close(mine[i : i + 1], theirs, rtol=1e-4, atol=1e-5)
-    assert probe.zeroed.sizes["example"] == 4
-    assert not np.array_equal(probe.zeroed[0], probe.zeroed[2])
+    assert probe.off.sizes["example"] == 4
+    assert not np.array_equal(probe.off[0], probe.off[2])
 
 
 def test_a_reordered_quantised_cache_is_right_or_refused(model):
@@ -311,7 +311,7 @@ def generated(model, policy, *prompts, decide="prompt", **options):
 def heads_of(model, policy, prompt):
     with instrument(model, policy=policy) as probe:
         model(prompt)
-    return Fixed(HeadSet(np.argwhere(probe.zeroed.values[0])))
+    return Fixed(UnitSet(np.argwhere(probe.off.values[0])))
 
 
 WAYS = {

@@ -11,10 +11,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 from headcount.errors import ModelError
-from headcount.interventions import Fixed
 from headcount.models.instrument import instrument
-from headcount.models.observe import head_geometry
+from headcount.models.observe import units_of
 from headcount.models.projection import output_projection
+from headcount.policies import Fixed
 from tests.models.families import FAMILIES, REFUSED, build
 
 TOKENS = torch.randint(
@@ -107,7 +107,7 @@ def test_family(family):
     with instrument(model, scores="all") as probe, torch.no_grad():
         measured_logits = model(TOKENS).logits
     torch.testing.assert_close(measured_logits, before, rtol=1e-4, atol=1e-5)
-    assert head_geometry(model).layer_indices == sorted(layers)
+    assert units_of(model).layer_indices == sorted(layers)
     for place, layer in enumerate(sorted(layers)):
         for name, expected in plain_scores(*layers[layer]).items():
             measured = probe.scores[name].values[0, place, : len(expected)]
@@ -132,7 +132,7 @@ def test_family(family):
     torch.testing.assert_close(zeroed_logits, expected_logits, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(zeroed_logits, before, atol=1e-4), "zeroing two heads of every layer changed nothing"
     assert answer.shape == (1, TOKENS.shape[1] + 3)
-    assert probe.zeroed.values[0, :, 1:3].all()
+    assert probe.off.values[0, :, 1:3].all()
 
     with torch.no_grad():
         assert torch.equal(model(TOKENS).logits, before)

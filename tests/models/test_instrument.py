@@ -9,13 +9,13 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 from headcount.errors import InputError, ModelError
-from headcount.heads import LayerHeads
-from headcount.interventions import Fixed, Random, Threshold
 from headcount.measure import measure_heads
 from headcount.models.instrument import instrument
-from headcount.models.observe import head_geometry
+from headcount.models.observe import units_of
+from headcount.policies import Fixed, Random, Threshold
 from headcount.scores import all_scores
 from headcount.thresholding import thresholds
+from headcount.units import LayerUnits
 
 TOKENS = torch.randint(3, 256, (3, 12), generator=torch.Generator().manual_seed(1))
 ALL_HEADS_OF_LAYER_0 = [(0, head) for head in range(8)]
@@ -115,9 +115,9 @@ def test_blocks_follow_each_other(tiny):
         alone = logits(model)
     with instrument(model, policy=Fixed([(2, 5)])) as second:
         assert not torch.equal(logits(model), alone)
-    assert set(zip(*np.nonzero(second.zeroed.values)[1:], strict=True)) == {(2, 5)}
-    assert set(zip(*np.nonzero(first.zeroed.values)[1:], strict=True)) == {(0, 0)}
-    assert first.zeroed.sizes["example"] == len(TOKENS)
+    assert set(zip(*np.nonzero(second.off.values)[1:], strict=True)) == {(2, 5)}
+    assert set(zip(*np.nonzero(first.off.values)[1:], strict=True)) == {(0, 0)}
+    assert first.off.sizes["example"] == len(TOKENS)
     assert torch.equal(logits(model), before)
     assert traces(model) == found
 
@@ -129,7 +129,7 @@ def test_two_models_at_once_do_not_meet(tiny):
         assert not torch.equal(logits(one), before[0])
         logits(two)
         logits(two)
-    assert (first.zeroed.sizes["example"], second.zeroed.sizes["example"]) == (3, 6)
+    assert (first.off.sizes["example"], second.off.sizes["example"]) == (3, 6)
     assert torch.equal(logits(one), before[0])
     assert torch.equal(logits(two), before[1])
 
@@ -145,7 +145,7 @@ def test_zeroing_equals_zeroing_columns_of_the_projections_input(tiny, score):
     cut = measure_heads(model, TOKENS.tolist(), scores=[score])[score].median().item()
     with instrument(model, policy=Threshold(score, cut)) as probe:
         intervened = logits(model, attention_mask=mask)
-    zeroed = probe.zeroed.values
+    zeroed = probe.off.values
     assert 0.2 < zeroed.mean() < 0.8
     assert not np.array_equal(zeroed[0], zeroed[1])  # decided for each example
     hooks = columns_zeroed(model, zeroed)
@@ -165,7 +165,7 @@ def test_share_0_changes_no_logit(tiny, score):
     cut = thresholds(probe.scores, [0.0])[score].item()
     with instrument(model, policy=Threshold(score, cut, share=0.0), scores=[score]) as probe:
         assert torch.equal(logits(model), unintervened)
-    assert not probe.zeroed.any()
+    assert not probe.off.any()
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_policies_that_zero_nothing_change_no_logit(tiny, policy):
     )  # the same attention, rounded in another order
     with instrument(model, policy=policy) as probe:
         assert torch.equal(logits(model), unintervened)
-    assert probe.share_zeroed.tolist() == [0, 0, 0]
+    assert probe.share_off.tolist() == [0, 0, 0]
 
 
 def test_scores_are_those_of_the_intervened_stream(tiny):
@@ -210,9 +210,9 @@ def test_excluded_layers_are_never_touched(tiny):
     for policy in policies:
         with instrument(model, policy=policy) as probe:
             found.append(logits(model))
-        assert probe.zeroed.all("head").values.tolist() == [[False, True, False]] * 3
-        assert probe.zeroed.any("head").values.tolist() == [[False, True, False]] * 3
-        assert probe.share_zeroed.tolist() == [1 / 3] * 3
+        assert probe.off.all("head").values.tolist() == [[False, True, False]] * 3
+        assert probe.off.any("head").values.tolist() == [[False, True, False]] * 3
+        assert probe.share_off.tolist() == [1 / 3] * 3
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
@@ -229,7 +229,7 @@ def zeroed_by(model, policy, rows, *, side="right", width=None):
         tokens[i, at], mask[i, at] = torch.tensor(row), 1
     with instrument(model, policy=policy) as probe:
         logits(model, tokens, attention_mask=mask)
-    return probe.zeroed.values
+    return probe.off.values
 
 
 def test_random_heads_repeat_by_seed_whatever_the_batch(tiny):
@@ -261,8 +261,8 @@ def test_the_runs_seed_is_that_of_the_random_score_and_the_policy_has_its_own(ti
         logits(model)
     with instrument(model, policy=Threshold("random", 0.3), scores=["random"], seed=4) as same:
         logits(model)
-    np.testing.assert_array_equal(probe.zeroed, same.zeroed)
-    np.testing.assert_array_equal(same.zeroed, same.scores["random"] < 0.3)
+    np.testing.assert_array_equal(probe.off, same.off)
+    np.testing.assert_array_equal(same.off, same.scores["random"] < 0.3)
     assert not np.array_equal(probe.scores["random"], same.scores["random"])
 
 
@@ -348,11 +348,11 @@ def test_token_ids_that_the_model_does_not_know_are_refused_and_the_model_is_res
 
 
 def test_geometry_is_the_models(tiny):
-    assert head_geometry(tiny()).layers == tuple(
-        LayerHeads(index=i, num_attention_heads=8, num_key_value_heads=2, head_dim=8) for i in range(3)
+    assert units_of(tiny()).layers == tuple(
+        LayerUnits(index=i, num_attention_heads=8, num_key_value_heads=2, head_dim=8) for i in range(3)
     )
-    wide = head_geometry(tiny("qwen3", num_hidden_layers=1, num_key_value_heads=4, head_dim=16))
-    assert wide.layers == (LayerHeads(index=0, num_attention_heads=8, num_key_value_heads=4, head_dim=16),)
+    wide = units_of(tiny("qwen3", num_hidden_layers=1, num_key_value_heads=4, head_dim=16))
+    assert wide.layers == (LayerUnits(index=0, num_attention_heads=8, num_key_value_heads=4, head_dim=16),)
 
 
 def test_the_probe_records_examples_in_order_with_coordinates(tiny):
@@ -361,10 +361,10 @@ def test_the_probe_records_examples_in_order_with_coordinates(tiny):
     mask[1, 8:] = 0
     with instrument(model, policy=Fixed([(1, 2)]), scores=["awft", "HONOR"]) as probe:
         assert probe.scores.sizes == {"example": 0, "layer": 3, "head": 8}
-        assert probe.zeroed.sizes == {"example": 0, "layer": 3, "head": 8}
+        assert probe.off.sizes == {"example": 0, "layer": 3, "head": 8}
         logits(model, attention_mask=mask)
         logits(model, TOKENS[:2, :7])
-    scores, zeroed = probe.scores, probe.zeroed
+    scores, zeroed = probe.scores, probe.off
     assert list(scores.data_vars) == ["awft", "ahon_ln"]
     for values in (*scores.data_vars.values(), zeroed):
         assert values.dims == ("example", "layer", "head")
@@ -375,9 +375,9 @@ def test_the_probe_records_examples_in_order_with_coordinates(tiny):
     assert {values.dtype for values in scores.data_vars.values()} == {np.dtype("float32")}
     assert zeroed.dtype == bool
     assert zeroed.sum() == zeroed.sel(layer=1, head=2).sum() == 5
-    np.testing.assert_allclose(probe.share_zeroed, [1 / 24] * 5)
+    np.testing.assert_allclose(probe.share_off, [1 / 24] * 5)
     probe.clear()
-    assert probe.scores.sizes["example"] == probe.zeroed.sizes["example"] == len(probe.share_zeroed) == 0
+    assert probe.scores.sizes["example"] == probe.off.sizes["example"] == len(probe.share_off) == 0
 
 
 def test_a_layer_with_fewer_heads_has_nan_for_the_rest(tiny):
@@ -390,8 +390,8 @@ def test_a_layer_with_fewer_heads_has_nan_for_the_rest(tiny):
     for name, values in probe.scores.data_vars.items():
         assert values[:, 1, 4:].isnull().all(), name
     assert probe.scores["ahon"][:, 1, :4].notnull().all()
-    assert probe.zeroed[:, 1].values.tolist() == [[True] * 4 + [False] * 4] * 3
-    assert probe.share_zeroed.tolist() == [1.0] * 3
+    assert probe.off[:, 1].values.tolist() == [[True] * 4 + [False] * 4] * 3
+    assert probe.share_off.tolist() == [1.0] * 3
     with pytest.raises(InputError, match="Head 4 of layer 1 does not exist"), instrument(model, policy=Fixed([(1, 4)])):
         pass
 

@@ -6,11 +6,11 @@ import torch
 
 import headcount as hc
 from headcount.errors import InputError
-from headcount.heads import HeadSet
-from headcount.interventions import Fixed, Random, Threshold
 from headcount.measure import measure_heads
 from headcount.models.instrument import instrument
+from headcount.policies import Fixed, Random, Threshold
 from headcount.scores import registry
+from headcount.units import UnitSet
 from tests.models.families import build
 
 NEW = 8
@@ -48,7 +48,7 @@ def generated(model, policy, prompts):
     with instrument(model, policy=policy, scores=["ahon"]) as probe:
         out = model.generate(tokens, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
     assert probe.scores.sizes["example"] == len(prompts)  # answers are not recorded
-    return out[:, tokens.shape[1] :].tolist(), probe.zeroed.values
+    return out[:, tokens.shape[1] :].tolist(), probe.off.values
 
 
 def recomputed(model, policy, prompt):
@@ -65,8 +65,8 @@ def test_an_answer_keeps_the_heads_of_its_prompt(model, policy):
         (answer,), zeroed = generated(model, policy, [prompt])
         with instrument(model, policy=policy) as probe, torch.no_grad():
             model(torch.tensor([prompt]))
-        np.testing.assert_array_equal(zeroed, probe.zeroed)
-        heads = Fixed(HeadSet(np.argwhere(zeroed[0])))
+        np.testing.assert_array_equal(zeroed, probe.off)
+        heads = Fixed(UnitSet(np.argwhere(zeroed[0])))
         assert 0 < len(heads.heads) < 24
         assert answer == recomputed(model, heads, prompt)
         assert answer != recomputed(model, None, prompt)
@@ -113,9 +113,9 @@ def test_each_prompt_of_a_block_is_decided_anew(model):
     with instrument(model, policy=policy) as probe:
         for prompt in PROMPTS:
             model.generate(torch.tensor([prompt]), max_new_tokens=2, do_sample=False, pad_token_id=0)
-    assert probe.zeroed.sizes["example"] == 2
+    assert probe.off.sizes["example"] == 2
     for i, prompt in enumerate(PROMPTS):
-        np.testing.assert_array_equal(probe.zeroed[i : i + 1], generated(model, policy, [prompt])[1])
+        np.testing.assert_array_equal(probe.off[i : i + 1], generated(model, policy, [prompt])[1])
 
 
 def decided_at_every_token(model, policy, prompt):
@@ -124,7 +124,7 @@ def decided_at_every_token(model, policy, prompt):
     with instrument(model, policy=policy, decide="every-pass") as probe, torch.no_grad():
         for _ in range(NEW):
             tokens.append(model(torch.tensor([tokens]), use_cache=False).logits[0, -1].argmax().item())
-        zeroed = probe.zeroed.values
+        zeroed = probe.off.values
     return tokens[len(prompt) :], zeroed
 
 
@@ -134,7 +134,7 @@ def test_every_pass_decides_on_the_whole_text(model, policy):
         out = model.generate(
             tokens, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0, use_cache=False
         )
-    passes = probe.zeroed.values.reshape(NEW, len(PROMPTS), 3, 8)
+    passes = probe.off.values.reshape(NEW, len(PROMPTS), 3, 8)
     for i, prompt in enumerate(PROMPTS):
         answer, zeroed = decided_at_every_token(model, policy, prompt)
         assert out[i, tokens.shape[1] :].tolist() == answer
@@ -171,8 +171,8 @@ def test_running_averages_are_those_of_the_whole_text(tiny, score):
         expected = table < policy.threshold if score != "awft" else table > policy.threshold
         assert prompt_zeroed[i] == expected[0].sum() / 8
         np.testing.assert_array_equal(np.stack([step[i, 0] for step in steps]), expected[1:])
-        np.testing.assert_array_equal(probe.zeroed.values[i, 0], expected.all(0))
-        np.testing.assert_allclose(probe.share_zeroed[i], expected.mean())
+        np.testing.assert_array_equal(probe.off.values[i, 0], expected.all(0))
+        np.testing.assert_allclose(probe.share_off[i], expected.mean())
 
 
 def test_running_decisions_of_a_padded_batch_are_those_of_each_prompt_alone(model, policy):
@@ -180,7 +180,7 @@ def test_running_decisions_of_a_padded_batch_are_those_of_each_prompt_alone(mode
         tokens, mask = left_padded(prompts)
         with instrument(model, policy=policy, decide="running") as probe:
             out = model.generate(tokens, attention_mask=mask, max_new_tokens=NEW, do_sample=False, pad_token_id=0)
-        return out[:, tokens.shape[1] :].tolist(), probe.zeroed.values, probe.share_zeroed
+        return out[:, tokens.shape[1] :].tolist(), probe.off.values, probe.share_off
 
     together, zeroed, shares = answers(PROMPTS)
     for i, prompt in enumerate(PROMPTS):
@@ -216,7 +216,7 @@ def test_a_static_cache_changes_nothing(family):
     with instrument(model, policy=policy, scores="all") as static:
         found = model.generate(tokens, cache_implementation="static", **options)
     assert torch.equal(found, expected)
-    np.testing.assert_array_equal(static.zeroed, dynamic.zeroed)
+    np.testing.assert_array_equal(static.off, dynamic.off)
     for name, values in dynamic.scores.items():
         np.testing.assert_allclose(static.scores[name], values, rtol=1e-5, atol=1e-6, err_msg=str(name))
 

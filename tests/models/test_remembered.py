@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from headcount.errors import InputError
-from headcount.interventions import Fixed
 from headcount.measure import measure_heads
 from headcount.models import observe
 from headcount.models.capabilities import can_pack, can_restart
 from headcount.models.instrument import instrument
-from headcount.models.observe import attention_modules, decoder_of, head_geometry
+from headcount.models.observe import attention_modules, decoder_of, units_of
+from headcount.policies import Fixed
 
 ROWS = torch.randint(3, 256, (2, 9), generator=torch.Generator().manual_seed(1)).tolist()
 SHARP = {"initializer_range": 0.2}
@@ -75,7 +75,7 @@ def test_a_changed_model_is_measured_as_it_is(tiny, change):
     change(model)
     fresh = copy.deepcopy(model)  # of which nothing is remembered
     found, expected = measure_heads(model, ROWS), measure_heads(fresh, ROWS)
-    assert head_geometry(model) == head_geometry(fresh)
+    assert units_of(model) == units_of(fresh)
     for name in expected.data_vars:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
     assert list(attention_modules(model).values()) == [layer.self_attn for layer in model.model.layers]
@@ -100,9 +100,9 @@ def test_an_unchanged_model_is_looked_at_once(tiny, monkeypatch):
     for _ in range(3):
         with instrument(model, scores="all"), torch.no_grad():
             model(torch.tensor(ROWS))
-    nn.init.normal_(model.lm_head.weight)  # weights are no geometry
+    nn.init.normal_(model.lm_head.weight)  # weights are no units
     model.bfloat16().float().train().eval()
-    head_geometry(model)
+    units_of(model)
     assert len(looks) == 1
 
 

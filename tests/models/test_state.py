@@ -22,12 +22,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 import headcount as hc
 from headcount.errors import InputError, ModelError
-from headcount.interventions import Fixed
 from headcount.measure import measure_heads
 from headcount.models.instrument import instrument
 from headcount.models.loading import fingerprint, outline
-from headcount.models.observe import head_geometry
+from headcount.models.observe import units_of
 from headcount.models.state import input_device
+from headcount.policies import Fixed
 from tests.models.families import COMMON
 
 ROWS = [[5, 6, 7, 8, 9, 10, 11], [3, 4, 5, 6]]
@@ -44,7 +44,7 @@ def assert_measured_as(model, plain):
     """Geometry, fingerprint, every score, and zeroing are those of ``plain``, and both give their own logits again."""
     before = logits(plain)
     expected, found = measure_heads(plain, ROWS), measure_heads(model, ROWS)
-    assert head_geometry(model) == head_geometry(plain)
+    assert units_of(model) == units_of(plain)
     assert found.attrs == expected.attrs
     for name in expected.data_vars:
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
@@ -296,7 +296,7 @@ def test_an_encoder_is_refused(letters):
 
 def test_a_model_without_attention_is_refused(tiny):
     with pytest.raises(ModelError, match="MambaForCausalLM has no attention layers"):
-        head_geometry(tiny("mamba"))
+        units_of(tiny("mamba"))
 
 
 def test_the_heads_of_a_body_are_those_of_its_language_model(tiny):

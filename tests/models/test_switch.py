@@ -12,10 +12,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from headcount.errors import ModelError
-from headcount.interventions import Fixed, Random
 from headcount.measure import measure_heads
 from headcount.models.instrument import instrument
-from headcount.models.observe import head_geometry
+from headcount.models.observe import units_of
+from headcount.policies import Fixed, Random
 from tests.models.test_instrument import TOKENS, logits, traces
 
 POLICY = Fixed([(0, 0), (1, 3)])
@@ -25,7 +25,7 @@ POLICY = Fixed([(0, 0), (1, 3)])
 def model(tiny):
     """Whose logits and traces are the same afterwards."""
     model = tiny(initializer_range=0.2)
-    head_geometry(model)
+    units_of(model)
     before, found = logits(model), traces(model)
     yield model
     assert torch.equal(logits(model), before)
@@ -63,8 +63,8 @@ def test_a_block_inside_a_block_is_refused(model):
             with pytest.raises(ModelError, match="inside a headcount block already"):
                 inner()
         assert torch.equal(logits(model), expected)
-        assert head_geometry(model).num_heads == 24
-    assert outer.zeroed.sizes["example"] == len(TOKENS)
+        assert units_of(model).num_heads == 24
+    assert outer.off.sizes["example"] == len(TOKENS)
 
 
 def test_blocks_of_two_models_may_be_closed_in_any_order(model, tiny):
@@ -101,7 +101,7 @@ def test_two_models_of_one_configuration_are_not_run_at_once(model):
         with pytest.raises(ModelError, match="or one that shares its configuration or layers"):
             instrument(other).__enter__()
         assert torch.equal(logits(model), expected)
-    assert probe.zeroed.sizes["example"] == len(TOKENS)
+    assert probe.off.sizes["example"] == len(TOKENS)
     assert torch.equal(logits(other), before)
 
 
@@ -129,7 +129,7 @@ def test_another_thread_does_not_share_a_block(model):
         assert "another thread or task opened" in str(in_thread(lambda: logits(model)))
         assert "inside a headcount block already" in str(in_thread(lambda: zeroed_logits(model)))
         assert torch.equal(logits(model), expected)
-    assert probe.zeroed.sizes["example"] == len(TOKENS)
+    assert probe.off.sizes["example"] == len(TOKENS)
     assert torch.equal(in_thread(lambda: logits(model)), before)
     assert torch.equal(in_thread(lambda: zeroed_logits(model)), expected)
 
@@ -177,7 +177,7 @@ def test_many_threads_get_their_own_numbers_or_a_sentence(model):
                 if number < len(policies):
                     with instrument(model, policy=policies[number]) as probe:
                         found = logits(model)
-                    if probe.zeroed.sizes["example"] != len(TOKENS) or not torch.equal(found, expected[number]):
+                    if probe.off.sizes["example"] != len(TOKENS) or not torch.equal(found, expected[number]):
                         wrong.append(number)
                 elif not torch.equal(logits(model), before):
                     wrong.append(number)
@@ -197,7 +197,7 @@ def test_another_task_does_not_share_a_block_and_a_thread_for_this_one_does(mode
         with instrument(model, policy=POLICY) as probe:
             await asyncio.sleep(0.05)
             found = await asyncio.to_thread(logits, model)
-        return probe.zeroed.sizes["example"], found
+        return probe.off.sizes["example"], found
 
     async def without():
         await asyncio.sleep(0.01)
@@ -228,7 +228,7 @@ def test_a_pass_after_an_interrupt_is_right(model):
                 logits(model, torch.tensor([[9, 9], [3, 3]]))
             assert torch.equal(logits(model), expected)
             torch.testing.assert_close(model.lm_head(model.model(TOKENS).last_hidden_state), expected)
-    assert probe.zeroed.sizes["example"] == 7 * len(TOKENS)
+    assert probe.off.sizes["example"] == 7 * len(TOKENS)
 
 
 def test_a_model_called_inside_its_own_pass_is_refused(model):
@@ -302,7 +302,7 @@ def test_a_copy_made_inside_a_block_is_the_model_itself(model, made):
     with instrument(model, policy=Random(0.4)) as probe:
         copies = [made(model) for _ in range(3)]
         assert torch.equal(logits(copies[0]), before)
-    assert probe.zeroed.sizes["example"] == 0
+    assert probe.off.sizes["example"] == 0
     assert torch.equal(logits(copies[1]), before)
     with instrument(copies[2], policy=POLICY):
         assert torch.equal(logits(copies[2]), zeroed_logits(model))

@@ -4,7 +4,6 @@ import torch
 import xarray as xr
 
 from headcount.errors import InputError
-from headcount.heads import HeadSet
 from headcount.measure import measure_heads
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
@@ -12,6 +11,7 @@ from headcount.removal import choose
 from headcount.removal.choose import order_by_need, select_heads
 from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import replace_heads
+from headcount.units import UnitSet
 
 ROWS = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 20, 9)]
 
@@ -101,8 +101,8 @@ def test_rounds_measure_again_with_what_has_gone_replaced(tiny):
     selection = select_heads(model, ROWS, share=0.5, rounds=2, how="mean")
     first = select_heads(model, ROWS, share=0.25, how="mean").heads
     assert selection.heads[:6] == first
-    with replace_heads(model, HeadSet(first), "mean", rows=ROWS).applied(model):
-        need = taylor_scores(model, ROWS, how="mean", removed=HeadSet(first)).values.mean(0)
+    with replace_heads(model, UnitSet(first), "mean", rows=ROWS).applied(model):
+        need = taylor_scores(model, ROWS, how="mean", removed=UnitSet(first)).values.mean(0)
     then = [(place // 8, place % 8) for place in np.argsort(need, axis=None)]
     assert list(selection.heads[6:]) == [head for head in then if head not in first][:6]
     assert torch.equal(model(torch.tensor(ROWS[:1])).logits, before)

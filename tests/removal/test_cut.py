@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from headcount.errors import ModelError
-from headcount.interventions import Fixed
 from headcount.models.instrument import instrument
-from headcount.models.observe import head_geometry
+from headcount.models.observe import units_of
+from headcount.policies import Fixed
 from headcount.removal.cut import attention_layouts, cut_heads
 from headcount.removal.plan import plan_removal
 from headcount.removal.prune import savings
@@ -24,7 +24,7 @@ REFUSED = {"doge": "A", "olmo2": "q_norm", "olmo3": "q_norm", "olmoe": "q_norm"}
 def some_heads(model):
     """First layer: groups of different size. Second: a whole group, and one head of each other. Third: all heads."""
     heads = []
-    for place, layer in enumerate(head_geometry(model).layers):
+    for place, layer in enumerate(units_of(model).layers):
         count, size = layer.num_attention_heads, layer.group_size
         uneven = [0, count - 2, count - 1]
         even = [head for head in range(count) if head < size or head % max(size, 2) == 1]
@@ -44,7 +44,7 @@ def whole_and_step(model):
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family not in REFUSED])
 def test_pruned_is_masked(family):
     model = build(family)
-    plan = plan_removal(head_geometry(model), some_heads(model), uneven="index")
+    plan = plan_removal(units_of(model), some_heads(model), uneven="index")
     with torch.no_grad():
         before = model(TOKENS).logits
         with instrument(model, policy=Fixed(plan.removed)):
@@ -79,7 +79,7 @@ def test_norms_with_weights_of_their_own_for_each_head():
             for name, parameter in model.named_parameters():
                 if "norm" in name and "attn" in name:
                     parameter.uniform_(0.2, 5)
-        plan = plan_removal(head_geometry(model), some_heads(model), uneven="index")
+        plan = plan_removal(units_of(model), some_heads(model), uneven="index")
         pruned, _ = cut_heads(model, plan, replace_heads(model, plan.removed, "zero"))
         with torch.no_grad(), instrument(model, policy=Fixed(plan.removed)):
             masked = model(TOKENS).logits
@@ -91,7 +91,7 @@ def test_norms_with_weights_of_their_own_for_each_head():
 def test_other_ways_with_uneven_groups(tiny, uneven):
     model = tiny("qwen2")
     heads = [(0, 0), (0, 5), (0, 6), (1, 2), (2, 0), (2, 1), (2, 2), (2, 3), (2, 7)]
-    plan = plan_removal(head_geometry(model), heads, uneven=uneven)
+    plan = plan_removal(units_of(model), heads, uneven=uneven)
     assert len(plan.removed) == (9 if uneven == "repeat" else 7)
     pruned, _ = cut_heads(model, plan, replace_heads(model, plan.removed, "zero"))
     with torch.no_grad(), instrument(model, policy=Fixed(plan.removed)):

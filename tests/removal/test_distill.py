@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from headcount.errors import InputError, ModelError
-from headcount.heads import HeadSet
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.removal.distill import Distillation, distill
 from headcount.removal.replace import replace_heads
+from headcount.units import UnitSet
 
 ROWS = [
     torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 30, 5, 1, 30, 21)
 ]
-REMOVED = HeadSet([(0, head) for head in range(6)] + [(2, head) for head in range(8)])
+REMOVED = UnitSet([(0, head) for head in range(6)] + [(2, head) for head in range(8)])
 
 
 def log_probabilities(model):
@@ -58,7 +58,7 @@ def test_predictions_come_nearer_to_the_originals(tiny, family):
 def test_one_step_is_adamws_on_the_gradient_of_the_divergence(tiny):
     """By autograd on the whole model, without recomputing and without this module's batches."""
     model, row = tiny(num_hidden_layers=2), ROWS[1]
-    begin = replace_heads(model, HeadSet([(0, 1)]), "mean", rows=ROWS)
+    begin = replace_heads(model, UnitSet([(0, 1)]), "mean", rows=ROWS)
     (trained,) = distill(model, begin, [row], Distillation(epochs=1, learning_rate=1e-3)).projections.values()
     original = model(torch.tensor([row])).logits[0, 1:].log_softmax(-1).detach()
     with begin.applied(model):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from headcount.errors import InputError, ModelError
-from headcount.heads import HeadSet
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.removal.gradients import taylor_scores, unpredicted
+from headcount.units import UnitSet
 from tests.removal.test_replace import head_outputs
 
 ROWS = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (9, 14)]
@@ -103,7 +103,7 @@ def test_batches_and_padding_do_not_matter_and_the_model_is_as_before(tiny):
 
 def test_heads_that_are_out_predict_nothing_and_have_no_score(tiny):
     model = tiny(num_hidden_layers=1)
-    scores = taylor_scores(model, ROWS, how="refit", unit="group", removed=HeadSet([(0, head) for head in range(4)]))
+    scores = taylor_scores(model, ROWS, how="refit", unit="group", removed=UnitSet([(0, head) for head in range(4)]))
     assert np.isnan(scores.values[:, 0, 0]).all()
     # With the other group gone, what remains is predicted by nothing: its mean is all that is left.
     alone = taylor_scores(model, ROWS, how="mean", unit="group")

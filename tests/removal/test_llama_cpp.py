@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from headcount.errors import InputError, ModelError
-from headcount.models.observe import head_geometry
+from headcount.models.observe import units_of
 from headcount.removal.cut import cut_heads
 from headcount.removal.llama_cpp import write_gguf
 from headcount.removal.plan import plan_removal
@@ -47,7 +47,7 @@ def read(file):
 
 
 def written(model, heads, tokenizer, file, *, how="mean", precision="f32", uneven="repeat"):
-    plan = plan_removal(head_geometry(model), heads, uneven=uneven)
+    plan = plan_removal(units_of(model), heads, uneven=uneven)
     pruned, _ = cut_heads(model, plan, replace_heads(model, plan.removed, how, rows=ROWS))
     write_gguf(model, pruned, plan, file, tokenizer_from=tokenizer, precision=precision, name="tiny")
     return pruned
@@ -135,7 +135,7 @@ def test_a_removed_layers_constant_has_the_same_effect_in_the_layer_before(tiny)
     """Which is what the file relies on: the constant enters the residual stream at the same place."""
     model = tiny()
     heads = [(1, head) for head in range(8)]
-    plan = plan_removal(head_geometry(model), heads, uneven="repeat")
+    plan = plan_removal(units_of(model), heads, uneven="repeat")
     pruned, _ = cut_heads(model, plan, replace_heads(model, plan.removed, "mean", rows=ROWS))
     tokens = torch.tensor([ROWS[0]])
     with torch.no_grad():

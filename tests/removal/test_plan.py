@@ -1,14 +1,14 @@
 import pytest
 
 from headcount.errors import InputError
-from headcount.heads import HeadGeometry, HeadSet, LayerHeads
 from headcount.removal.plan import plan_removal
+from headcount.units import LayerUnits, UnitMap, UnitSet
 
 
 def geometry(heads=6, groups=2, layers=2):
-    return HeadGeometry(
+    return UnitMap(
         layers=tuple(
-            LayerHeads(index=i, num_attention_heads=heads, num_key_value_heads=groups, head_dim=8)
+            LayerUnits(index=i, num_attention_heads=heads, num_key_value_heads=groups, head_dim=8)
             for i in range(layers)
         )
     )
@@ -60,8 +60,8 @@ def test_uneven_groups_by_keeping_the_most_needed():
     plan = plan_removal(geometry(layers=1), [(0, 2), (0, 4), (0, 0)], uneven="keep")
     (layer,) = plan.layers
     assert (layer.query, layer.key_value, layer.group_size) == ((0, 1, 3, 5), (0, 1), 2)
-    assert plan.removed == HeadSet([(0, 2), (0, 4)])
-    assert plan.kept_after_all == HeadSet([(0, 0)])
+    assert plan.removed == UnitSet([(0, 2), (0, 4)])
+    assert plan.kept_after_all == UnitSet([(0, 0)])
 
 
 def test_a_layer_can_lose_all_heads_and_the_model_cannot():

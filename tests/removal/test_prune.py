@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from headcount.errors import InputError, ModelError, RunError
-from headcount.models.observe import head_geometry
+from headcount.models.observe import units_of
 from headcount.removal.checkpoint import load_saved
 from headcount.removal.choose import select_heads
 from headcount.removal.prune import prune_heads
@@ -44,9 +44,7 @@ def select(model, heads=None):
 
 def even(model):
     """In every layer every second query head: each has the same counts."""
-    return [
-        (layer.index, head) for layer in head_geometry(model).layers for head in range(0, layer.num_attention_heads, 2)
-    ]
+    return [(layer.index, head) for layer in units_of(model).layers for head in range(0, layer.num_attention_heads, 2)]
 
 
 def test_reload_in_a_fresh_process_without_headcount(tiny, tmp_path):
@@ -86,20 +84,20 @@ def test_a_pruned_checkpoint_can_be_pruned_again(tiny, tmp_path):
     first = [(0, 0), (0, 4), *((1, head) for head in range(8)), (2, 3)]
     prune_heads(model, select(model, first[:-1]), tmp_path / "once", how="mean", rows=ROWS)
     again = load_saved(tmp_path / "once", "modelling file", model)
-    assert [layer.num_attention_heads for layer in head_geometry(again).layers] == [6, 8]
+    assert [layer.num_attention_heads for layer in units_of(again).layers] == [6, 8]
     prune_heads(again, select(again, [(0, 0), (0, 1), (0, 2)]), tmp_path / "twice")
     both = load_saved(tmp_path / "twice", "modelling file", model)
-    assert [layer.num_attention_heads for layer in head_geometry(both).layers] == [3, 8]
+    assert [layer.num_attention_heads for layer in units_of(both).layers] == [3, 8]
 
     prune_heads(model, select(model, first), tmp_path / "uneven")
     uneven = load_saved(tmp_path / "uneven", "modelling file", model)
     with pytest.raises(ModelError, match="groups of unequal size from an earlier pruning"):
         prune_heads(uneven, select(uneven, [(0, 0)]), tmp_path / "more")
     # It still knows whose keys a head uses, though it hands them to the attention function once for each query head.
-    first_layer, *_, last_layer = head_geometry(uneven).layers
+    first_layer, *_, last_layer = units_of(uneven).layers
     assert (first_layer.num_key_value_heads, first_layer.key_value_heads) == (2, (0, 0, 0, 1, 1, 1))
     assert (last_layer.num_key_value_heads, last_layer.key_value_heads) == (2, (0, 0, 0, 1, 1, 1, 1))
-    assert select(uneven, [(0, 0)]).model.geometry == head_geometry(uneven)
+    assert select(uneven, [(0, 0)]).model.geometry == units_of(uneven)
     with pytest.raises(InputError, match="cannot be cut again. Select heads of the original"):
         select_heads(uneven, ROWS, share=0.3, score="ahon_ln")
 

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from headcount.errors import InputError
-from headcount.heads import HeadSet
-from headcount.interventions import Fixed
 from headcount.models.instrument import instrument
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
+from headcount.policies import Fixed
 from headcount.removal.moments import Mean, head_output_statistics
 from headcount.removal.replace import replace_heads
+from headcount.units import UnitSet
 
 ROWS = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 30, 5, 1)]
-REMOVED = HeadSet([(0, 1), (0, 6), (2, 0)])
+REMOVED = UnitSet([(0, 1), (0, 6), (2, 0)])
 TOKENS = torch.tensor([ROWS[1]])
 
 
@@ -97,7 +97,7 @@ def test_refit_solves_each_layers_regression_on_the_changed_model(tiny):
     np.testing.assert_allclose(first.bias, bias, rtol=1e-3, atol=1e-6)
     untouched = replacement.projections[2].weight
     assert list(replacement.projections) == [0, 2]
-    with replace_heads(model, HeadSet([(0, 1), (0, 6)]), "refit", rows=ROWS, ridge=ridge).applied(model):
+    with replace_heads(model, UnitSet([(0, 1), (0, 6)]), "refit", rows=ROWS, ridge=ridge).applied(model):
         weight, _ = refitted(2, [0])
     np.testing.assert_allclose(untouched, weight, rtol=1e-3, atol=1e-5)
 
@@ -109,7 +109,7 @@ def test_a_head_that_the_others_determine_is_replaced_exactly(tiny):
     with torch.no_grad():
         attention.q_proj.weight[8:16] = attention.q_proj.weight[0:8]
     before = logits(model)
-    replacement = replace_heads(model, HeadSet([(0, 1)]), "refit", rows=ROWS, ridge=1e-9)
+    replacement = replace_heads(model, UnitSet([(0, 1)]), "refit", rows=ROWS, ridge=1e-9)
     with replacement.applied(model):
         torch.testing.assert_close(logits(model), before, rtol=1e-3, atol=1e-4)
 
@@ -119,8 +119,8 @@ def test_bad_input(tiny):
     with pytest.raises(InputError, match="'zero', 'mean' or 'refit', not 'median'"):
         replace_heads(model, REMOVED, "median")  # pyright: ignore
     with pytest.raises(InputError, match="by mean needs calibration texts"):
-        replace_heads(model, HeadSet([(0, 1)]), "mean", rows=[[3]])
+        replace_heads(model, UnitSet([(0, 1)]), "mean", rows=[[3]])
     with pytest.raises(InputError, match="ridge is greater than 0, not 0"):
-        replace_heads(model, HeadSet([(0, 1)]), "refit", rows=ROWS, ridge=0)
+        replace_heads(model, UnitSet([(0, 1)]), "refit", rows=ROWS, ridge=0)
     with pytest.raises(InputError, match="Head 1 of layer 2 does not exist"):
-        replace_heads(model, HeadSet([(2, 1)]), "zero")
+        replace_heads(model, UnitSet([(2, 1)]), "zero")

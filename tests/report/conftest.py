@@ -67,12 +67,12 @@ def make_outcomes(task: str = "arc_easy", questions: int = 200, loss: dict[str, 
     return pd.concat(frames, ignore_index=True)
 
 
-def _frame(policy, score, share_asked, share_zeroed, right, task) -> pd.DataFrame:
+def _frame(policy, score, share_asked, share_off, right, task) -> pd.DataFrame:
     return pd.DataFrame({
         "policy": policy, "score": score, "share_asked": share_asked, "threshold": np.nan, "task": task,
         "doc_id": np.arange(len(right)), "doc_hash": "x", "acc": np.asarray(right, dtype=float),
-        "loglikelihoods": [[-1.0, -2.0, -3.0, -4.0]] * len(right), "share_zeroed": share_zeroed, "num_inputs": 4,
-        "num_tokens": 160, "gold_loglikelihood": np.where(right, -1.0, -2.5), "kl_from_baseline": share_zeroed * 2,
+        "loglikelihoods": [[-1.0, -2.0, -3.0, -4.0]] * len(right), "share_off": share_off, "num_inputs": 4,
+        "num_tokens": 160, "gold_loglikelihood": np.where(right, -1.0, -2.5), "kl_from_baseline": share_off * 2,
     })  # fmt: skip
 
 

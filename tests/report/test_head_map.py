@@ -4,9 +4,9 @@ import gzip
 import numpy as np
 import xarray as xr
 
-from headcount.heads import LayerHeads
 from headcount.report.head_map import ALWAYS, HALF, NOT_MEASURED, STEPS, head_maps, head_profile
 from headcount.thresholding import thresholds
+from headcount.units import LayerUnits
 from tests.report.conftest import make_scores
 
 DIMS = ("example", "layer", "head")
@@ -80,7 +80,7 @@ def test_packed_profile_comes_back():
 
 
 def test_facts_of_the_map():
-    layers = [LayerHeads(index=5, num_attention_heads=4, num_key_value_heads=2, head_dim=8)]
+    layers = [LayerUnits(index=5, num_attention_heads=4, num_key_value_heads=2, head_dim=8)]
     facts, packed = head_maps(one("ahon", np.ones((2, 2, 4)), layer=(5, 7)), layers)
     assert facts["layers"] == [5, 7]
     assert facts["groups"] == [2, 1]  # two query heads a key-value head in layer 5; nothing is known of layer 7
@@ -101,8 +101,8 @@ def test_an_unknown_score_has_no_side():
 
 def test_groups_of_several_sizes_name_each_heads():
     layers = [
-        LayerHeads(index=5, num_attention_heads=3, num_key_value_heads=2, head_dim=8, key_value_index=(0, 1, 1)),
-        LayerHeads(index=7, num_attention_heads=4, num_key_value_heads=2, head_dim=8),
+        LayerUnits(index=5, num_attention_heads=3, num_key_value_heads=2, head_dim=8, key_value_index=(0, 1, 1)),
+        LayerUnits(index=7, num_attention_heads=4, num_key_value_heads=2, head_dim=8),
     ]
     facts, _ = head_maps(one("ahon", np.ones((2, 2, 4)), layer=(5, 7)), layers)
     assert facts["groups"] == [[0, 1, 1, 1], 2]  # the last stands for no head

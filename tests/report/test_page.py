@@ -222,7 +222,7 @@ def test_answers_and_texts_have_no_common_mean():
 def test_a_pruned_checkpoint_is_no_score():
     outcomes = make_outcomes(loss={"ahon_ln": 0.9, "random": 9.0})
     gone = outcomes[outcomes["policy"] == "ahon_ln:0.20"].assign(
-        policy="pruned:smaller", score="pruned", share_asked=0.3, share_zeroed=0.3,
+        policy="pruned:smaller", score="pruned", share_asked=0.3, share_off=0.3,
         acc=outcomes.loc[outcomes["policy"] == "baseline", "acc"].to_numpy(),
     )  # fmt: skip
     text = text_of(render_page([make_results(scores=None, outcomes=pd.concat([outcomes, gone]))]))

@@ -27,7 +27,7 @@ def outcomes(policy, questions=3):
         "policy": policy, "score": "", "share_asked": nan, "threshold": nan, "task": "sums",
         "doc_id": range(questions), "doc_hash": [f"{i:x}" for i in range(questions)],
         "acc": [1.0, nan, 0.0][:questions], "loglikelihoods": [[-1.5, -2.0, nan], None, [-0.25]][:questions],
-        "target": ["1", "über", ""][:questions], "share_zeroed": [0.0, 0.5, 1 / 3][:questions],
+        "target": ["1", "über", ""][:questions], "share_off": [0.0, 0.5, 1 / 3][:questions],
     })  # fmt: skip
 
 

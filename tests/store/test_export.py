@@ -38,4 +38,4 @@ def test_exported_numbers_keep_every_digit(run, tmp_path):
     found = pd.read_csv(tmp_path / "tables/scores.csv", dtype={"awft": np.float32})
     np.testing.assert_array_equal(found["awft"], table(4)["awft"].values.ravel())
     back = pd.read_csv(tmp_path / "tables/outcomes.csv")
-    assert back["share_zeroed"].tolist() == [0.0, 0.5, 1 / 3]
+    assert back["share_off"].tolist() == [0.0, 0.5, 1 / 3]

@@ -4,8 +4,8 @@ import pytest
 from headcount.analysis import UntilDecided, asking_order
 from headcount.errors import InputError, RunError
 from headcount.evaluation.evaluate import evaluate
-from headcount.interventions import Random
 from headcount.models.loading import load
+from headcount.policies import Random
 from headcount.store import Run
 from headcount.study.folder import open_study
 from headcount.study.progress import study_progress

@@ -8,9 +8,9 @@ import pytest
 from headcount.errors import InputError, ModelError, RunError
 from headcount.evaluation.benchmark import Benchmark
 from headcount.evaluation.evaluate import evaluate
-from headcount.interventions import Random, Threshold
 from headcount.measure import measure_heads
 from headcount.models.loading import load
+from headcount.policies import Random, Threshold
 from headcount.study.check import check_study
 from headcount.study.faults import find_faults
 from headcount.study.folder import is_study, open_study
@@ -57,7 +57,7 @@ def test_a_study_gives_what_its_steps_give_one_by_one(fields, subjects, tmp_path
     assert len(found) == len(expected.outcomes) == 9 * 10
     pd.testing.assert_frame_equal(found[["policy", "doc_id"]], expected.outcomes[["policy", "doc_id"]])
     # A threshold may coincide with a score, whose last digit depends on the batch: then one head more or less is zeroed.
-    same = np.isclose(found["share_zeroed"], expected.outcomes["share_zeroed"])
+    same = np.isclose(found["share_off"], expected.outcomes["share_off"])
     assert same.mean() > 0.95
     for column in ("acc", "kl_from_baseline", "gold_loglikelihood"):
         np.testing.assert_allclose(
@@ -78,7 +78,7 @@ def test_a_policy_that_zeroes_nothing_gives_the_untouched_models_answers_to_the_
     run = run_study(Study(**fields | {"scores": ["random"], "shares": [0.005]}), tmp_path / "study").runs().popitem()[1]
     outcomes = run.outcomes()
     untouched, policy = (outcomes[outcomes["policy"] == label].reset_index() for label in run.policies())
-    same = policy["share_zeroed"] == 0
+    same = policy["share_off"] == 0
     assert 0 < same.sum() < len(same)
     assert (policy["kl_from_baseline"] == 0).tolist() == same.tolist()
     for i in same[same].index:
@@ -232,7 +232,7 @@ def test_half_precision_scores_are_half_the_size(fields, tmp_path):
 def test_layers_can_be_left_alone(fields, tmp_path):
     run = run_study(Study(**fields | {"scores": ["random"], "shares": [1]}, exclude_layers=[1]), tmp_path / "study")
     outcomes = run.outcomes()
-    assert outcomes.groupby("policy")["share_zeroed"].mean().to_dict() == {
+    assert outcomes.groupby("policy")["share_off"].mean().to_dict() == {
         "baseline": 0,
         "random:1 except layer 1": 0.5,
     }

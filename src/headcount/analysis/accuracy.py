@@ -75,7 +75,7 @@ def accuracy_table(
             "policy": paired.policies,
             "score": paired.scores,
             "share_asked": paired.shares_asked,
-            "share_realised": np.nanmean(paired.share_zeroed, axis=0),
+            "share_realised": np.nanmean(paired.share_off, axis=0),
             "num_questions": (~np.isnan(change)).sum(axis=0),
             "num_not_finite": paired.num_not_finite,
             "accuracy": np.nanmean(paired.values, axis=0),

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 
 from headcount.analysis.accuracy import accuracy_table
-from headcount.analysis.outcomes import BASELINE
+from headcount.policies import BASELINE
 
 _SPREAD = ("", "_low", "_high")
 

@@ -12,9 +12,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from headcount.errors import InputError
-from headcount.heads import HeadGeometry
 from headcount.scores import Side, inactive_when
 from headcount.summaries import Summary
+from headcount.units import UnitMap
 
 _CELLS_A_CHUNK = 20_000_000  # scores held at once: 80 MB of float32
 
@@ -97,7 +97,7 @@ def _summarised_frequency(scores: Summary, thresholds: xr.Dataset, names: list[s
     )
 
 
-def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, geometry: HeadGeometry) -> xr.Dataset:
+def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, units: UnitMap) -> xr.Dataset:
     """On which share of the inputs each key-value group is inactive as a whole: all query heads that share its keys.
 
     Only then could its keys and values be left out of the computation and of the cache. With one query head a group
@@ -106,29 +106,29 @@ def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, geometry: HeadGe
     Args:
         scores: dims (example, layer, head).
         thresholds: dim (share,).
-        geometry: the model's layers, in the order of ``scores``.
+        units: the model's layers, in the order of ``scores``.
 
     Returns:
         One float64 variable a score, dims (share, layer, group): of the inputs on which all its heads have a finite
         score; NaN for a group of which that never holds, and for one that a layer does not have.
 
     Raises:
-        InputError: no score with thresholds, or a geometry of other layers than the scores'.
+        InputError: no score with thresholds, or a units of other layers than the scores'.
     """
     names = common_scores(scores, thresholds)
-    if geometry.layer_indices != scores["layer"].values.tolist():
+    if units.layer_indices != scores["layer"].values.tolist():
         raise InputError(
-            f"The geometry has layers {geometry.layer_indices}, the scores {scores['layer'].values.tolist()}. "
+            f"The units has layers {units.layer_indices}, the scores {scores['layer'].values.tolist()}. "
             "Pass that of the model that was measured."
         )
-    most = _most_groups(geometry)
-    shape = thresholds.sizes["share"], len(geometry.layers), most
+    most = _most_groups(units)
+    shape = thresholds.sizes["share"], len(units.layers), most
     found = {name: np.zeros(shape) for name in names}
     measured = {name: np.zeros(shape[1:]) for name in names}
     sides: dict[str, Side] = {name: inactive_when(name, scores) for name in names}
     for examples in chunks(scores):
         for name in names:
-            most_active = _most_active(values_of(scores, name, examples), geometry, sides[name])
+            most_active = _most_active(values_of(scores, name, examples), units, sides[name])
             measured[name] += (~np.isnan(most_active)).sum(axis=0)
             for number, threshold in enumerate(thresholds[name].to_numpy()):
                 found[name][number] += beyond(most_active, threshold, sides[name]).sum(axis=0)
@@ -139,19 +139,19 @@ def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, geometry: HeadGe
     )
 
 
-def _most_active(values: NDArray[np.floating], geometry: HeadGeometry, side: Side) -> NDArray[np.floating]:
+def _most_active(values: NDArray[np.floating], units: UnitMap, side: Side) -> NDArray[np.floating]:
     """The score of each group's head that is farthest from inactive, [example, layer, group]; NaN where any is."""
     farthest = np.max if side == "low" else np.min
-    found = np.full((len(values), len(geometry.layers), _most_groups(geometry)), np.nan, values.dtype)
-    for row, layer in enumerate(geometry.layers):
+    found = np.full((len(values), len(units.layers), _most_groups(units)), np.nan, values.dtype)
+    for row, layer in enumerate(units.layers):
         shared = np.array(layer.key_value_heads)
         for group in range(layer.num_key_value_heads):
             found[:, row, group] = farthest(values[:, row, : layer.num_attention_heads][:, shared == group], axis=1)
     return found
 
 
-def _most_groups(geometry: HeadGeometry) -> int:
-    return max(layer.num_key_value_heads for layer in geometry.layers)
+def _most_groups(units: UnitMap) -> int:
+    return max(layer.num_key_value_heads for layer in units.layers)
 
 
 def frequency_table(heads: xr.Dataset, groups: xr.Dataset | None = None) -> pd.DataFrame:

@@ -9,25 +9,24 @@ from numpy.typing import NDArray
 
 from headcount.errors import InputError, nearest
 from headcount.metrics import DIRECTIONS, Metric
-
-BASELINE = "baseline"
+from headcount.policies import BASELINE
 
 #: Columns that can be averaged like a metric, and are finer than one: they say something near chance too.
 MEASURES = ("gold_loglikelihood", "kl_from_baseline")
 
 #: Columns of outcomes that are never a metric of lm-eval's; one of its metrics with such a name is `score,none`.
 NOT_METRICS = frozenset({
-    "policy", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
-    "share_zeroed", "num_inputs", "num_tokens", "items", "zeroed_heads", DIRECTIONS, *MEASURES,
+    "policy", "curve", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
+    "share_off", "num_inputs", "num_tokens", "items", "heads_off", DIRECTIONS, *MEASURES,
 })  # fmt: skip
-_NEEDED = ("policy", "score", "share_asked", "task", "doc_id", "share_zeroed")
+_NEEDED = ("policy", "score", "share_asked", "task", "doc_id", "share_off")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairedOutcomes:
     """One metric of every policy beside the baseline's, question by question (task, doc_id).
 
-    ``values`` and ``share_zeroed`` are NaN where the policy or the baseline has no finite value: only pairs count.
+    ``values`` and ``share_off`` are NaN where the policy or the baseline has no finite value: only pairs count.
     """
 
     metric: Metric
@@ -36,7 +35,7 @@ class PairedOutcomes:
     scores: list[str]  # of each policy; "" for those that use none
     shares_asked: list[float]  # of each policy
     values: NDArray[np.float64]  # [question, policy]
-    share_zeroed: NDArray[np.float64]  # [question, policy]
+    share_off: NDArray[np.float64]  # [question, policy]
     tasks: NDArray[np.intp]  # [question], a number for each task: the strata of the bootstrap
     num_not_finite: NDArray[np.intp]  # [policy], questions of these tasks left out: no finite value here or untouched
     num_lost: NDArray[np.intp]  # [policy], those of them that have one untouched
@@ -123,10 +122,10 @@ def pair_outcomes(outcomes: pd.DataFrame, metric: str, higher_is_better: bool | 
             "Keep one row a policy and question."
         )
     wide = asked.assign(asked=1.0).pivot(
-        index=["task", "doc_id"], columns="policy", values=[metric, "share_zeroed", "asked"]
+        index=["task", "doc_id"], columns="policy", values=[metric, "share_off", "asked"]
     )
-    values, share_zeroed, was_asked = (
-        wide[name].reindex(policies, axis="columns").to_numpy(dtype=float) for name in (metric, "share_zeroed", "asked")
+    values, share_off, was_asked = (
+        wide[name].reindex(policies, axis="columns").to_numpy(dtype=float) for name in (metric, "share_off", "asked")
     )
     finite, both_asked = np.isfinite(values), np.nan_to_num(was_asked * was_asked[:, :1]).astype(bool)
     common = finite & finite[:, :1]
@@ -135,16 +134,16 @@ def pair_outcomes(outcomes: pd.DataFrame, metric: str, higher_is_better: bool | 
             f"Policy {policies[int(common.any(axis=0).argmin())]!r} has no question with {metric!r} in common with the "
             "baseline. Evaluate both on the same tasks and documents."
         )
-    if np.isnan(share_zeroed[common]).any():
-        raise InputError("share_zeroed is NaN for some answered questions. Pass the outcomes of a headcount run.")
+    if np.isnan(share_off[common]).any():
+        raise InputError("share_off is NaN for some answered questions. Pass the outcomes of a headcount run.")
     kept = np.flatnonzero(finite.any(axis=1))
     return PairedOutcomes(
         metric=Metric.of(outcomes, metric, higher_is_better),
         policies=policies,
-        scores=[str(score) for score in firsts["score"]],
+        scores=[str(curve) for curve in firsts["curve" if "curve" in firsts else "score"]],
         shares_asked=[float(share) for share in firsts["share_asked"]],
         values=np.where(common, values, np.nan)[kept],
-        share_zeroed=np.where(common, share_zeroed, np.nan)[kept],
+        share_off=np.where(common, share_off, np.nan)[kept],
         tasks=pd.factorize(wide.index.get_level_values("task")[kept])[0],
         num_not_finite=(both_asked & ~common).sum(axis=0),
         num_lost=(both_asked & ~finite & finite[:, :1]).sum(axis=0),

@@ -25,8 +25,8 @@ from headcount.analysis.removable import removable_table
 from headcount.analysis.search import decided_shares
 from headcount.analysis.sequential import UntilDecided
 from headcount.analysis.stability import head_stability, threshold_stability, threshold_transfer
-from headcount.heads import HeadGeometry
 from headcount.summaries import Summary
+from headcount.units import UnitMap
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Saved:
         num_questions: of the whole benchmark, for that rule.
         scores: one variable a score, dims (example, layer, head), or their summary.
         thresholds: one variable a score, dim (share,).
-        geometry: the model's layers.
+        units: the model's layers.
     """
 
     model: str
@@ -53,7 +53,7 @@ class Saved:
     num_questions: int = 0
     scores: xr.Dataset | Summary | None = None
     thresholds: xr.Dataset | None = None
-    geometry: HeadGeometry | None = None
+    units: UnitMap | None = None
 
 
 def all_tables(
@@ -127,8 +127,8 @@ def all_tables(
             groups = None
             if isinstance(run.scores, xr.Dataset):
                 keep("agreement", _pairs(score_agreement(run.scores, run.thresholds)), **labels)
-                if run.geometry is not None:
-                    groups = group_frequency(run.scores, run.thresholds, run.geometry)
+                if run.units is not None:
+                    groups = group_frequency(run.scores, run.thresholds, run.units)
             keep("inactive", frequency_table(heads, groups), **labels)
             keep("heads", _long(heads, "frequency"), **labels)
             if groups is not None:

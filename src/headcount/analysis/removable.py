@@ -93,7 +93,7 @@ def removable_table(
     if paired.metric.higher_is_better is None:
         raise InputError(paired.metric.doubt)
     rng = np.random.default_rng(seed)
-    values = np.hstack([paired.share_zeroed, paired.gain, paired.values[:, :1]])  # [question, 2 · policy + 1]
+    values = np.hstack([paired.share_off, paired.gain, paired.values[:, :1]])  # [question, 2 · policy + 1]
     samples = resampled_means(values, paired.tasks, resamples=resamples, rng=rng)
     measured = np.nanmean(values, axis=0, keepdims=True)
     floors = [

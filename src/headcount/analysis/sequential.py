@@ -10,9 +10,10 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from headcount.analysis.bootstrap import check_confidence
-from headcount.analysis.outcomes import BASELINE, MEASURES, metrics_of, pair_outcomes
+from headcount.analysis.outcomes import MEASURES, metrics_of, pair_outcomes
 from headcount.errors import InputError, nearest
 from headcount.metrics import Metric
+from headcount.policies import BASELINE
 
 Verdict = Literal["within", "beyond"]
 
@@ -281,7 +282,7 @@ def sequential_table(
             "policy": policy,
             "score": asked["score"].iloc[0],
             "share_asked": asked["share_asked"].iloc[0],
-            "share_realised": asked["share_zeroed"].to_numpy(dtype=float)[common].mean(),
+            "share_realised": asked["share_off"].to_numpy(dtype=float)[common].mean(),
             "num_questions": test.num_asked,
             "total": total,
             "change": judged.sign * test.change,

@@ -50,7 +50,7 @@ def demo(
                 progress=progress.start(f"Measuring {len(ids)} scores", facts.num_inputs),
             )  # fmt: skip
             find_thresholds(run, ALL_SHARES)
-            requests = [parse_policy(f"{score}:{share}") for score in SCORES for share in SHARES]
+            requests = [parse_policy(f"{score}:{share}", seed=seed) for score in SCORES for share in SHARES]
             evaluate_into(run, subject, requests, progress, seed=seed)
         page = write_report([run])
     model = run.manifest.model

@@ -15,7 +15,7 @@ from headcount.errors import InputError, RunError
 if TYPE_CHECKING:
     import xarray as xr
 
-    from headcount.policies import PolicyRequest
+    from headcount.policies import Written
     from headcount.store import Run
     from headcount.study.subject import Subject
     from headcount.study.units import LocalEngine
@@ -78,13 +78,13 @@ def evaluate(
     seed: options.Seed = 0,
 ) -> None:
     """Zero inactive heads, chosen anew for each input, while a benchmark runs, and compare with the untouched model."""
-    from headcount.policies import parse_policy
+    from headcount.resolving import read_policy
 
     if not task:
         raise InputError("Say which benchmark to run: --task NAME, such as arc_easy or mmlu.")
     requests = list(
         dict.fromkeys(
-            parse_policy(text, exclude_layers=exclude_layer or (), model=published_model or model)
+            read_policy(text, exclude_layers=exclude_layer or (), seed=seed, model=published_model or model)
             for text in policy or []
         )
     )
@@ -141,7 +141,7 @@ def evaluate(
 def evaluate_into(
     run: "Run",
     subject: "Subject",
-    requests: "list[PolicyRequest]",
+    requests: "list[Written]",
     progress: Steps,
     *,
     thresholds_from: Path | None = None,
@@ -155,6 +155,7 @@ def evaluate_into(
         RunError: the run holds a policy of this name with another threshold, or was asked in another way.
         InputError: a policy was given up because the model's logits are NaN under it; the others are kept.
     """
+    from headcount.policies import RANDOM
     from headcount.study.cuts import find_thresholds
     from headcount.study.deciding import ask_until_decided, policies_at, search_run
     from headcount.study.stages import aggregate_run, ask_run
@@ -162,15 +163,15 @@ def evaluate_into(
     from headcount.thresholding import thresholds
 
     engine, facts = LocalEngine(subject), subject.facts()
-    by_share = [request for request in requests if request.needs_threshold]
-    searched = [] if early is None else [score for score in early.scores if score != "random"]
-    wanted = list(dict.fromkeys([*(request.score for request in by_share), *searched]))
+    by_share = [request.wants for request in requests if request.wants is not None]
+    searched = [] if early is None else [score for score in early.scores if score != RANDOM]
+    wanted = list(dict.fromkeys([*(score for score, _ in by_share), *searched]))
     measured = _measured(wanted, run, engine, facts.num_inputs, progress, thresholds_from, seed) if wanted else None
-    shares = sorted({request.share for request in by_share if request.share is not None})
+    shares = sorted({share for _, share in by_share})
     cuts = None
     if shares and measured is not None:
         cuts = find_thresholds(run, shares) if thresholds_from is None else thresholds(measured, shares)
-    policies = [request.resolve(cuts, seed=seed) for request in requests]
+    policies = [request.found(cuts) for request in requests]
     if early is None or policies:
         count = facts.num_questions * (len(policies) + 1)
         told = progress.start(f"Asking under {len(policies) + 1} policies", count)

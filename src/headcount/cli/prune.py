@@ -72,7 +72,7 @@ def prune(
         from headcount.cli.calibration import calibration_rows
         from headcount.cli.runs import command_line, load_model
         from headcount.models.loading import default_name, gguf_file
-        from headcount.models.observe import head_geometry
+        from headcount.models.observe import units_of
         from headcount.removal.distill import Distillation
         from headcount.removal.plan import plan_removal
         from headcount.removal.prune import prune_heads, savings
@@ -105,7 +105,7 @@ def prune(
         name = default_name(loaded.name)
         selection.check(loaded.model, name)
         uneven = uneven or ("repeat" if format == "gguf" else "index")
-        plan = plan_removal(head_geometry(loaded.model), selection.heads, uneven=uneven)
+        plan = plan_removal(units_of(loaded.model), selection.heads, uneven=uneven)
         cut = format != "zeros"
         saved = savings(loaded.model, plan, biases=replace != "zero" or distill > 0) if cut else None
         print_plan(plan, saved, choices="keep" if format == "gguf" else "keep or index")

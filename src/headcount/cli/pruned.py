@@ -54,9 +54,9 @@ def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Step
         options: of ``load``.
     """
     from headcount.evaluation.benchmark import Benchmark
-    from headcount.evaluation.outcomes import BASELINE
     from headcount.models.loading import load
-    from headcount.models.observe import head_geometry
+    from headcount.models.observe import units_of
+    from headcount.policies import BASELINE, PRUNED, PolicyFacts
     from headcount.removal.selection import Selection
     from headcount.study.stages import aggregate_run, compared, note_policies, parts_left
     from headcount.study.units import LocalEngine
@@ -71,19 +71,20 @@ def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Step
     selection = Selection.load(folder / "selection.json")
     pruned, _ = load(folder, **options)
     # Zero-filled checkpoints still have the heads, so the share is what was selected where no head is gone.
-    before, after = head_geometry(loaded.model).num_heads, head_geometry(pruned).num_heads
+    before, after = units_of(loaded.model).num_heads, units_of(pruned).num_heads
     share = (before - after) / before if after < before else len(selection.heads) / before
     of_pruned = Benchmark(
         pruned, benchmark.task_set, tokenizer=loaded.tokenizer, limit=subject.data["limit"],
         chat_template=subject.data["chat_template"], batch_tokens=subject.batch_tokens,
     )  # fmt: skip
-    note_policies(run, [{"policy": label, "score": "pruned", "share_asked": share, "threshold": None}])
+    facts = PolicyFacts(policy=label, curve=PRUNED, share_asked=share)
+    note_policies(run, [facts])
     baseline = run.outcomes([BASELINE])
     assert baseline is not None
     told = progress.start(label, benchmark.num_questions)
     for shard in (part.questions for part in left):
         answers = of_pruned.ask(questions=shard).outcomes
-        answers = answers.assign(policy=label, score="pruned", share_asked=share, share_zeroed=share)
+        answers = answers.assign(**facts.columns(), share_off=share)
         run.add_outcomes([label], shard, compared(answers, baseline))
         told(shard[-1] + 1, benchmark.num_questions)
     aggregate_run(run, LocalEngine(subject))

@@ -14,12 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.errors import InputError, seed_of
 from headcount.evaluation.language_model import HeadcountLM, Responses
-from headcount.evaluation.outcomes import add_usage, aggregate, answers, directions, labels, with_divergences
+from headcount.evaluation.outcomes import add_usage, aggregate, answers, directions, with_divergences
 from headcount.evaluation.workload import GENERATED, PART_BATCHES, Workload
-from headcount.interventions import Policy
 from headcount.metrics import directed
 from headcount.models.batching import Progress, batch_tokens_for, data_fingerprint, no_progress
 from headcount.models.chat import MAX_CHARACTERS
+from headcount.policies import Policy, policy_facts
 from headcount.tasks import TaskSet, check_limit, load_tasks, quiet
 
 
@@ -187,13 +187,13 @@ class Benchmark:
         Raises:
             InputError: two policies with one label, an index that is no question, or NaN from the untouched model.
         """
-        names = [labels(policy)["policy"] for policy in policies]
+        names = [policy_facts(policy).policy for policy in policies]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise InputError(f"Two policies are called {twice[0]!r}. Give each a name of its own.")
         chosen = self._chosen(questions)
         failures: dict[str, str] = {}
         usage: list[dict[Any, dict[Any, tuple[float, int]]]] = [defaultdict(dict) for _ in policies]
-        zeroed_heads: list[dict[Any, Any]] = [{} for _ in policies]
+        heads_off: list[dict[Any, Any]] = [{} for _ in policies]
         responses: list[dict[int, list[Any]]] = [defaultdict(list) for _ in policies]
         recorded: list[xr.Dataset] = []
         with quiet():
@@ -206,9 +206,9 @@ class Benchmark:
                     if of_policy.failure:
                         failures[names[place]] = of_policy.failure
                     else:
-                        _collect(kind, requests, given, place, responses, usage, zeroed_heads)
+                        _collect(kind, requests, given, place, responses, usage, heads_off)
             tables = [
-                self._rows(chosen, policy, responses[place], usage[place], zeroed_heads[place])
+                self._rows(chosen, policy, responses[place], usage[place], heads_off[place])
                 for place, policy in enumerate(policies)
                 if names[place] not in failures
             ]
@@ -260,9 +260,9 @@ class Benchmark:
         policy: Policy | None,
         responses: dict[int, list[Any]],
         usage: dict[Any, dict[Any, tuple[float, int]]],
-        zeroed_heads: dict[Any, Any],
+        heads_off: dict[Any, Any],
     ) -> list[dict[str, Any]]:
-        label, rows = labels(policy), []
+        label, rows = policy_facts(policy).columns(), []
         of_tasks: dict[str, list[Any]] = defaultdict(list)
         for question in questions:
             of_tasks[question[0]] += self._requests[question]
@@ -272,7 +272,7 @@ class Benchmark:
             for row in answers(name, self.task_set.tasks[name], requests, self._num_tokens):
                 question = name, row["doc_id"]
                 add_usage(row, usage[question])
-                rows.append(label | row | {"zeroed_heads": zeroed_heads.get(question)})
+                rows.append(label | row | {"heads_off": heads_off.get(question)})
         place = {question: number for number, question in enumerate(questions)}
         return sorted(rows, key=lambda row: place[row["task"], row["doc_id"]])
 
@@ -293,7 +293,7 @@ def _collect(
     place: int,
     responses: list[dict[int, list[Any]]],
     usage: list[dict[Any, dict[Any, tuple[float, int]]]],
-    zeroed_heads: list[dict[Any, Any]],
+    heads_off: list[dict[Any, Any]],
 ) -> None:
     """What one policy answered to requests of one kind, sorted by request and by question."""
     of_policy = given.of_policies[place]
@@ -301,7 +301,7 @@ def _collect(
         responses[place][id(request)].append(response)
         question = request.task_name, request.doc_id
         for index in indices:
-            used = float(of_policy.share_zeroed[index]), len(given.inputs[index])
+            used = float(of_policy.share_off[index]), len(given.inputs[index])
             usage[place][question][kind, index] = used
-            if of_policy.zeroed_heads is not None:
-                zeroed_heads[place][question] = of_policy.zeroed_heads[index]
+            if of_policy.heads_off is not None:
+                heads_off[place][question] = of_policy.heads_off[index]

@@ -17,24 +17,22 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from headcount.attention.measurements import RAW_TENSORS
 from headcount.errors import InputError
-from headcount.evaluation.decisions import Decisions
 from headcount.evaluation.ledger import Ledger, Scored
 from headcount.evaluation.plan import ScoringPlan
 from headcount.evaluation.reading import Reading
-from headcount.interventions import Fixed, Policy
+from headcount.models.act import Act, Draws, always_off
 from headcount.models.batching import Progress, batch_tokens_for, batches, check_tokens, no_progress
 from headcount.models.capabilities import can_pack, can_restart, can_share_prefixes
-from headcount.models.instrument import check_policy
-from headcount.models.measuring import needs_of
+from headcount.models.context import draw_rows
 from headcount.models.prefixes import Segment, segment_tree
 from headcount.models.segments import SegmentReader, Segments
+from headcount.policies import Policy, check_policy
 from headcount.scores import Score, select_scores
 
 #: A token of a prefix takes this fraction of the memory and time of a row's own token.
@@ -90,7 +88,7 @@ class _Waiting:
     input: int
     policies: tuple[int, ...]
     hidden: Tensor | None  # [token, hidden_size], what enters that layer; None where the pass starts with the first
-    zeroed: np.ndarray  # bool [layer, head], what was zeroed before it
+    off: np.ndarray  # bool [layer, unit], what was off before it
 
 
 class _Run:
@@ -107,60 +105,54 @@ class _Run:
         self.reader = SegmentReader(model, packed=can_pack(model))
         self.ledger = Ledger(plan, len(policies), progress)
         self._model, self._plan, self._scores, self._seed = model, plan, scores, seed
-        self._geometry = self.reader.geometry
+        self._units = self.reader.units
         self._batch_tokens = batch_tokens_for(model, batch_tokens)
         self._waiting: dict[int, list[_Waiting]] = defaultdict(list)
         self._num_read = 0
-        shape = len(scores), len(plan.inputs), len(self._geometry.layers), self._geometry.max_attention_heads
+        shape = len(scores), len(plan.inputs), len(self._units.layers), self._units.max_attention_heads
         self._recorded = np.full(shape, np.nan, np.float32)
 
         for policy in policies:
             if policy is not None:
-                check_policy(policy, self._geometry)
+                check_policy(policy, self._units)
         self._names = ["no policy" if policy is None else policy.label for policy in policies]
-        self._unzeroed = [p for p, policy in enumerate(policies) if policy is None]
-        self._fixed: dict[int, dict[int, list[int]]] = {}  # policy → layer → its heads
-        self._deciding: dict[int, Policy] = {}
-        for p, policy in enumerate(policies):
-            if isinstance(policy, Fixed):
-                self._fixed[p] = of_layers = defaultdict(list)
-                for layer, head in policy.heads:
-                    if layer not in policy.exclude_layers:
-                        of_layers[layer].append(head)
-            elif policy is not None:
-                self._deciding[p] = policy
+        self._untouched = [p for p, policy in enumerate(policies) if policy is None]
+        self._policies = {p: policy for p, policy in enumerate(policies) if policy is not None}
+        always = {p: always_off(policy, self._units) for p, policy in self._policies.items()}
+        #: What policies switch off that decide the same on every input, bool [layer, unit].
+        self._fixed = {p: off for p, off in always.items() if off is not None}
+        self._deciding = {p: policy for p, policy in self._policies.items() if p not in self._fixed}
         self._restartable, self._sharing = can_restart(model), can_share_prefixes(model)
         # The untouched model's pass serves whoever has not zeroed anything yet. One policy alone reads for itself.
-        self._has_trunk = bool(self._unzeroed or scores or (self._restartable and len(self._deciding) > 1))
+        self._has_trunk = bool(self._untouched or scores or (self._restartable and len(self._deciding) > 1))
         self._riding = self._deciding if self._has_trunk and self._restartable else {}
         if self._has_trunk:
-            self._unzeroed += [p for p, of_layers in self._fixed.items() if not of_layers]
+            self._untouched += [p for p, off in self._fixed.items() if not off.any()]
 
     def read(self) -> None:
         """Read every input under every policy."""
         inputs = self._plan.inputs
         if self._has_trunk or self._fixed:
-            whole = bool(self._needs(self._riding, self._scores) & RAW_TENSORS)
+            read = [*self._riding.values(), *self._scores]
+            whole = any(reader.needs & RAW_TENSORS for reader in read)
             self._read_segments(segment_tree(inputs, share=self._sharing and not whole), {}, {})
         self._read_waiting()
-        nothing = np.zeros((len(self._geometry.layers), self._geometry.max_attention_heads), bool)
+        nothing = np.zeros((len(self._units.layers), self._units.max_attention_heads), bool)
         for p in self._deciding.keys() - self._riding.keys():
-            self._waiting[0] = [
-                _Waiting(input=i, policies=(p,), hidden=None, zeroed=nothing) for i in range(len(inputs))
-            ]
+            self._waiting[0] = [_Waiting(input=i, policies=(p,), hidden=None, off=nothing) for i in range(len(inputs))]
             self._read_waiting()
 
     def scores(self) -> xr.Dataset:
         """What was recorded of the untouched model, in the form of ``Probe.scores``."""
-        heads, lengths = self._geometry.max_attention_heads, [len(row) for row in self._plan.inputs]
+        heads, lengths = self._units.max_attention_heads, [len(row) for row in self._plan.inputs]
         return xr.Dataset(
             {score.id: (("example", "layer", "head"), self._recorded[i]) for i, score in enumerate(self._scores)},
             coords={
-                "layer": self._geometry.layer_indices,
+                "layer": self._units.layer_indices,
                 "head": np.arange(heads),
                 "num_tokens": ("example", np.array(lengths, dtype=np.int64)),
             },
-            attrs={"num_attention_heads": [layer.num_attention_heads for layer in self._geometry.layers]},
+            attrs={"num_attention_heads": [layer.num_attention_heads for layer in self._units.layers]},
         )
 
     # Passes that inputs share: the untouched model's, and those of fixed policies beside it
@@ -198,42 +190,44 @@ class _Run:
         read: dict[int, Segments] = {}
         trunk = None
         if self._has_trunk:
-            decisions = Decisions(self._geometry, self._riding, scores=self._scores, texts=texts, seed=self._seed)
+            act = Act(
+                self._units, [*self._riding.values()], scores=self._scores, rows=len(rows), draws=self._draws(texts)
+            )  # fmt: skip
             trunk = self._forward(
                 [self.ledger.untouched], rows, wanted, prefix=parents.get(self.ledger.untouched), parents=prefix_rows,
-                needs=self._needs(self._riding, self._scores), decide=decisions.of_layer, keep_states=keep_states,
-                keep_hidden=self._restartable and bool(self._riding or self._fixed),
+                act=act, keep_states=keep_states, keep_hidden=self._restartable and bool(self._riding or self._fixed),
             )  # fmt: skip
             read[self.ledger.untouched] = trunk
             ended = [(row, segment.input) for row, segment in enumerate(segments) if segment.input is not None]
             if self._scores:
-                values = decisions.values()
+                values = act.values()
                 for row, input in ended:
                     self._recorded[:, input] = values[:, row]
-            decided = decisions.decided()
+            decided = act.decided()
             for row, input in ended:
-                self._leave_trunk(input, row, {p: of_policy[row] for p, of_policy in decided.items()}, trunk)
-        for p, of_layers in self._fixed.items():
-            if p in self._unzeroed:
+                self._leave_trunk(input, row, dict(zip(self._riding, decided[:, row], strict=True)), trunk)
+        for p, off in self._fixed.items():
+            if p in self._untouched:
                 continue
-            place = self.reader.decoder.place_of[min(of_layers)] if trunk and self._restartable else 0
+            first = self._units.layer_indices[int(off.any(1).argmax())]
+            place = self.reader.decoder.place_of[first] if trunk and self._restartable else 0
+            act = Act(self._units, [self._policies[p]], rows=len(rows), draws=self._draws(texts), obeyed=0)
             read[p] = self._forward(
                 [p], rows, wanted, prefix=parents.get(p), parents=prefix_rows, start=place,
-                hidden=trunk.hidden_rows(place) if trunk and place else None, decide=_always(of_layers), keep_states=keep_states,
+                hidden=trunk.hidden_rows(place) if trunk and place else None, act=act, keep_states=keep_states,
             )  # fmt: skip
-            share = sum(map(len, of_layers.values())) / self._geometry.num_heads
             for segment in segments:
                 if segment.input is not None:
-                    self.ledger.settle(p, segment.input, share)
+                    self.ledger.settle(p, segment.input, off.sum() / self._units.num_heads)
         self._num_read += sum(segment.input is not None for segment in segments)
         self.ledger.report(self._num_read)
         return read
 
     def _leave_trunk(self, input: int, row: int, decided: dict[int, np.ndarray], trunk: Segments) -> None:
         """Policies that zero a head on an input wait for a pass of their own; the others have the untouched answer."""
-        nothing = np.zeros((len(self._geometry.layers), self._geometry.max_attention_heads), bool)
+        nothing = np.zeros((len(self._units.layers), self._units.max_attention_heads), bool)
         staying = self._part(input, decided, nothing, nothing, partial(trunk.hidden_of, row))
-        for p in (*self._unzeroed, *staying):
+        for p in (*self._untouched, *staying):
             self.ledger.settle(p, input, 0.0, like=self.ledger.untouched)
 
     def _part(
@@ -263,11 +257,11 @@ class _Run:
             else:
                 agreeing.append(p)
         for (layer, _), group in groups.items():
-            place = self.reader.decoder.place_of[self._geometry.layer_indices[layer]]
-            zeroed = before.copy()
-            zeroed[:layer] |= carried_out[:layer]
+            place = self.reader.decoder.place_of[self._units.layer_indices[layer]]
+            off = before.copy()
+            off[:layer] |= carried_out[:layer]
             self._waiting[place].append(
-                _Waiting(input=input, policies=tuple(group), hidden=hidden(place) if place else None, zeroed=zeroed)
+                _Waiting(input=input, policies=tuple(group), hidden=hidden(place) if place else None, off=off)
             )
         return agreeing
 
@@ -297,7 +291,10 @@ class _Run:
         policies = {p: self._deciding[p] for row in alive for p in row.policies}
         texts = [self._plan.inputs[row.input] for row in alive]
         obeyed = [row.policies[0] for row in alive]
-        decisions = Decisions(self._geometry, policies, texts=texts, seed=self._seed, obeyed=obeyed)
+        at = {p: number for number, p in enumerate(policies)}
+        act = Act(
+            self._units, [*policies.values()], rows=len(texts), draws=self._draws(texts), obeyed=[at[p] for p in obeyed]
+        )  # fmt: skip
         wanted = [
             entry
             for i, row in enumerate(alive)
@@ -305,17 +302,17 @@ class _Run:
         ]
         hidden = [row.hidden for row in alive if row.hidden is not None]
         states = self._forward(
-            obeyed, texts, wanted, start=place, hidden=hidden if place else None, needs=self._needs(policies),
-            decide=decisions.of_layer, keep_hidden=any(len(row.policies) > 1 for row in alive),
+            obeyed, texts, wanted, start=place, hidden=hidden if place else None, act=act,
+            keep_hidden=any(len(row.policies) > 1 for row in alive),
         )  # fmt: skip
-        decided = decisions.decided()
+        decided = act.decided()  # [policy, row, layer, unit]
 
         def finish(i: int, row: _Waiting) -> None:
-            carried_out = decided[obeyed[i]][i]
-            of_policies = {p: decided[p][i] for p in row.policies}
-            share = (row.zeroed | carried_out).sum() / self._geometry.num_heads
+            carried_out = decided[at[obeyed[i]], i]
+            of_policies = {p: decided[at[p], i] for p in row.policies}
+            share = (row.off | carried_out).sum() / self._units.num_heads
             like = obeyed[i] if share or not self._has_trunk else self.ledger.untouched
-            for p in self._part(row.input, of_policies, carried_out, row.zeroed, partial(states.hidden_of, i)):
+            for p in self._part(row.input, of_policies, carried_out, row.off, partial(states.hidden_of, i)):
                 self.ledger.settle(p, row.input, share, like=None if p == like else like)
 
         return [lambda i=i, row=row: finish(i, row) for i, row in enumerate(alive)]
@@ -357,19 +354,7 @@ class _Run:
                 raise InputError(message)
             self.ledger.failures.setdefault(lead, message)
 
-    @staticmethod
-    def _needs(policies: dict[int, Policy], scores: Sequence[Score] = ()) -> frozenset[str]:
-        return needs_of(scores).union(*(policy.needs for policy in policies.values()))
-
-
-def _always(heads: dict[int, list[int]]) -> Callable[..., Tensor | None]:
-    """Zeroes the same ``heads``, {layer: heads}, whatever is measured."""
-
-    def decide(layer: int, _: dict[str, Tensor], shape: tuple[int, int], device: torch.device) -> Tensor | None:
-        if layer not in heads:
-            return None
-        chosen = torch.zeros(shape[1], dtype=torch.bool, device=device)
-        chosen[heads[layer]] = True
-        return chosen.expand(shape)
-
-    return decide
+    def _draws(self, texts: Sequence[Sequence[int] | None]) -> Draws:
+        """Random numbers for each row's whole text; None where the text goes on."""
+        shape = len(self._units.layers), self._units.max_attention_heads
+        return lambda seed: draw_rows(texts, self._seed if seed is None else seed, shape)

@@ -12,8 +12,8 @@ from headcount.analysis import UntilDecided, accuracy_table, asking_order
 from headcount.analysis.outcomes import main_metric
 from headcount.errors import InputError, seed_of
 from headcount.evaluation.benchmark import Answers, Benchmark
-from headcount.interventions import Policy, check_is_policy
 from headcount.models.batching import Progress, no_progress
+from headcount.policies import Policy, check_policy
 from headcount.tasks import TaskSet
 
 #: Questions asked between two calls of ``on_answers``, at most.
@@ -28,8 +28,8 @@ class Evaluation:
         outcomes: one row a policy and question: ``policy``, ``score``, ``share_asked``, ``threshold``, ``task``,
             ``doc_id``, ``doc_hash``, one column a metric of lm-eval's (``acc``, …), ``loglikelihoods`` of the choices in
             nats, ``target``, ``gold_loglikelihood`` (of the likeliest right choice, nats; of a text, nats a token),
-            ``kl_from_baseline`` (of the softmax over choices, nats), ``response`` (generation), ``share_zeroed`` (mean
-            over the question's inputs), ``zeroed_heads`` (generation: the [layer, head] pairs that stayed off),
+            ``kl_from_baseline`` (of the softmax over choices, nats), ``response`` (generation), ``share_off`` (mean
+            over the question's inputs), ``heads_off`` (generation: the [layer, head] pairs that stayed off),
             ``num_inputs``, ``num_tokens``, ``items`` (JSON: what else lm-eval gathers a question). Whether a higher
             metric is better is in every row (``higher_is_better``, JSON, of the metrics of its task).
         metrics: one row a policy, task or group, and metric, aggregated as lm-eval does.
@@ -107,7 +107,7 @@ def evaluate(
         raise InputError(f"policies is a list, such as [Random(0.1)], not {policies!r:.60}.")
     policies = [*policies]
     for policy in policies:
-        check_is_policy(policy)
+        check_policy(policy)
     seed = seed_of(seed)
     order = list(range(benchmark.num_questions))
     if until_decided is not None:

@@ -18,14 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from headcount.errors import InputError, nearest
 from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
-from headcount.interventions import Policy
 from headcount.models.batching import Progress, check_tokens, no_progress
 from headcount.models.chat import ChatTemplate
 from headcount.models.instrument import DECIDE, instrument
 from headcount.models.loading import load
 from headcount.models.probe import Probe
 from headcount.models.state import check_tokenizer, evaluating, input_device, language_model
-from headcount.policies import resolve_policy
+from headcount.policies import Policy
+from headcount.resolving import resolve_policy
 from headcount.tasks import quiet
 
 TokenPair = tuple[list[int], list[int]]
@@ -38,12 +38,12 @@ _HFLM: Any = HFLM  # lm-eval's decorator hides the class from type checkers
 class OfPolicy:
     """What one policy answered: a response for each request, and what it zeroed on each input.
 
-    ``zeroed_heads`` (generation) lists the [layer, head] pairs that stayed off; ``failure`` says why there are no answers.
+    ``heads_off`` (generation) lists the [layer, head] pairs that stayed off; ``failure`` says why there are no answers.
     """
 
     responses: list[Any]
-    share_zeroed: np.ndarray
-    zeroed_heads: list[list[list[int]]] | None = None
+    share_off: np.ndarray
+    heads_off: list[list[list[int]]] | None = None
     failure: str | None = None
 
 
@@ -191,9 +191,7 @@ class HeadcountLM(_HFLM):
                 responses: list[Any] = [nats[part[0]] for part in parts]
             else:
                 responses = [sum(nats[i][0] for i in part) for part in parts]
-            of_policies.append(
-                OfPolicy(responses=responses, share_zeroed=of_policy.share_zeroed, failure=of_policy.failure)
-            )
+            of_policies.append(OfPolicy(responses=responses, share_off=of_policy.share_off, failure=of_policy.failure))
         return Responses(
             inputs=plan.inputs,
             inputs_of=[[plan.input_of[i] for i in part] for part in parts],
@@ -275,8 +273,8 @@ class HeadcountLM(_HFLM):
             of_policies=[
                 OfPolicy(
                     responses=responses,
-                    share_zeroed=np.array([seen[prompt][0] for prompt in prompts]),
-                    zeroed_heads=[seen[prompt][1] for prompt in prompts],
+                    share_off=np.array([seen[prompt][0] for prompt in prompts]),
+                    heads_off=[seen[prompt][1] for prompt in prompts],
                 )
                 for responses, seen in zip(answers, of_prompts, strict=True)
             ],
@@ -292,9 +290,9 @@ class HeadcountLM(_HFLM):
             answer = super()._model_generate(context, max_length, stop, **options)
         # Without a cache every token is a pass over the whole text: [pass · prompt · beam, layer, head].
         beams = options.get("num_beams") or 1
-        passes = self._probe.zeroed.values.reshape(-1, len(context), beams, *self._probe.zeroed.shape[1:])
-        shares = self._probe.share_zeroed.reshape(-1, len(context), beams).mean((0, 2))
-        layers = self._probe.geometry.layer_indices
+        passes = self._probe.off.values.reshape(-1, len(context), beams, *self._probe.off.shape[1:])
+        shares = self._probe.share_off.reshape(-1, len(context), beams).mean((0, 2))
+        layers = self._probe.units.layer_indices
         mask = options.get("attention_mask")
         for i, row in enumerate(context):
             real = row if mask is None else row[mask[i].bool()]

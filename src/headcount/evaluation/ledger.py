@@ -16,12 +16,12 @@ class Scored:
 
     Attributes:
         loglikelihoods: for each request, the continuation's log-likelihood in nats, and whether it is the greedy one.
-        share_zeroed: float64 [input]: heads zeroed over heads of the model.
+        share_off: float64 [input]: heads zeroed over heads of the model.
         failure: why the policy was given up; None if it was not.
     """
 
     loglikelihoods: list[tuple[float, bool]]
-    share_zeroed: np.ndarray
+    share_off: np.ndarray
     failure: str | None = None
 
 
@@ -35,7 +35,7 @@ class Ledger:
         size = int(spans.sum())
         self._nats = np.full((num_policies + 1, size), np.nan, np.float32)
         self._greedy = np.zeros((num_policies + 1, size), bool)
-        self._share_zeroed = np.full((num_policies, len(plan.inputs)), np.nan)
+        self._share_off = np.full((num_policies, len(plan.inputs)), np.nan)
         self._slots_of: list[list[int]] = [
             [self._starts[request] + place for of_position in wanted.values() for _, request, place in of_position]
             for wanted in self._targets
@@ -59,23 +59,23 @@ class Ledger:
         self._nats[lead, slots] = nats
         self._greedy[lead, slots] = greedy
 
-    def settle(self, policy: int, input: int, share_zeroed: float, *, like: int | None = None) -> None:
+    def settle(self, policy: int, input: int, share_off: float, *, like: int | None = None) -> None:
         """An input is answered under a policy: by the policy's own tokens, or ``like`` those of another row."""
         if like is not None:
             slots = self._slots_of[input]
             self.write(policy, slots, self._nats[like, slots], self._greedy[like, slots])
-        self._share_zeroed[policy, input] = share_zeroed
+        self._share_off[policy, input] = share_off
 
     def report(self, num_read: int = 0) -> None:
         """Say how many inputs were answered, each once a policy; without policies how many were read."""
-        if self._share_zeroed.size:
-            self._progress(int((~np.isnan(self._share_zeroed)).sum()), self._share_zeroed.size)
+        if self._share_off.size:
+            self._progress(int((~np.isnan(self._share_off)).sum()), self._share_off.size)
         else:
             self._progress(num_read, len(self._targets))
 
     def results(self) -> list[Scored]:
         results = []
-        for policy, share_zeroed in enumerate(self._share_zeroed):
+        for policy, share_off in enumerate(self._share_off):
             nats: list[float] = []
             greedy: list[bool] = []
             if len(self._starts):
@@ -84,7 +84,7 @@ class Ledger:
             results.append(
                 Scored(
                     loglikelihoods=list(zip(nats, greedy, strict=True)),
-                    share_zeroed=share_zeroed,
+                    share_off=share_off,
                     failure=self.failures.get(policy),
                 )
             )

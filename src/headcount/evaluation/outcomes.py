@@ -13,24 +13,9 @@ from lm_eval.utils import handle_non_serializable, hash_string
 
 from headcount.analysis.outcomes import NOT_METRICS
 from headcount.evaluation.items import decode_items, encode_items
-from headcount.interventions import Policy, Random, Threshold
 from headcount.metrics import BY_NAME, directions_of
+from headcount.policies import BASELINE
 from headcount.tasks import TaskSet
-
-BASELINE = "baseline"
-
-
-def labels(policy: Policy | None) -> dict[str, Any]:
-    """The columns by which an outcome names its policy; None is the untouched model."""
-    nan = float("nan")
-    if policy is None:
-        return {"policy": BASELINE, "score": "", "share_asked": nan, "threshold": nan}
-    if isinstance(policy, Random):
-        return {"policy": policy.label, "score": "random", "share_asked": policy.share, "threshold": policy.share}
-    if isinstance(policy, Threshold):
-        share = nan if policy.share is None else policy.share
-        return {"policy": policy.label, "score": policy.score, "share_asked": share, "threshold": policy.threshold}
-    return {"policy": policy.label, "score": "", "share_asked": nan, "threshold": nan}
 
 
 def answers(name: str, task: Any, requests: Iterable[Any], num_tokens: Callable[[str], int]) -> list[dict[str, Any]]:
@@ -215,6 +200,6 @@ def _aggregate_task(name: str, task: Any, rows: pd.DataFrame, where: str, failed
 
 
 def add_usage(row: dict[str, Any], used: Mapping[Any, tuple[float, int]]) -> None:
-    """What a question's distinct inputs cost: the mean share zeroed, their number and their tokens."""
-    row["share_zeroed"] = sum(share for share, _ in used.values()) / len(used)
+    """What a question's distinct inputs cost: the mean share of heads off, their number and their tokens."""
+    row["share_off"] = sum(share for share, _ in used.values()) / len(used)
     row["num_inputs"], row["num_tokens"] = len(used), sum(tokens for _, tokens in used.values())

@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -81,11 +82,8 @@ class ForwardContext:
                 raise ModelError("Random heads are drawn from an example's tokens: call the model with input_ids.")
             tokens = self.tokens.cpu().numpy()
             real = None if self.positions.real is None else self.positions.real.cpu().numpy()
-            draws = [
-                draw_uniform(row if real is None else row[real[i]], seed, (num_layers, num_heads))
-                for i, row in enumerate(tokens)
-            ]
-            self._uniform[seed] = torch.from_numpy(np.stack(draws))
+            texts = [row if real is None else row[real[i]] for i, row in enumerate(tokens)]
+            self._uniform[seed] = draw_rows(texts, seed, (num_layers, num_heads))
         return self._uniform[seed]
 
 
@@ -130,6 +128,18 @@ def _real_of_prepared(given: Tensor | dict[str, Tensor], batch: int, length: int
         "attention_mask must be 2-D [batch, position] with 1 for real tokens, so that padding can be told apart; "
         f"got {'a dict of masks' if isinstance(given, dict) else f'shape {tuple(given.shape)}'}, which is not plainly one "
         "causal text a row."
+    )
+
+
+def draw_rows(texts: Iterable[Sequence[int] | np.ndarray | None], seed: int, shape: tuple[int, int]) -> Tensor:
+    """``draw_uniform`` of each text, ``[text, *shape]``; 1 where there is None, whose numbers nobody may read."""
+    return torch.from_numpy(
+        np.stack(
+            [
+                np.ones(shape, np.float32) if text is None else draw_uniform(np.asarray(text), seed, shape)
+                for text in texts
+            ]
+        )
     )
 
 

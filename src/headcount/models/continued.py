@@ -17,17 +17,15 @@ from headcount.models.probe import Examples
 class Decided:
     """What a layer decided on a text, and the averages that run on from there."""
 
-    zeroed: Tensor  # bool [row, head]
+    off: Tensor  # bool [row, head]
     first: Tensor  # int64 [row], the first real position
     num_tokens: Tensor  # int64 [row], real tokens so far
     measured: dict[str, Tensor] | None  # each [row, head]; None where the prompt's heads stay
 
     def of_rows(self, rows: Tensor) -> "Decided":
-        rows = rows.to(self.zeroed.device)
+        rows = rows.to(self.off.device)
         measured = None if self.measured is None else {name: values[rows] for name, values in self.measured.items()}
-        return Decided(
-            zeroed=self.zeroed[rows], first=self.first[rows], num_tokens=self.num_tokens[rows], measured=measured
-        )
+        return Decided(off=self.off[rows], first=self.first[rows], num_tokens=self.num_tokens[rows], measured=measured)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +151,8 @@ class _State:
         rows = same.int().argmax(1)
         certain = same.any(1)
         if shared > 0:  # texts that end alike may have been decided on differently
-            zeroed = torch.cat([decided.zeroed.cpu() for decided in of.layers.values()], dim=1)
-            certain &= ((zeroed == zeroed[rows][:, None]).all(-1) | ~same).all(1)
+            off = torch.cat([decided.off.cpu() for decided in of.layers.values()], dim=1)
+            certain &= ((off == off[rows][:, None]).all(-1) | ~same).all(1)
         return rows if bool(certain.all()) else None
 
 

@@ -10,17 +10,17 @@ from transformers import PreTrainedModel
 from headcount.attention.attend import attend
 from headcount.attention.inputs import AttentionInputs
 from headcount.errors import ModelError
-from headcount.heads import HeadGeometry, LayerHeads
 from headcount.models.context import ForwardContext
 from headcount.models.decoder import Decoder
 from headcount.models.remembered import Stamp, scalars, structure
 from headcount.models.state import evaluating, input_device, measurable
 from headcount.models.switch import attention_replaced
+from headcount.units import LayerUnits, UnitMap
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Observed:
-    geometry: HeadGeometry
+    units: UnitMap
     decoder: Decoder
     modules: dict[int, nn.Module]  # layer → its attention module
     attributes: list[dict[str, object]]  # of these modules
@@ -30,13 +30,13 @@ class _Observed:
 _observed: "WeakKeyDictionary[PreTrainedModel, _Observed]" = WeakKeyDictionary()
 
 
-def head_geometry(model: PreTrainedModel) -> HeadGeometry:
+def units_of(model: PreTrainedModel) -> UnitMap:
     """Layers and heads of a model, as its attention layers call the attention function on four tokens.
 
     Raises:
         ModelError: the model's attention does not go through transformers' attention interface.
     """
-    return _look(model).geometry
+    return _look(model).units
 
 
 def decoder_of(model: PreTrainedModel) -> Decoder:
@@ -49,7 +49,7 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
 
 
 def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:
-    """The attention module of each attention layer, by layer index; found as ``head_geometry`` finds its heads."""
+    """The attention module of each attention layer, by layer index; found as ``units_of`` finds its heads."""
     return dict(_look(model).modules)
 
 
@@ -61,7 +61,7 @@ def _look(model: PreTrainedModel) -> _Observed:
         names = {id(module): name for name, module in model.named_modules()}
         modules = {layer.index: module for module, layer in found}
         known = _observed[model] = _Observed(
-            geometry=HeadGeometry(layers=tuple(layer for _, layer in found)),
+            units=UnitMap(layers=tuple(layer for _, layer in found)),
             decoder=Decoder(model, {index: names[id(module)] for index, module in modules.items()}),
             modules=modules,
             attributes=[scalars(module) for module in modules.values()],
@@ -70,14 +70,14 @@ def _look(model: PreTrainedModel) -> _Observed:
     return known
 
 
-def _observe(model: PreTrainedModel) -> list[tuple[nn.Module, LayerHeads]]:
+def _observe(model: PreTrainedModel) -> list[tuple[nn.Module, LayerUnits]]:
     """Every attention module with its heads, in the order in which four tokens call them."""
-    found: list[tuple[nn.Module, LayerHeads]] = []
+    found: list[tuple[nn.Module, LayerUnits]] = []
 
     def record(module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
         # A checkpoint pruned unevenly hands over keys and values once for each query head.
         shared = getattr(module, "key_value_index", None)
-        heads = LayerHeads(
+        heads = LayerUnits(
             index=layer,
             num_attention_heads=inputs.query.shape[1],
             num_key_value_heads=inputs.key.shape[1] if shared is None else len(set(shared)),

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from headcount.heads import HeadGeometry
 from headcount.scores import Score
+from headcount.units import UnitMap
 
 
 @dataclass(kw_only=True)
@@ -15,7 +15,7 @@ class Examples:
     """The examples of one forward pass."""
 
     scores: np.ndarray  # [score, example, layer, head]
-    zeroed: np.ndarray  # [example, layer, head], off on the prompt and ever since
+    off: np.ndarray  # [example, layer, head], off on the prompt and ever since
     num_tokens: np.ndarray
     shares: list[np.ndarray]  # [example] for the prompt and each step that decided anew; NaN where no text goes on
 
@@ -24,13 +24,13 @@ class Probe:
     """What was seen and done while a model ran under ``instrument``, example by example in the order of the calls.
 
     Decoding steps (calls that continue a cache) are no examples of their own. Where they decide anew
-    (``decide="running"``), they count for the example whose text they continue: ``zeroed`` holds the heads that were off
-    on the prompt and at every step since, and ``share_zeroed`` the mean over prompt and steps. Beams that continue one
+    (``decide="running"``), they count for the example whose text they continue: ``off`` holds the heads that were off
+    on the prompt and at every step since, and ``share_off`` the mean over prompt and steps. Beams that continue one
     example count as one step of it, as their mean.
     """
 
-    def __init__(self, geometry: HeadGeometry, scores: list[Score]) -> None:
-        self.geometry = geometry
+    def __init__(self, units: UnitMap, scores: list[Score]) -> None:
+        self.units = units
         self._score_ids = [score.id for score in scores]
         self._passes: list[Examples] = []
 
@@ -48,44 +48,42 @@ class Probe:
         )
 
     @property
-    def zeroed(self) -> xr.DataArray:
+    def off(self) -> xr.DataArray:
         """bool, dims (example, layer, head): the heads whose output was set to 0."""
-        values = np.concatenate(
-            [np.zeros((0, *self._coordinates_shape), bool), *(seen.zeroed for seen in self._passes)]
-        )
-        return xr.DataArray(values, dims=("example", "layer", "head"), coords=self._coordinates, name="zeroed")
+        values = np.concatenate([np.zeros((0, *self._coordinates_shape), bool), *(seen.off for seen in self._passes)])
+        return xr.DataArray(values, dims=("example", "layer", "head"), coords=self._coordinates, name="off")
 
     @property
-    def share_zeroed(self) -> np.ndarray:
-        """float64 [example]: heads zeroed over heads of the model."""
+    def share_off(self) -> np.ndarray:
+        """float64 [example]: heads off over heads of the model."""
         return np.concatenate([np.zeros(0), *(np.nanmean(seen.shares, axis=0) for seen in self._passes)])
 
     def clear(self) -> None:
         """Forget the examples seen so far."""
         self._passes.clear()
 
-    def _add(self, scores: np.ndarray, zeroed: np.ndarray, num_tokens: np.ndarray) -> Examples:
-        seen = Examples(scores=scores, zeroed=zeroed, num_tokens=num_tokens, shares=[self._share(zeroed)])
+    def _add(self, scores: np.ndarray, off: np.ndarray, num_tokens: np.ndarray) -> Examples:
+        seen = Examples(scores=scores, off=off, num_tokens=num_tokens, shares=[self._share(off)])
         self._passes.append(seen)
         return seen
 
-    def _continue(self, seen: Examples, rows: np.ndarray, zeroed: np.ndarray) -> None:
-        """A step that decided anew: ``zeroed [row, layer, head]`` for texts that continue the examples ``rows [row]``."""
-        step = np.full(len(seen.zeroed), np.nan)
+    def _continue(self, seen: Examples, rows: np.ndarray, off: np.ndarray) -> None:
+        """A step that decided anew: ``off [row, layer, head]`` for texts that continue the examples ``rows [row]``."""
+        step = np.full(len(seen.off), np.nan)
         for example in np.unique(rows):
-            step[example] = self._share(zeroed[rows == example]).mean()
-            seen.zeroed[example] &= zeroed[rows == example].all(0)
+            step[example] = self._share(off[rows == example]).mean()
+            seen.off[example] &= off[rows == example].all(0)
         seen.shares.append(step)
 
-    def _share(self, zeroed: np.ndarray) -> np.ndarray:
-        return zeroed.sum((1, 2)) / self.geometry.num_heads
+    def _share(self, off: np.ndarray) -> np.ndarray:
+        return off.sum((1, 2)) / self.units.num_heads
 
     @property
     def _coordinates_shape(self) -> tuple[int, int]:
-        return len(self.geometry.layers), self.geometry.max_attention_heads
+        return len(self.units.layers), self.units.max_attention_heads
 
     @property
     def _coordinates(self) -> dict[str, Any]:
         num_tokens = np.concatenate([np.zeros(0, np.int64), *(seen.num_tokens for seen in self._passes)])
         heads = np.arange(self._coordinates_shape[1])
-        return {"layer": self.geometry.layer_indices, "head": heads, "num_tokens": ("example", num_tokens)}
+        return {"layer": self.units.layer_indices, "head": heads, "num_tokens": ("example", num_tokens)}

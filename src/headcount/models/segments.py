@@ -17,22 +17,18 @@ from transformers.masking_utils import causal_mask_function
 
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import extended
+from headcount.models.act import Act
 from headcount.models.context import ForwardContext
 from headcount.models.decoder import Decoder
-from headcount.models.instrument import zero_heads
 from headcount.models.layout import Layout
-from headcount.models.measuring import LayerMeter
-from headcount.models.observe import decoder_of, head_geometry
+from headcount.models.observe import decoder_of, units_of
+from headcount.models.sites import AttentionSite
 from headcount.models.state import evaluating, input_device
 from headcount.models.switch import attention_replaced
 
 
 class PrefixUnseenError(Exception):
     """A model whose layers do not take their masks from transformers' mask interface, so that a prefix would be missed."""
-
-
-#: (layer, measurements of each row's whole text so far, [row, head], device) → heads to zero, bool [row, head], or None.
-Decide = Callable[[int, dict[str, Tensor], tuple[int, int], torch.device], Tensor | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +83,9 @@ class SegmentReader:
     def __init__(self, model: PreTrainedModel, *, packed: bool = False) -> None:
         self.model = model
         self.packed = packed
-        self.geometry = head_geometry(model)
+        self.units = units_of(model)
         self.decoder: Decoder = decoder_of(model)
-        self._meter = LayerMeter(self.geometry)
+        self._site = AttentionSite()
         self._pass: _Pass | None = None
 
     @contextmanager
@@ -120,8 +116,7 @@ class SegmentReader:
         parents: Sequence[int] | None = None,
         start: int = 0,
         hidden: Sequence[Tensor] | None = None,
-        needs: frozenset[str] = frozenset(),
-        decide: Decide | None = None,
+        act: Act | None = None,
         keep_states: bool = False,
         keep_hidden: bool = False,
     ) -> tuple[Tensor, Segments]:
@@ -134,8 +129,7 @@ class SegmentReader:
             parents: the row of ``prefix`` that each row continues.
             start: place of the decoder layer to start at.
             hidden: with ``start``, what enters that layer for each row, ``[token, hidden_size]``.
-            needs: measurements for ``decide``; ``uniform`` is the caller's.
-            decide: called by each attention layer with the measurements of each row's whole text.
+            act: called by each attention layer with its outputs, and the measurements of each row's whole text.
             keep_states: keep keys, values and measurements, for segments that continue these.
             keep_hidden: keep what enters each decoder layer.
 
@@ -144,7 +138,7 @@ class SegmentReader:
         """
         layout = Layout(rows, input_device(self.model), packed=self.packed)
         continued = None if prefix is None or parents is None else torch.tensor(parents, device=layout.lengths.device)
-        now = _Pass(self._meter, layout, prefix, continued, needs, decide, keep_states)
+        now = _Pass(self._site, layout, prefix, continued, act, keep_states)
         # A model can hardly project nothing: one position stands in where no logits are wanted.
         where = layout.where(logits_at or [(0, 0)])
         self._pass = now
@@ -207,16 +201,15 @@ class _Pass:
 
     def __init__(
         self,
-        meter: LayerMeter,
+        site: AttentionSite,
         layout: Layout,
         prefix: Segments | None,
         parents: Tensor | None,
-        needs: frozenset[str],
-        decide: Decide | None,
+        act: Act | None,
         keep_states: bool,
     ) -> None:
         self.states: dict[int, _LayerState] = {}
-        self._meter, self._needs, self._decide, self._keep = meter, needs, decide, keep_states
+        self._site, self._act, self._keep = site, act, keep_states
         self._layout, self.prefix, self._parents = layout, prefix, parents
         lengths, mask = layout.lengths, layout.real
         self._before = torch.zeros_like(lengths) if prefix is None or parents is None else prefix.ends[parents]
@@ -266,12 +259,11 @@ class _Pass:
                 past=before.key.shape[2],
             )
             earlier = {name: values[parents] for name, values in before.measured.items()}
-        output, measured = self._meter.measure(module, layer, inputs, self._own.to(device), self._needs)
+        needs = self._act.needs(layer) if self._act else frozenset()
+        outputs = self._site.outputs(module, layer, inputs, self._own.to(device), needs)
         if before is not None:
-            measured = extended(earlier, self._before.to(device), measured, self._layout.lengths.to(device))
+            lengths = self._before.to(device), self._layout.lengths.to(device)
+            outputs = replace(outputs, measured=extended(earlier, lengths[0], outputs.measured, lengths[1]))
         if self._keep:
-            self.states[layer] = _LayerState(key=inputs.key, value=inputs.value, measured=measured)
-        if self._decide is not None:
-            shape = output.shape[0], output.shape[1]
-            output = zero_heads(output, self._decide(layer, measured, shape, device))
-        return self._layout.line_up_heads(output)
+            self.states[layer] = _LayerState(key=inputs.key, value=inputs.value, measured=outputs.measured)
+        return self._layout.line_up_heads(self._act(outputs) if self._act else outputs.values)

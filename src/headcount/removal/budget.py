@@ -11,13 +11,13 @@ import pandas as pd
 from headcount.analysis import accuracy_table
 from headcount.analysis.outcomes import main_metric
 from headcount.errors import InputError
-from headcount.evaluation.outcomes import BASELINE
-from headcount.heads import HeadSet
 from headcount.metrics import Metric
 from headcount.models.batching import Progress, no_progress
 from headcount.models.state import reads
+from headcount.policies import BASELINE
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection
+from headcount.units import UnitSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -122,12 +122,12 @@ def select_within_budget(
         share = len(heads) / total
         what = f"{100 * share:.0f}% removed"
         replacement = replace_heads(
-            model, HeadSet(heads), how, rows=rows, ridge=ridge, batch_tokens=batch_tokens,
+            model, UnitSet(heads), how, rows=rows, ridge=ridge, batch_tokens=batch_tokens,
             progress=progress(f"{what}: replacing"),
         )  # fmt: skip
         with replacement.applied(model):
             outcomes = benchmark.ask([None], questions, progress=progress(f"{what}: held-out questions")).outcomes
-        both = pd.concat([baseline, outcomes.assign(policy="removed", share_zeroed=share)], ignore_index=True)
+        both = pd.concat([baseline, outcomes.assign(policy="removed", share_off=share)], ignore_index=True)
         table = accuracy_table(both, metric=metric, margin=margin, confidence=confidence)
         row = table[table["policy"] != BASELINE].iloc[0]
         names = ("num_questions", "accuracy", "change", "change_bound", "confidence_within", "within_margin")

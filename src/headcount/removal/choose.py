@@ -10,16 +10,16 @@ import xarray as xr
 from transformers import PreTrainedModel
 
 from headcount.errors import InputError
-from headcount.heads import HeadSet
 from headcount.models.batching import Progress, data_fingerprint, no_progress, pad, run_in_batches
 from headcount.models.instrument import instrument
-from headcount.models.observe import head_geometry
+from headcount.models.observe import units_of
 from headcount.models.state import input_device, reads
 from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection, Unit
 from headcount.removal.units import heads_of_unit, num_units
 from headcount.scores import get_score
+from headcount.units import UnitSet
 
 #: The score that is no registered one: the squared first-order change of the loss (``taylor_scores``).
 TAYLOR = "taylor"
@@ -87,7 +87,7 @@ def select_heads(
         raise InputError(
             "The Taylor score has no side on which heads are inactive. Use --aggregate mean, max or quantile."
         )
-    geometry = head_geometry(model)
+    geometry = units_of(model)
     if missing := set(exclude_layers) - set(geometry.layer_indices):
         raise InputError(f"Layer {min(missing)} is no attention layer; they are {geometry.layer_indices}.")
     if any(layer.key_value_index is not None for layer in geometry.layers):
@@ -102,7 +102,7 @@ def select_heads(
         replaced: Any = nullcontext()
         if gone:
             replacement = replace_heads(
-                model, HeadSet(gone), how, rows=rows, ridge=ridge, batch_tokens=batch_tokens,
+                model, UnitSet(gone), how, rows=rows, ridge=ridge, batch_tokens=batch_tokens,
                 progress=progress(f"Replacing the heads of round {number - 1}"),
             )  # fmt: skip
             replaced = replacement.applied(model)
@@ -110,7 +110,7 @@ def select_heads(
             update = progress("Scoring heads" if rounds == 1 else f"Scoring heads, round {number} of {rounds}")
             if score == TAYLOR:
                 table = taylor_scores(
-                    model, rows, how=how, unit=unit, removed=HeadSet(gone), ridge=ridge, batch_tokens=batch_tokens,
+                    model, rows, how=how, unit=unit, removed=UnitSet(gone), ridge=ridge, batch_tokens=batch_tokens,
                     progress=update,
                 )  # fmt: skip
                 needed_when = "high"
@@ -208,7 +208,7 @@ def _unit_scores(
     progress: Progress,
 ) -> xr.DataArray:
     """A registered score, dims (example, layer, unit): the mean over each unit's heads."""
-    geometry = head_geometry(model)
+    geometry = units_of(model)
     score = get_score(score).id
     order: list[int] = []
     with instrument(model, scores=[score], seed=seed) as probe, torch.inference_mode():

@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headcount.errors import ModelError
-from headcount.heads import HeadGeometry
-from headcount.models.observe import attention_modules, head_geometry
+from headcount.models.observe import attention_modules, units_of
 from headcount.removal.layout import AttentionLayout, attention_layout, sizes
 from headcount.removal.plan import LayerPlan, Plan
 from headcount.removal.replace import Projection, Replacement, read_projection
 from headcount.removal.resize import resize_attention
+from headcount.units import UnitMap
 
 #: Attributes in which attention modules of transformers keep their numbers of heads.
 _QUERY_COUNTS = ("num_heads", "num_attention_heads")
@@ -74,7 +74,7 @@ def attention_layouts(model: PreTrainedModel) -> dict[int, AttentionLayout]:
     Raises:
         ModelError: an attention layer whose weights cannot be divided among heads, or that are not in memory.
     """
-    geometry: HeadGeometry = head_geometry(model)
+    geometry: UnitMap = units_of(model)
     modules = attention_modules(model)
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":

@@ -14,16 +14,16 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from headcount.errors import InputError, ModelError
-from headcount.heads import HeadSet
 from headcount.models.batching import Progress, no_progress, pad, run_in_batches
 from headcount.models.decoder import forward_replaced
-from headcount.models.observe import attention_modules, head_geometry
+from headcount.models.observe import attention_modules, units_of
 from headcount.models.projection import output_projection
 from headcount.models.state import input_device, refuse_out_of_reach
 from headcount.removal.moments import Mean, Moments, head_output_statistics
 from headcount.removal.replace import How
 from headcount.removal.selection import Unit
 from headcount.removal.units import heads_of_unit, num_units
+from headcount.units import UnitSet
 
 
 def taylor_scores(
@@ -32,7 +32,7 @@ def taylor_scores(
     *,
     how: How = "mean",
     unit: Unit = "query",
-    removed: HeadSet | None = None,
+    removed: UnitSet | None = None,
     ridge: float = 0.01,
     batch_tokens: int = 2048,
     progress: Progress = no_progress,
@@ -67,9 +67,9 @@ def taylor_scores(
     refuse_without_gradients(model)
     if not rows or min(map(len, rows)) < 2:
         raise InputError("Gradients need texts of two tokens or more, to predict one from the others. Give some.")
-    geometry = head_geometry(model)
+    geometry = units_of(model)
     modules = attention_modules(model)
-    removed = removed or HeadSet()
+    removed = removed or UnitSet()
     means: dict[int, Tensor] = {}
     residuals: dict[int, Tensor] = {}
     if how == "mean":

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from headcount.errors import ModelError
-from headcount.heads import LayerHeads
 from headcount.models.projection import output_projection
+from headcount.units import LayerUnits
 
 Owner = Literal["query", "key_value"]
 
@@ -31,7 +31,7 @@ class AttentionLayout:
     Names are those of submodules and parameters of the attention module.
     """
 
-    heads: LayerHeads
+    heads: LayerUnits
     output: str
     """The output projection, whose inputs are the concatenated outputs of the query heads."""
     projections: dict[str, tuple[Block, ...]]
@@ -90,7 +90,7 @@ def sizes(projection: nn.Module) -> tuple[int, int]:
     return (columns, rows) if isinstance(projection, Conv1D) else (rows, columns)
 
 
-def attention_layout(module: nn.Module, heads: LayerHeads) -> AttentionLayout:
+def attention_layout(module: nn.Module, heads: LayerUnits) -> AttentionLayout:
     """The layout of an attention module with the given heads.
 
     Raises:

@@ -6,7 +6,7 @@ from math import gcd
 from typing import Literal
 
 from headcount.errors import InputError
-from headcount.heads import HeadGeometry, HeadSet, LayerHeads
+from headcount.units import LayerUnits, UnitMap, UnitSet
 
 Uneven = Literal["index", "repeat", "keep"]
 
@@ -22,7 +22,7 @@ class LayerPlan:
         index: for each query head that stays, its place in ``key_value``; None where all groups have one size.
     """
 
-    before: LayerHeads
+    before: LayerUnits
     query: tuple[int, ...]
     key_value: tuple[int, ...]
     index: tuple[int, ...] | None = None
@@ -48,22 +48,22 @@ class Plan:
     """
 
     layers: tuple[LayerPlan, ...]
-    asked: HeadSet
+    asked: UnitSet
     uneven: Uneven
 
     @property
-    def removed(self) -> HeadSet:
+    def removed(self) -> UnitSet:
         """The query heads that go."""
-        return HeadSet(
+        return UnitSet(
             (layer.before.index, head)
             for layer in self.layers
             for head in set(range(layer.before.num_attention_heads)) - set(layer.query)
         )
 
     @property
-    def kept_after_all(self) -> HeadSet:
+    def kept_after_all(self) -> UnitSet:
         """Selected heads that stay, because their group keeps others and groups must have one size."""
-        return HeadSet(set(self.asked) - set(self.removed))
+        return UnitSet(set(self.asked) - set(self.removed))
 
     @property
     def emptied(self) -> list[int]:
@@ -85,7 +85,7 @@ class Plan:
         return counts.pop()
 
 
-def plan_removal(geometry: HeadGeometry, heads: Sequence[tuple[int, int]] | HeadSet, *, uneven: Uneven) -> Plan:
+def plan_removal(geometry: UnitMap, heads: Sequence[tuple[int, int]] | UnitSet, *, uneven: Uneven) -> Plan:
     """How to take ``heads`` out of a model.
 
     A key-value head goes when its whole group goes. Where the groups of a layer lose different numbers of query heads:
@@ -103,7 +103,7 @@ def plan_removal(geometry: HeadGeometry, heads: Sequence[tuple[int, int]] | Head
     """
     if uneven not in ("index", "repeat", "keep"):
         raise InputError(f"Uneven groups are solved by 'index', 'repeat' or 'keep', not {uneven!r}.")
-    asked = HeadSet(heads)
+    asked = UnitSet(heads)
     asked.check(geometry)
     if len(asked) == geometry.num_heads:
         raise InputError(f"All {len(asked)} heads of the model are selected. Leave some.")
@@ -114,7 +114,7 @@ def plan_removal(geometry: HeadGeometry, heads: Sequence[tuple[int, int]] | Head
     return Plan(layers=tuple(layers), asked=asked, uneven=uneven)
 
 
-def _plan_layer(before: LayerHeads, going: Sequence[int], uneven: Uneven) -> LayerPlan:
+def _plan_layer(before: LayerUnits, going: Sequence[int], uneven: Uneven) -> LayerPlan:
     shared = before.key_value_heads
     groups = [
         [head for head, group in enumerate(shared) if group == number and head not in going]

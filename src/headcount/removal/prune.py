@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from headcount.errors import InputError
 from headcount.models.batching import Progress, no_progress
 from headcount.models.loading import quiet_transformers
-from headcount.models.observe import attention_modules, head_geometry
+from headcount.models.observe import attention_modules, units_of
 from headcount.models.state import reads, refuse_out_of_reach
 from headcount.removal.card import model_card
 from headcount.removal.checkpoint import (
@@ -126,7 +126,7 @@ def prune_heads(
     target = Path(folder)
     refuse_taken(target)
     selection.check(model, name)
-    plan = plan_removal(head_geometry(model), selection.heads, uneven=uneven)
+    plan = plan_removal(units_of(model), selection.heads, uneven=uneven)
     if format != "zeros":
         attention_layouts(model)  # a refusal comes before the calibration, not after
     if format == "gguf":

@@ -11,14 +11,14 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headcount.errors import InputError
-from headcount.heads import HeadSet
 from headcount.models.batching import Progress, no_progress
-from headcount.models.observe import attention_modules, head_geometry
+from headcount.models.observe import attention_modules, units_of
 from headcount.models.projection import output_projection
 from headcount.models.state import refuse_out_of_reach
 from headcount.removal.activations import parameters_restored
 from headcount.removal.moments import Mean, Moments, head_output_statistics
 from headcount.removal.walk import walk_layers
+from headcount.units import UnitSet
 
 How = Literal["zero", "mean", "refit"]
 
@@ -44,7 +44,7 @@ class Replacement:
         projections: for each layer that loses heads.
     """
 
-    removed: HeadSet
+    removed: UnitSet
     how: How
     projections: dict[int, Projection]
 
@@ -61,7 +61,7 @@ class Replacement:
 
 def replace_heads(
     model: PreTrainedModel,
-    removed: HeadSet,
+    removed: UnitSet,
     how: How,
     *,
     rows: Sequence[Sequence[int]] = (),
@@ -96,7 +96,7 @@ def replace_heads(
         raise InputError(f"ridge is greater than 0, not {ridge}.")
     if how != "zero" and not any(len(row) > 1 for row in rows):
         raise InputError(f"Replacing heads by {how} needs calibration texts of two tokens or more. Give some.")
-    geometry = head_geometry(model)
+    geometry = units_of(model)
     removed.check(geometry)
     modules = attention_modules(model)
     masks = removed_inputs(model, removed)
@@ -123,10 +123,10 @@ def replace_heads(
     return Replacement(removed=removed, how=how, projections=projections)
 
 
-def removed_inputs(model: PreTrainedModel, removed: HeadSet) -> dict[int, Tensor]:
+def removed_inputs(model: PreTrainedModel, removed: UnitSet) -> dict[int, Tensor]:
     """For each layer that loses heads, in order: bool ``[head · head_dim]``, True for inputs of removed heads."""
     masks = {}
-    for layer in head_geometry(model).layers:
+    for layer in units_of(model).layers:
         going = [head for of_layer, head in removed if of_layer == layer.index]
         if going:
             mask = torch.zeros(layer.num_attention_heads, layer.head_dim, dtype=torch.bool)

@@ -12,10 +12,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from transformers import PreTrainedModel
 
 from headcount.errors import InputError, ModelError
-from headcount.heads import HeadGeometry, HeadSet, LayerHeads
 from headcount.models.loading import fingerprint
-from headcount.models.observe import head_geometry
+from headcount.models.observe import units_of
 from headcount.store import write_atomically
+from headcount.units import LayerUnits, UnitMap, UnitSet
 
 FORMAT = 1
 Unit = Literal["query", "group", "layer"]
@@ -45,12 +45,12 @@ class SelectedModel(_Strict):
 
     @classmethod
     def of(cls, model: PreTrainedModel, name: str) -> Self:
-        layers = tuple(SelectedLayer(**layer.facts()) for layer in head_geometry(model).layers)
+        layers = tuple(SelectedLayer(**layer.facts()) for layer in units_of(model).layers)
         return cls(name=name, fingerprint=fingerprint(model, dtype=torch.bfloat16), layers=layers)
 
     @property
-    def geometry(self) -> HeadGeometry:
-        return HeadGeometry(layers=tuple(LayerHeads(**layer.model_dump()) for layer in self.layers))
+    def geometry(self) -> UnitMap:
+        return UnitMap(layers=tuple(LayerUnits(**layer.model_dump()) for layer in self.layers))
 
 
 class Selection(_Strict):
@@ -92,7 +92,7 @@ class Selection(_Strict):
         Raises:
             InputError: no heads, one twice, or one that the model lacks.
         """
-        HeadSet(heads).check(head_geometry(model))
+        UnitSet(heads).check(units_of(model))
         try:
             return cls(
                 model=SelectedModel.of(model, name),

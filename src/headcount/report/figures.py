@@ -118,7 +118,7 @@ def _measured(run: RunResults) -> Iterator[_Drawing]:
         yield _Drawing(name="agreement", width="text", aspect=0.85, draw=_on_axes(agreement))
     aspect = 0.12 + 0.85 * run.scores.sizes["head"] / run.scores.sizes["layer"]
     for name in known:
-        draw = partial(plot.head_map, run.scores, name, share=_SHARE, geometry=run.geometry)
+        draw = partial(plot.head_map, run.scores, name, share=_SHARE, units=run.units)
         file = slug(f"head-map-{name}")
         yield _Drawing(name=file, width="text", aspect=aspect, draw=_on_axes(draw))
 

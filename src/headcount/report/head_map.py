@@ -10,11 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headcount.heads import LayerHeads
 from headcount.report.style import score_style
 from headcount.report.wording import shown
 from headcount.scores import Table, facts_of
 from headcount.thresholding import thresholds
+from headcount.units import LayerUnits
 
 STEPS = 100  # of the slider: one percent of all heads and inputs each
 ALWAYS, HALF, NOT_MEASURED = 254, 127, 255
@@ -105,7 +105,7 @@ def _parts(inactive: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.
     return np.where(count == 0, NOT_MEASURED, part).astype(np.uint8)
 
 
-def head_maps(scores: xr.Dataset, layers: Iterable[LayerHeads] = ()) -> tuple[dict[str, Any], dict[str, str]]:
+def head_maps(scores: xr.Dataset, layers: Iterable[LayerUnits] = ()) -> tuple[dict[str, Any], dict[str, str]]:
     """The head map's facts for JSON, and each score's packed profile.
 
     Args:
@@ -134,7 +134,7 @@ def head_maps(scores: xr.Dataset, layers: Iterable[LayerHeads] = ()) -> tuple[di
     }, packed
 
 
-def _groups(layer: LayerHeads | None, heads: int) -> int | list[int]:
+def _groups(layer: LayerUnits | None, heads: int) -> int | list[int]:
     """Query heads that share one key-value head; or for each its key-value head, where groups have several sizes."""
     if layer is None:
         return 1

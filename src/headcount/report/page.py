@@ -13,6 +13,7 @@ import jinja2
 from plotly.offline import get_plotlyjs
 
 from headcount.errors import InputError
+from headcount.policies import PRUNED
 from headcount.report import wording
 from headcount.report.chart_data import (
     accuracy_data,
@@ -66,9 +67,9 @@ def render_page(runs: Sequence[RunResults]) -> str:
         raise InputError("A report needs the results of at least one run.")
     run = runs[0]
     tables = {table.id: table for table in result_tables(runs)}
-    maps, profiles, geometry = None, {}, run.manifest.model.geometry
+    maps, profiles, units = None, {}, run.manifest.model.units
     if run.scores is not None and run.measured:
-        maps, profiles = head_maps(run.scores, geometry.layers if geometry else ())
+        maps, profiles = head_maps(run.scores, units.layers if units else ())
     if maps:
         maps["inputs"] = run.num_inputs
     data = {
@@ -116,7 +117,7 @@ def render_page(runs: Sequence[RunResults]) -> str:
         curves=data["curves"],
         moved=data["divergence"],
         lower=any(metric.sign < 0 for metric in run.metrics),
-        pruned=run.outcomes is not None and bool((run.outcomes["score"] == "pruned").any()),
+        pruned=run.outcomes is not None and bool((run.outcomes["curve"] == PRUNED).any()),
         map=maps,
         alike=most_alike(run) if data["agreement"] else "",
         grouped=maps is not None and any(size != 1 for size in maps["groups"]),

@@ -22,11 +22,11 @@ from headcount.analysis import (
     score_agreement,
 )
 from headcount.analysis.divergence import per_token
-from headcount.analysis.outcomes import BASELINE, MEASURES, main_metric, metrics_of
+from headcount.analysis.outcomes import MEASURES, main_metric, metrics_of
 from headcount.analysis.removable import COLUMNS as REMOVABLE
 from headcount.errors import InputError, RunError, nearest
-from headcount.heads import HeadGeometry
 from headcount.metrics import Metric
+from headcount.policies import BASELINE
 from headcount.report.wording import judged_in, shown
 from headcount.scores import facts_of
 from headcount.store import Manifest, Run
@@ -35,6 +35,7 @@ from headcount.study.progress import whats_left
 from headcount.study.verdicts import decided_table
 from headcount.summaries import Summary
 from headcount.thresholding import said_not_finite, thresholds
+from headcount.units import UnitMap
 
 MARGIN = 0.01  # the paper's "within 1 point"
 CONFIDENCE = 0.95
@@ -176,12 +177,12 @@ class RunResults:
         return 0 if self.scores is None else int(self.scores.sizes["example"])
 
     @cached_property
-    def geometry(self) -> HeadGeometry | None:
+    def units(self) -> UnitMap | None:
         """Which heads the model has, from the manifest; None where that does not say, or speaks of other layers."""
-        geometry = self.manifest.model.geometry
-        if geometry is None or self.scores is None:
-            return geometry
-        return geometry if geometry.layer_indices == self.scores["layer"].values.tolist() else None
+        units = self.manifest.model.units
+        if units is None or self.scores is None:
+            return units
+        return units if units.layer_indices == self.scores["layer"].values.tolist() else None
 
     @cached_property
     def agreement(self) -> xr.Dataset:
@@ -200,8 +201,8 @@ class RunResults:
         """As from ``frequency_table``, with key-value groups where the manifest names them."""
         assert self.scores is not None
         groups = None
-        if self.geometry and self.summarised is None:
-            groups = group_frequency(self.scores, self.cuts, self.geometry)
+        if self.units and self.summarised is None:
+            groups = group_frequency(self.scores, self.cuts, self.units)
         return frequency_table(self.frequency, groups)
 
     @cached_property

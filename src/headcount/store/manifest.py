@@ -12,8 +12,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from headcount.errors import RunError
-from headcount.heads import HeadGeometry, LayerHeads
 from headcount.store.files import NOTED, checksum, damaged, read_file
+from headcount.units import LayerUnits, UnitMap
 
 #: Inputs, or questions, whose results are written together.
 SHARD = 256
@@ -36,7 +36,7 @@ class Facts(BaseModel):
 
 
 class Layer(Facts):
-    """As ``LayerHeads.facts`` gives it."""
+    """As ``LayerUnits.facts`` gives it."""
 
     index: Count
     num_attention_heads: Heads
@@ -69,10 +69,10 @@ class ModelFacts(Facts):
         return layers
 
     @property
-    def geometry(self) -> HeadGeometry | None:
+    def units(self) -> UnitMap | None:
         """Which heads the model has; None where that is not said."""
-        layers = tuple(LayerHeads(**layer.facts()) for layer in self.layers)
-        return HeadGeometry(layers=layers) if layers else None
+        layers = tuple(LayerUnits(**layer.facts()) for layer in self.layers)
+        return UnitMap(layers=layers) if layers else None
 
 
 class DataFacts(Facts):
@@ -132,13 +132,21 @@ class Thresholds(Facts):
         return self
 
 
-class PolicyFacts(Facts):
-    """The columns by which outcomes name their policy."""
+class NotedPolicy(Facts):
+    """As ``headcount.policies.PolicyFacts``."""
 
     policy: str
+    curve: str = ""
     score: str = ""
     share_asked: float | None = None
     threshold: float | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _curve_of_old(cls, facts: Any) -> Any:
+        """Up to format 3 a score alone named the curve."""
+        old = isinstance(facts, dict) and "curve" not in facts
+        return {"curve": facts.get("score") or "", **facts} if old else facts
 
 
 class RuleFacts(Facts):
@@ -167,7 +175,8 @@ class Searched(Facts):
 class Sealed(Facts):
     """Facts of a run or study in a file of their own, with its checksum. An older format, that had none, is read too."""
 
-    formats: ClassVar[tuple[int, int]]
+    formats: ClassVar[tuple[int, ...]]
+    """That can be read, this headcount's last. The first had no checksum."""
     holds: ClassVar[str]  # what tells it from other files
 
     format: int
@@ -179,7 +188,7 @@ class Sealed(Facts):
     def of(cls, facts: Mapping[str, Any]) -> Self:
         """Out of plain facts, in this format. Raises ValueError, which names what is wrong with them."""
         try:
-            return cls.model_validate(plain({"format": cls.formats[1], **facts}))
+            return cls.model_validate(plain({"format": cls.formats[-1], **facts}))
         except ValidationError as error:
             raise ValueError(first_fault(error)) from None
 
@@ -196,7 +205,7 @@ class Sealed(Facts):
             facts = _read_json(file)
             if not isinstance(facts.get(cls.holds), dict):
                 raise ValueError(f"it says of no {cls.holds}")
-            if "checksum" in facts or facts.get("format") == cls.formats[1]:
+            if "checksum" in facts or facts.get("format") in cls.formats[1:]:
                 facts = unsealed(facts)  # first: a format that was damaged is no other headcount's
             _check_format(file.parent, facts.get("format"), cls.formats)
             return cls.of(facts)
@@ -207,7 +216,7 @@ class Sealed(Facts):
 
     def changed(self, **facts: Any) -> Self:
         """With other facts, in this headcount's format."""
-        return self.of(self.facts() | facts | {"format": self.formats[1]})
+        return self.of(self.facts() | facts | {"format": self.formats[-1]})
 
     def content(self) -> bytes:
         """For a file."""
@@ -217,10 +226,10 @@ class Sealed(Facts):
 class Manifest(Sealed):
     """What a run is of, how it was begun, and what was asked for so far."""
 
-    formats = (2, 3)
+    formats = (2, 3, 4)
     holds = "model"
 
-    format: int = 3
+    format: int = 4
     model: ModelFacts = ModelFacts()
     data: DataFacts = DataFacts()
     settings: Settings = Settings()
@@ -228,7 +237,7 @@ class Manifest(Sealed):
     measured: Measured | None = None
     thresholds: Thresholds | None = None
     until_decided: RuleFacts | None = None
-    policies: list[PolicyFacts] = []
+    policies: list[NotedPolicy] = []
     searched: Searched | None = None
     metrics: str | None = None
     """The checksum of metrics.parquet."""

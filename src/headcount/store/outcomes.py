@@ -16,12 +16,14 @@ from headcount.store.files import Shard, damaged, open_file, read_shard
 from headcount.store.manifest import Count, Facts, RuleFacts, plain
 
 _KEY = b"headcount"
-_WHOLE = ("policy", "score", "task", "doc_id")  # every row has them
-_NUMBERS = ("doc_id", "share_asked", "threshold", "share_zeroed")
+_WHOLE = ("policy", "curve", "score", "task", "doc_id")  # every row has them
+_NUMBERS = ("doc_id", "share_asked", "threshold", "share_off")
+#: Columns as they were called up to format 3, in which a score alone named the curve.
+_CALLED = {"share_zeroed": "share_off", "zeroed_heads": "heads_off"}
 _KINDS = {
-    "text": ("policy", "score", "task", "doc_hash", "target", "response", "items", DIRECTIONS),
+    "text": ("policy", "curve", "score", "task", "doc_hash", "target", "response", "items", DIRECTIONS),
     "number": (*_NUMBERS, "num_inputs", "num_tokens", "gold_loglikelihood", "kl_from_baseline"),
-    "list": ("loglikelihoods", "zeroed_heads"),
+    "list": ("loglikelihoods", "heads_off"),
 }
 
 
@@ -83,7 +85,7 @@ def read_outcomes(parts: Sequence[OutcomeShard], columns: Sequence[str] | None =
     tables = []
     for part in parts:
         try:
-            table = pq.read_table(io.BytesIO(read_shard(part.file)))
+            table = _renamed(pq.read_table(io.BytesIO(read_shard(part.file))))
             _check(part, table)
         except (pa.ArrowException, OSError, ValueError, LookupError) as error:
             raise damaged(part.file.path, str(error)) from error
@@ -94,6 +96,14 @@ def read_outcomes(parts: Sequence[OutcomeShard], columns: Sequence[str] | None =
         return pa.concat_tables(tables, promote_options="permissive").to_pandas()
     except pa.ArrowException as error:
         raise damaged(parts[0].file.path.parent, str(error)) from error
+
+
+def _renamed(table: pa.Table) -> pa.Table:
+    """With today's columns."""
+    table = table.rename_columns([_CALLED.get(name, name) for name in table.column_names])
+    if "curve" in table.column_names or "score" not in table.column_names:
+        return table
+    return table.append_column("curve", table["score"])
 
 
 def _check(part: OutcomeShard, table: pa.Table) -> None:

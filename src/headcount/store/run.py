@@ -210,12 +210,12 @@ class Run(RunFolder):
                 known.setdefault(str(policy), {}).update(zip(shard.questions, rows[metric].astype(float), strict=True))
         return known
 
-    def shares_zeroed(self, policies: Sequence[str]) -> dict[str, float]:
+    def shares_off(self, policies: Sequence[str]) -> dict[str, float]:
         """The share of heads that each of these policies zeroed, the mean over the questions it has answered."""
-        frame = self.outcomes(policies, ["policy", "share_zeroed"])
+        frame = self.outcomes(policies, ["policy", "share_off"])
         if frame is None:
             return {}
-        return {str(policy): float(rows["share_zeroed"].to_numpy().mean()) for policy, rows in frame.groupby("policy")}
+        return {str(policy): float(rows["share_off"].to_numpy().mean()) for policy, rows in frame.groupby("policy")}
 
     def policies(self) -> list[str]:
         """Labels of the policies that have answers, in the order in which they were asked for."""

@@ -93,7 +93,7 @@ def read_saved(run: Run, model: str, data: str | None = None, higher_is_better: 
         num_questions=run.manifest.data.num_questions,
         scores=scores,
         thresholds=cuts,
-        geometry=run.manifest.model.geometry,
+        units=run.manifest.model.units,
     )
 
 

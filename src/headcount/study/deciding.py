@@ -10,10 +10,9 @@ import xarray as xr
 
 from headcount.analysis import Look, Search, SequentialTest, ShareSearch, UntilDecided, asking_order
 from headcount.evaluation.benchmark import Answers
-from headcount.evaluation.outcomes import BASELINE, labels
 from headcount.evaluation.workload import Workload
-from headcount.interventions import Policy, Random, Threshold
 from headcount.models.batching import Progress, no_progress
+from headcount.policies import BASELINE, Policy, parse_policy, policy_facts
 from headcount.store import Run
 from headcount.study.stages import keep_answers, note_policies, note_rule, parts_left, together
 from headcount.study.units import AskShard, Engine
@@ -50,7 +49,7 @@ def ask_until_decided(
         InputError: a metric that the questions do not have.
     """
     note_rule(run, rule)
-    note_policies(run, [labels(policy) for policy in (None, *policies)])
+    note_policies(run, [policy_facts(policy) for policy in (None, *policies)])
     num_questions = len(workload.tokens)
     asking = _Asking(run, rule, policies, num_questions)
     order = asking_order(num_questions, run.settings.seed)
@@ -168,7 +167,7 @@ def search_run(
             progress=announce(f"look {looks} for {len(policies)} removable share{'s' * (len(policies) > 1)}"),
         )  # fmt: skip
         shares = {}
-        zeroed = run.shares_zeroed([policy.label for policy in policies.values()])
+        zeroed = run.shares_off([policy.label for policy in policies.values()])
         for score, policy in policies.items():
             if policy.label not in tests:
                 continue  # given up
@@ -191,10 +190,10 @@ def policies_at(
     """The policy of a score at a share, with its threshold out of measured scores."""
 
     def policy_at(score: str, share: float) -> Policy:
-        if score == "random":
-            return Random(share, seed, exclude_layers=exclude_layers)
+        policy = parse_policy(f"{score}:{share}", seed=seed, exclude_layers=exclude_layers)
+        if policy.wants is None:
+            return policy
         assert measured is not None
-        cut = thresholds(measured[[score]], [share])[score].item()
-        return Threshold(score, cut, share=share, exclude_layers=exclude_layers)
+        return policy.found(thresholds(measured[[score]], [share]))
 
     return policy_at

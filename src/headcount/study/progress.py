@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from headcount.analysis import SequentialTest
-from headcount.analysis.outcomes import BASELINE
 from headcount.errors import InputError
+from headcount.policies import BASELINE
 from headcount.store import Run
 from headcount.study.folder import StudyFolder
 from headcount.study.verdicts import rule_of, run_tests

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 import xarray as xr
 
-from headcount.interventions import Policy, Random, Threshold
 from headcount.models.batching import Progress, no_progress
+from headcount.policies import RANDOM, Policy, parse_policy
 from headcount.store import begin_run, continue_run, is_run, open_run
 from headcount.store.files import Damaged
 from headcount.study.analysing import analyse_study
@@ -160,11 +160,8 @@ def study_policies(study: Study, cuts: xr.Dataset) -> list[Policy]:
     policies: list[Policy] = []
     for score in study.score_ids():
         for share in sorted({share for share in study.shares if share > 0}):
-            if score == "random":
-                policies += [Random(share, seed, exclude_layers=excluded) for seed in study.seeds]
-            else:
-                threshold = cuts[score].sel(share=share).item()
-                policies.append(Threshold(score, threshold, share=share, exclude_layers=excluded))
+            for seed in study.seeds if score == RANDOM else study.seeds[:1]:
+                policies.append(parse_policy(f"{score}:{share}", seed=seed, exclude_layers=excluded).found(cuts))
     return policies
 
 

@@ -12,10 +12,10 @@ import xarray as xr
 from headcount.analysis import UntilDecided
 from headcount.errors import RunError
 from headcount.evaluation.benchmark import Answers
-from headcount.evaluation.outcomes import BASELINE, labels, with_divergences
+from headcount.evaluation.outcomes import with_divergences
 from headcount.evaluation.workload import Workload
-from headcount.interventions import Policy
 from headcount.models.batching import Progress, no_progress
+from headcount.policies import BASELINE, UNTOUCHED, Policy, PolicyFacts, policy_facts
 from headcount.scores import is_registered
 from headcount.store import Run
 from headcount.store.described import noted_facts
@@ -103,7 +103,7 @@ def ask_run(
         RunError: the run holds a policy of this name with another threshold, or was asked until it was decided.
     """
     note_rule(run, None)
-    note_policies(run, [labels(policy) for policy in (None, *policies)])
+    note_policies(run, [policy_facts(policy) for policy in (None, *policies)])
     questions, answered = range(len(workload.tokens)), run.answered()
     untouched = parts_left([None], questions, answered, workload, most=run.shard_size)
     others = [
@@ -139,7 +139,7 @@ def compared(outcomes: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
     """
     untouched = outcomes[["task", "doc_id"]].merge(baseline, on=["task", "doc_id"], how="left")
     own = ("policy", "score", "share_asked", "threshold", "task", "doc_id", "num_inputs", "num_tokens")
-    same = outcomes["share_zeroed"].to_numpy() == 0
+    same = outcomes["share_off"].to_numpy() == 0
     columns = {
         name: [
             theirs if equal else ours for equal, theirs, ours in zip(same, untouched[name], outcomes[name], strict=True)
@@ -172,7 +172,7 @@ def together(policies: Iterable[Policy], workload: Workload) -> list[list[Policy
     groups: dict[Any, list[Policy]] = defaultdict(list)
     for policy in policies:
         apart = workload.together > 1  # generation shares nothing
-        groups[policy.label if apart else labels(policy)["score"] or policy.label].append(policy)
+        groups[policy.label if apart else policy_facts(policy).curve or policy.label].append(policy)
     return list(groups.values())
 
 
@@ -198,7 +198,7 @@ def parts_left(
         most: questions of a part.
         place: of the first question in the order of asking.
     """
-    by_label = {labels(policy)["policy"]: policy for policy in policies}
+    by_label = {policy_facts(policy).policy: policy for policy in policies}
 
     def waiting(i: int) -> tuple[str, ...]:
         return tuple(label for label in by_label if questions[i] not in answered.get(label, ()))
@@ -242,13 +242,13 @@ def note_scores(run: Run, ids: Iterable[str]) -> None:
         run.update(scores=now)
 
 
-def note_policies(run: Run, policies: Iterable[Mapping[str, Any]]) -> None:
+def note_policies(run: Run, policies: Iterable[PolicyFacts]) -> None:
     """Note in the manifest what is asked for: the columns by which outcomes name their policy, thresholds included.
 
     Raises:
         RunError: the run holds a policy of this name with another threshold.
     """
-    wanted = [_without_nan(policy) for policy in policies]
+    wanted = [dict(vars(policy)) for policy in policies]
     note_scores(run, [score for policy in wanted if is_registered(score := policy["score"] or "")])
     before = [entry.facts() for entry in run.manifest.policies]
     planned = {entry["policy"]: entry for entry in before}
@@ -269,7 +269,7 @@ def _held(run: Run, policies: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Policies that were answered and are not in the manifest, since that was made anew: as their answers name them."""
     if not (known := run.answered().keys() & set(policies)):
         return {}
-    rows = run.outcomes(list(known), list(labels(None)))
+    rows = run.outcomes(list(known), list(vars(UNTOUCHED)))
     found = [] if rows is None else rows.drop_duplicates("policy").to_dict("records")
     return {str(entry["policy"]): _without_nan(entry) for entry in found}
 

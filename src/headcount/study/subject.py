@@ -8,7 +8,7 @@ from headcount.evaluation.workload import PART_BATCHES, Workload, even_size
 from headcount.models.batching import batch_tokens_for, check_lengths, data_fingerprint
 from headcount.models.chat import expects_chat
 from headcount.models.loading import default_name, fingerprint, load
-from headcount.models.observe import head_geometry
+from headcount.models.observe import units_of
 from headcount.study.spec import ModelSpec, Tasks, Texts
 
 if TYPE_CHECKING:
@@ -25,14 +25,14 @@ class LoadedModel:
 
     def facts(self) -> dict[str, Any]:
         """The manifest's ``model``."""
-        geometry = head_geometry(self.model)
+        units = units_of(self.model)
         return {
             "name": default_name(self.name),
             "fingerprint": fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "num_heads": geometry.num_heads,
+            "num_heads": units.num_heads,
             "expects_chat": dict(zip(("answer", "why"), self.expects_chat(), strict=True)),
-            "layers": [layer.facts() for layer in geometry.layers],
+            "layers": [layer.facts() for layer in units.layers],
         }
 
     def expects_chat(self) -> tuple[bool, str]:

@@ -8,10 +8,9 @@ import pandas as pd
 import xarray as xr
 
 from headcount.evaluation.benchmark import Answers
-from headcount.evaluation.outcomes import labels
-from headcount.interventions import Policy
 from headcount.measure import measure_heads
 from headcount.models.batching import Progress, no_progress
+from headcount.policies import Policy, policy_facts
 from headcount.study.subject import Subject
 from headcount.summaries import Summary
 
@@ -78,7 +77,7 @@ class AskShard:
 
     @property
     def labels(self) -> list[str]:
-        return [labels(policy)["policy"] for policy in self.policies]
+        return [policy_facts(policy).policy for policy in self.policies]
 
     def run(self, subject: Subject, progress: Progress) -> Answers:
         assert subject.benchmark is not None

@@ -4,8 +4,8 @@ import numpy as np
 import pandas as pd
 
 from headcount.analysis import SequentialTest, UntilDecided, asking_order
-from headcount.analysis.outcomes import BASELINE
 from headcount.metrics import DIRECTIONS
+from headcount.policies import BASELINE
 from headcount.store import Manifest, Run
 
 

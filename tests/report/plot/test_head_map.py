@@ -6,8 +6,8 @@ from matplotlib.colors import to_rgba
 
 import headcount as hc
 from headcount.errors import InputError
-from headcount.heads import HeadGeometry, LayerHeads
 from headcount.report.plot.paper import OFF
+from headcount.units import LayerUnits, UnitMap
 from tests.report.conftest import HEADS, LAYERS, make_scores
 
 
@@ -46,9 +46,9 @@ def test_nothing_is_grey_without_a_share():
 
 
 def test_groups_stand_apart():
-    layer = LayerHeads(index=0, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
+    layer = LayerUnits(index=0, num_attention_heads=4, num_key_value_heads=2, head_dim=8)
     table = make_scores(["ahon"]).isel(layer=[0], head=slice(4))
-    tops = sorted(top for _, top in boxes(hc.plot.head_map(table, "ahon", geometry=HeadGeometry(layers=(layer,)))))
+    tops = sorted(top for _, top in boxes(hc.plot.head_map(table, "ahon", units=UnitMap(layers=(layer,)))))
     np.testing.assert_allclose(tops, [0, 1, 2.25, 3.25])
 
 

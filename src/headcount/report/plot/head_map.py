@@ -9,10 +9,10 @@ from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
 from headcount.errors import InputError, nearest
-from headcount.heads import HeadGeometry
 from headcount.report.plot.paper import OFF, OFF_EDGE, new_axes, plain
 from headcount.scores import facts_of, get_score
 from headcount.thresholding import thresholds
+from headcount.units import UnitMap
 
 
 def head_map(
@@ -21,7 +21,7 @@ def head_map(
     *,
     share: float | None = None,
     often: bool = False,
-    geometry: HeadGeometry | None = None,
+    units: UnitMap | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Layers from left to right, query heads from top to bottom, coloured by the mean score over inputs.
@@ -31,7 +31,7 @@ def head_map(
         score: its id or alias.
         share: heads that are inactive on at least half of the inputs at the threshold of this share are grey.
         often: colour by the part of inputs on which a head is inactive at ``share`` instead; nothing is grey then.
-        geometry: as from ``head_geometry``; gaps then part the heads of different key-value heads.
+        units: as from ``units_of``; gaps then part the heads of different key-value heads.
         ax: where to draw; None for a new figure.
 
     Raises:
@@ -61,7 +61,7 @@ def head_map(
     norm = Normalize(low, high)
     # Dark is towards inactive.
     colours = "viridis_r" if often or found.inactive_when == "high" else "viridis"
-    rows = _rows(table, geometry)
+    rows = _rows(table, units)
     exists = np.argwhere(count > 0)
     boxes = [Rectangle((float(layer) + 0.04, float(rows[layer, head]) + 0.04), 0.92, 0.92) for layer, head in exists]
     mapped = ScalarMappable(norm, colours)
@@ -81,10 +81,10 @@ def head_map(
     return ax
 
 
-def _rows(table: xr.Dataset, geometry: HeadGeometry | None) -> np.ndarray:
+def _rows(table: xr.Dataset, units: UnitMap | None) -> np.ndarray:
     """Where the top of each head is, [layer, head], with a gap of a quarter before every key-value group but the first."""
     heads = np.arange(table.sizes["head"])
-    known = {layer.index: layer for layer in geometry.layers} if geometry is not None else {}
+    known = {layer.index: layer for layer in units.layers} if units is not None else {}
     gaps = np.zeros((table.sizes["layer"], len(heads)))
     for row, index in zip(gaps, table["layer"].values, strict=True):
         layer = known.get(int(index))

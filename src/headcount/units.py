@@ -11,7 +11,7 @@ from headcount.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerHeads:
+class LayerUnits:
     """The heads of one attention layer.
 
     ``index`` is the layer's position in the model (``layer_idx``); ``head_dim`` is the size of a head's
@@ -43,19 +43,19 @@ class LayerHeads:
         return tuple(head // self.group_size for head in range(self.num_attention_heads))
 
     def facts(self) -> dict[str, Any]:
-        """For JSON; read back by ``LayerHeads(**facts)``."""
+        """For JSON; read back by ``LayerUnits(**facts)``."""
         known = {name: value for name, value in vars(self).items() if value is not None}
         return known | ({"key_value_index": list(self.key_value_index)} if self.key_value_index is not None else {})
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadGeometry:
+class UnitMap:
     """Every attention layer of a model, in the order in which the model calls them.
 
     Layers without attention (hybrid models) are left out; layers may differ in their number of heads.
     """
 
-    layers: tuple[LayerHeads, ...]
+    layers: tuple[LayerUnits, ...]
 
     @property
     def layer_indices(self) -> list[int]:
@@ -77,11 +77,11 @@ class HeadGeometry:
 
 
 @dataclass(frozen=True)
-class HeadSet:
+class UnitSet:
     """A set of query heads, each named by (layer index, head index).
 
-    >>> HeadSet([(0, 3), (2, 1)]) | HeadSet([(0, 3), (1, 0)])
-    HeadSet([(0, 3), (1, 0), (2, 1)])
+    >>> UnitSet([(0, 3), (2, 1)]) | UnitSet([(0, 3), (1, 0)])
+    UnitSet([(0, 3), (1, 0), (2, 1)])
     """
 
     heads: frozenset[tuple[int, int]]
@@ -107,15 +107,15 @@ class HeadSet:
     def __contains__(self, head: object) -> bool:
         return head in self.heads
 
-    def __or__(self, other: "HeadSet") -> "HeadSet":
-        return HeadSet(self.heads | other.heads)
+    def __or__(self, other: "UnitSet") -> "UnitSet":
+        return UnitSet(self.heads | other.heads)
 
     def __repr__(self) -> str:
-        return f"HeadSet({list(self)})"
+        return f"UnitSet({list(self)})"
 
-    def check(self, geometry: HeadGeometry) -> None:
+    def check(self, units: UnitMap) -> None:
         """Raise InputError if a head of the set is not one of the model's."""
-        counts = {layer.index: layer.num_attention_heads for layer in geometry.layers}
+        counts = {layer.index: layer.num_attention_heads for layer in units.layers}
         for layer, head in self:
             if not 0 <= head < counts.get(layer, 0):
                 raise InputError(

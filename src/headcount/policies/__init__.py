@@ -1,0 +1,55 @@
+"""Policies: which units are off on an input, decided layer by layer from what the layer measures. One file a kind."""
+
+from collections.abc import Iterable
+
+from headcount.errors import InputError
+from headcount.policies.fixed import Fixed
+from headcount.policies.policy import BASELINE, PRUNED, UNTOUCHED, Policy, PolicyFacts, Seen, check_policy
+from headcount.policies.random import RANDOM, Random
+from headcount.policies.threshold import Threshold
+
+__all__ = [
+    "BASELINE",
+    "PRUNED",
+    "RANDOM",
+    "UNTOUCHED",
+    "Fixed",
+    "Policy",
+    "PolicyFacts",
+    "Random",
+    "Seen",
+    "Threshold",
+    "Written",
+    "check_policy",
+    "parse_policy",
+    "policy_facts",
+]  # fmt: skip
+
+#: Kinds of policies that can be written as text. The first that understands a text has it.
+WRITTEN = (Random, Threshold)
+Written = Random | Threshold
+
+
+def parse_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0) -> Written:
+    """``ID:SHARE``, ``ID@THRESHOLD``, ``random:SHARE``, ``ID:published:SHARE`` or ``ID:published/TASK:SHARE``.
+
+    Args:
+        text: the policy.
+        exclude_layers: layers never touched.
+        seed: of random heads.
+
+    Raises:
+        InputError: another form, an unknown score, or a share outside 0…1.
+    """
+    for kind in WRITTEN:
+        if (policy := kind.parse(text, exclude_layers=exclude_layers, seed=seed)) is not None:
+            return policy
+    raise InputError(
+        f"Policy {text!r} is not understood. Write ID:SHARE (ahon_ln:0.10), ID@THRESHOLD (awft@0.8), random:SHARE or "
+        "ID:published:SHARE."
+    )
+
+
+def policy_facts(policy: Policy | None) -> PolicyFacts:
+    """How tables name a policy; None is the untouched model."""
+    return UNTOUCHED if policy is None else policy.facts()

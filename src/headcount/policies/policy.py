@@ -1,0 +1,172 @@
+"""What a policy is: how it decides which units of a layer are off, what stands in their place, and how it is called."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from html import escape
+from numbers import Real
+from typing import Any, Protocol, Self
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from headcount.errors import InputError, whole
+from headcount.replacements import Replacement
+from headcount.units import UnitMap
+
+#: The untouched model, as tables and manifests call it.
+BASELINE = "baseline"
+#: The curve of checkpoints with heads removed for good.
+PRUNED = "pruned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyFacts:
+    """The columns by which outcomes and manifests name who answered.
+
+    Attributes:
+        policy: the label, unique in a run.
+        curve: what a table groups and a plot joins: one way to choose, decide and replace, at several shares. Empty where
+            there is no other share.
+        score: id of the score it decides by; empty for those that use none.
+        share_asked: the share of units asked for; None where none was.
+        threshold: what a score is held against; None where nothing is.
+    """
+
+    policy: str
+    curve: str = ""
+    score: str = ""
+    share_asked: float | None = None
+    threshold: float | None = None
+
+    def columns(self) -> dict[str, Any]:
+        """For a row of a table: NaN where there is no number."""
+        return {name: math.nan if value is None else value for name, value in vars(self).items()}
+
+
+#: Of the untouched model.
+UNTOUCHED = PolicyFacts(policy=BASELINE)
+
+
+class Seen(Protocol):
+    """What one layer of one pass shows to a policy."""
+
+    layer: int
+    """The layer's index in the model."""
+    shape: tuple[int, int]
+    """Rows (inputs) and units of the layer."""
+    device: torch.device
+
+    def score(self, id: str) -> Tensor:
+        """A score's values ``[row, unit]``, computed once a layer however many policies read them."""
+        ...
+
+    def uniform(self, seed: int | None) -> Tensor:
+        """Float32 ``[row, unit]`` on [0, 1), a function of the seed (None: the run's) and each row's tokens alone."""
+        ...
+
+
+class Policy(Protocol):
+    """Decides which units of a layer are off, for each row (input) of a batch on its own."""
+
+    @property
+    def exclude_layers(self) -> frozenset[int]:
+        """Layers (indices in the model) that the policy never touches."""
+        ...
+
+    @property
+    def instead(self) -> Replacement:
+        """What stands where a unit is off."""
+        ...
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The measurements the decision reads. One that reads none decides the same on every input."""
+        ...
+
+    @property
+    def label(self) -> str:
+        """Short unique name, such as ``ahon_ln:0.1`` or ``awft@0.8``."""
+        ...
+
+    def facts(self) -> PolicyFacts:
+        """How tables name it."""
+        ...
+
+    def check(self, units: UnitMap) -> None:
+        """Raise InputError unless the model has what the policy names, and the policy all it needs to decide."""
+        ...
+
+    def decide(self, seen: Seen) -> Tensor:
+        """bool ``[row, unit]`` of ``seen.shape``: True where the unit is off."""
+        ...
+
+
+def check_policy(policy: Any, units: UnitMap | None = None) -> None:
+    """Raise InputError for what is no policy, or for one that does not fit a model's ``units``."""
+    if isinstance(policy, type) or not all(hasattr(policy, name) for name in ("decide", "facts", "needs")):
+        raise InputError(
+            f"A policy is a Threshold, Random or Fixed, such as Random(0.1), not {policy!r:.60}; headcount.resolving."
+            "resolve_policy reads one from text."
+        )
+    if units is None:
+        return
+    if missing := policy.exclude_layers - set(units.layer_indices):
+        known = units.layer_indices
+        raise InputError(
+            f"exclude_layers names layer {min(missing)}; the model's attention layers are {known[0]}…{known[-1]}."
+        )
+    policy.check(units)
+
+
+def layer_set(layers: Iterable[int]) -> frozenset[int]:
+    """Layers never touched. Raises InputError for what are no layer indices."""
+    if not isinstance(layers, Iterable):
+        raise InputError(f"exclude_layers is a collection of layer indices, such as [0, 1], not {layers!r}.")
+    return frozenset(whole(layer, "exclude_layers holds layer indices counted from 0", least=0) for layer in layers)
+
+
+def share_of(share: object) -> float:
+    """A share of units. Raises InputError unless it lies between 0 and 1."""
+    number = float(share) if isinstance(share, Real | Tensor) and getattr(share, "ndim", 0) == 0 else math.nan
+    if not 0 <= number <= 1:
+        raise InputError(f"A share of heads lies between 0 and 1, not {share!r}; write 10% as 0.10.")
+    return number
+
+
+class Described:
+    """What policies say of themselves alike."""
+
+    exclude_layers: frozenset[int]
+    instead: Replacement
+    source: str = ""
+    """Where the threshold comes from, if not from the scores of the run: ``published``, or ``published/TASK``."""
+
+    def facts(self) -> PolicyFacts:
+        raise NotImplementedError
+
+    @property
+    def wants(self) -> tuple[str, float] | None:
+        """The score and the share whose threshold ``found`` is to fill in; None where nothing is missing."""
+        return None
+
+    def found(self, cuts: xr.Dataset | None) -> Self:
+        """With the threshold that ``cuts`` (as from ``thresholds``) have for its share, if it needs one."""
+        return self
+
+    @property
+    def label(self) -> str:
+        return self.facts().policy
+
+    @property
+    def suffix(self) -> str:
+        """What labels and curves add: the replacement, and the layers left alone."""
+        layers = self.exclude_layers
+        return self.instead.suffix + (f" except layer {', '.join(map(str, sorted(layers)))}" if layers else "")
+
+    def check(self, units: UnitMap) -> None:
+        pass
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{escape(self.label)}</b>: {escape(str(self))}</p>"

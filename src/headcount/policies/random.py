@@ -1,0 +1,62 @@
+"""Off are heads drawn at random, which every score is held against: ``random:0.10``."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Self
+
+from torch import Tensor
+
+from headcount.errors import InputError, seed_of
+from headcount.policies.policy import Described, PolicyFacts, Seen, layer_set, share_of
+from headcount.replacements import ZERO, Replacement
+
+#: Its name in texts, its curve, and the id of the score of the same numbers.
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class Random(Described):
+    """Zero each head of each layer and example independently with probability ``share``.
+
+    The draw depends on the seed and the example's tokens alone, so it is the same in any batch.
+    """
+
+    share: float
+    seed: int = 0
+    exclude_layers: frozenset[int] = field(default=frozenset(), kw_only=True)
+    instead: Replacement = field(default=ZERO, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "share", share_of(self.share))
+        object.__setattr__(self, "seed", seed_of(self.seed))
+        object.__setattr__(self, "exclude_layers", layer_set(self.exclude_layers))
+
+    @classmethod
+    def parse(cls, text: str, *, exclude_layers: Iterable[int], seed: int) -> Self | None:
+        """``random:SHARE``; None for anything else."""
+        name, _, number = text.partition(":")
+        if name.strip().lower() != RANDOM:
+            return None
+        try:
+            value = float(number)
+        except ValueError:
+            return None
+        if not 0 <= value <= 1:
+            raise InputError(f"Policy {text!r}: a share of heads lies between 0 and 1; write 10% as 0.10.")
+        return cls(value, seed, exclude_layers=layer_set(exclude_layers))
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"uniform"})
+
+    def facts(self) -> PolicyFacts:
+        name = f"{RANDOM}:{self.share:.12g}" if self.seed == 0 else f"{RANDOM}:{self.share:.12g}#{self.seed}"
+        return PolicyFacts(
+            policy=name + self.suffix, curve=RANDOM + self.suffix, score=RANDOM, share_asked=self.share, threshold=self.share
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        return f"zeroes each head of each input with probability {100 * self.share:g}%, seed {self.seed}{self.suffix}"
+
+    def decide(self, seen: Seen) -> Tensor:
+        return seen.uniform(self.seed) < self.share

@@ -1,0 +1,116 @@
+"""Off are the units whose score on the input is beyond a threshold: ``ahon_ln:0.10``, ``awft@0.8``."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import xarray as xr
+from torch import Tensor
+
+from headcount.errors import InputError
+from headcount.policies.policy import Described, PolicyFacts, Seen, layer_set, share_of
+from headcount.replacements import ZERO, Replacement
+from headcount.scores import get_score
+from headcount.units import UnitMap
+
+
+@dataclass(frozen=True)
+class Threshold(Described):
+    """Zero the heads whose score on the input is beyond a threshold.
+
+    Args:
+        score: id or alias of a registered score.
+        threshold: heads strictly below it (scores inactive when low) or above it (high) are off. None: what measured
+            scores say for ``share``, which ``found`` fills in.
+        share: the share of heads the threshold was derived from, for labels and tables.
+        source: where it was derived, if not from the scores of this run, for labels too.
+        exclude_layers: layers never touched.
+        instead: what stands in their place.
+
+    Raises:
+        InputError: unknown score, a threshold that is not a number, or neither a threshold nor a share.
+    """
+
+    score: str
+    threshold: float | None = None
+    share: float | None = field(default=None, kw_only=True)
+    source: str = field(default="", kw_only=True)
+    exclude_layers: frozenset[int] = field(default=frozenset(), kw_only=True)
+    instead: Replacement = field(default=ZERO, kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "score", get_score(self.score).id)
+        object.__setattr__(self, "exclude_layers", layer_set(self.exclude_layers))
+        if self.share is not None:
+            object.__setattr__(self, "share", share_of(self.share))
+        if self.threshold is None and self.share is not None:
+            return
+        try:
+            object.__setattr__(self, "threshold", float(self.threshold))  # type: ignore[arg-type]  (None raises)
+        except (TypeError, ValueError):
+            raise InputError(f"The threshold for {self.score} is a number, not {self.threshold!r}.") from None
+        if math.isnan(self.threshold):  # type: ignore[arg-type]
+            raise InputError(f"The threshold for {self.score} is NaN. Give a number, or measure the score first.")
+
+    @classmethod
+    def parse(cls, text: str, *, exclude_layers: Iterable[int], seed: int) -> Self | None:
+        """``ID:SHARE``, ``ID@THRESHOLD``, ``ID:published:SHARE`` or ``ID:published/TASK:SHARE``; None for anything else."""
+        separator = "@" if "@" in text else ":"
+        name, found, rest = text.partition(separator)
+        source, _, number = rest.rpartition(":")
+        source = source.strip().lower()
+        published = separator == ":" and (source == "published" or source.startswith("published/"))
+        try:
+            value = float(number)
+        except ValueError:
+            return None
+        if not found or (source and not published):
+            return None
+        score = get_score(name.strip()).id
+        if separator == "@":
+            return cls(score, value, exclude_layers=layer_set(exclude_layers))
+        if not 0 <= value <= 1:
+            raise InputError(f"Policy {text!r}: a share of heads lies between 0 and 1; write 10% as 0.10.")
+        return cls(score, share=value, source=source, exclude_layers=layer_set(exclude_layers))
+
+    @property
+    def wants(self) -> tuple[str, float] | None:
+        return (self.score, self.share) if self.threshold is None and self.share is not None else None
+
+    def found(self, cuts: xr.Dataset | None) -> Self:
+        if self.wants is None:
+            return self
+        if cuts is None:
+            raise InputError(f"{self.label} needs a threshold: measure {self.score} first, or name one.")
+        return replace(self, threshold=cuts[self.score].sel(share=self.share).item())
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return get_score(self.score).needs
+
+    def facts(self) -> PolicyFacts:
+        at = f"@{self.threshold:.12g}" if self.share is None else f":{self.share:.12g}"
+        curve = ":".join(filter(None, (self.score, self.source)))
+        return PolicyFacts(
+            policy=curve + at + self.suffix, curve=curve + self.suffix, score=self.score, share_asked=self.share,
+            threshold=self.threshold,
+        )  # fmt: skip
+
+    def __str__(self) -> str:
+        score = get_score(self.score)
+        side = "below" if score.inactive_when == "low" else "above"
+        at = "its threshold" if self.threshold is None else f"{self.threshold:.4g}"
+        share = "" if self.share is None else f", beyond which {100 * self.share:g}% of its scores lie"
+        return f"zeroes heads whose {self.score} ({score.name}) is {side} {at}{share}{self.suffix}"
+
+    def check(self, units: UnitMap) -> None:
+        if self.wants is not None:
+            raise InputError(
+                f"Policy {self.label} names a share of heads and has no threshold yet. Find it with thresholds() of measured "
+                "scores and `found`, or name it."
+            )
+
+    def decide(self, seen: Seen) -> Tensor:
+        threshold: Any = self.threshold
+        return get_score(self.score).inactive(seen.score(self.score), threshold)

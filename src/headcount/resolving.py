@@ -1,0 +1,48 @@
+"""Policies written as text, with thresholds that were published or that a run measured."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import xarray as xr
+
+from headcount.errors import InputError, RunError
+from headcount.policies import Policy, Written, parse_policy
+from headcount.published import published_threshold
+from headcount.store import open_run
+from headcount.thresholding import thresholds
+
+
+def read_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0, model: str = "") -> Written:
+    """As ``parse_policy``, and with the threshold published for ``model`` (hub id) if the text asks for that one.
+
+    Raises:
+        InputError: as ``parse_policy``, or a threshold that was not published: on MMLU, or on TASK.
+    """
+    policy = parse_policy(text, exclude_layers=exclude_layers, seed=seed)
+    if policy.wants is None or not policy.source:
+        return policy
+    (score, share), task = policy.wants, policy.source.partition("/")[2] or "mmlu"
+    published = published_threshold(model, score, share, task=task)
+    return policy.found(xr.Dataset({score: ("share", [published])}, coords={"share": [share]}))
+
+
+def resolve_policy(text: str, *, thresholds_from: str | Path | None = None, seed: int = 0) -> Policy:
+    """The policy that ``text`` names, as ``parse_policy`` reads it, with its threshold from a run's scores if it needs one.
+
+    Raises:
+        InputError: text that is not understood, or a share of a score without a run to take its threshold from.
+        RunError: no run there, or one without that score.
+    """
+    policy = read_policy(text, seed=seed)
+    if policy.wants is None:
+        return policy
+    score, share = policy.wants
+    if thresholds_from is None:
+        raise InputError(
+            f"Policy {text!r} names a share of heads, so its threshold comes from measured scores: give thresholds_from=RUN "
+            f"(a folder made by `headcount measure`), or name the threshold, {score}@NUMBER."
+        )
+    scores = open_run(thresholds_from).measurements()
+    if scores is None or score not in scores:
+        raise RunError(f"{str(thresholds_from)!r} has no scores for {score}. Measure them with `headcount measure`.")
+    return policy.found(thresholds(scores[[score]], [share]))
