@@ -10,7 +10,7 @@ from torch import Tensor
 from headcount.attention.attend import attend
 from headcount.attention.blocks import attend_in_blocks
 from headcount.attention.inputs import AttentionInputs, Positions
-from headcount.attention.measurements import RAW_TENSORS, WEIGHT_MEASUREMENTS, LayerMeasurements
+from headcount.attention.measurements import OF_WEIGHTS, RAW_TENSORS, LayerMeasurements
 from headcount.scores import all_scores
 
 GROUPS, GROUP, DIM, VALUE_DIM = 2, 3, 8, 6
@@ -102,10 +102,10 @@ def test_block_size_does_not_count(seed, length, block, window):
     for mask in (None, band):
         inputs = AttentionInputs(query=query, key=key, value=value, mask=mask, scaling=DIM**-0.5)
         positions = Positions.from_mask(None, 2, length, query.device)
-        output, measured = attend_in_blocks(inputs, positions, wanted=WEIGHT_MEASUREMENTS, block=block)
-        expected, reference = attend_in_blocks(inputs, positions, wanted=WEIGHT_MEASUREMENTS, block=length)
+        output, measured = attend_in_blocks(inputs, positions, wanted=OF_WEIGHTS, block=block)
+        expected, reference = attend_in_blocks(inputs, positions, wanted=OF_WEIGHTS, block=length)
         torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
-        for name in WEIGHT_MEASUREMENTS:
+        for name in OF_WEIGHTS:
             torch.testing.assert_close(measured[name], reference[name], rtol=1e-4, atol=1e-5)
 
 

@@ -6,18 +6,9 @@ import torch
 from torch import Tensor
 
 from headcount.attention.inputs import AttentionInputs, Positions
+from headcount.attention.measurements import TAKEN
 from headcount.attention.ways import attend_by_the_fastest_way
 
-#: Measurement → what it is taken from, a number for each query (or, of values, each key).
-_TAKEN_FROM = {
-    "first_token_weight": "first_token_weight",
-    "entropy": "entropy",
-    "first_value_norm": "value_norm",
-    "value_norm": "value_norm",
-    "last_output_norm": "output_norm",
-    "output_norm": "output_norm",
-    "contribution_norm": "contribution_norm",
-}
 #: Tokens whose norms are computed at a time, in float32.
 _TOKENS_AT_A_TIME = 512
 
@@ -42,8 +33,8 @@ def attend(
         Output ``[batch, head, query, head_dim]`` and ``{measurement: float32 [batch, head]}``.
     """
     if inputs.past:
-        needs = needs - {"first_value_norm"}  # measured with the text's start
-    wanted = frozenset(_TAKEN_FROM[name] for name in needs)
+        needs = frozenset(name for name in needs if TAKEN[name].taken != "first")  # measured with the text's start
+    wanted = frozenset(TAKEN[name].of for name in needs)
     output, found = attend_by_the_fastest_way(inputs, positions, wanted=wanted, projection_factor=projection_factor)
     if "value_norm" in wanted:
         own = slice(inputs.past, inputs.past + inputs.query.shape[2])
@@ -54,16 +45,11 @@ def attend(
     if "contribution_norm" in wanted - found.keys():
         assert projection_factor is not None
         found["contribution_norm"] = _norm(output, projection_factor().mT)
+    at = {"first": (positions.first - inputs.past).clamp(min=0), "last": positions.last}
     measured: dict[str, Tensor] = {}
     for name in needs:
-        per_position = found[_TAKEN_FROM[name]]  # [batch, head, position]
-        if name == "first_value_norm":
-            first = (positions.first - inputs.past).clamp(min=0)  # of the queries' own, if it stands among them
-            measured[name] = positions.at(per_position, first)
-        elif name == "last_output_norm":
-            measured[name] = positions.at(per_position, positions.last)
-        else:
-            measured[name] = positions.mean(per_position)
+        per_position, taken = found[TAKEN[name].of], TAKEN[name].taken  # [batch, head, position]
+        measured[name] = positions.mean(per_position) if taken == "mean" else positions.at(per_position, at[taken])
     return output, measured
 
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from headcount.attention.inputs import AttentionInputs, Positions
+from headcount.attention.measurements import OF_WEIGHTS
 
 #: Queries per block; the scores of a block, [batch, head, BLOCK, key], are the largest thing in memory.
 BLOCK = 128
@@ -40,7 +41,7 @@ def attend_in_blocks(
     grouped = query.view(batch, groups, group, length, head_dim)
 
     outputs: list[Tensor] = []
-    rows: dict[str, list[Tensor]] = {name: [] for name in wanted & {"first_token_weight", "entropy"}}
+    rows: dict[str, list[Tensor]] = {name: [] for name in wanted & OF_WEIGHTS}
     for start in range(0, length, block):
         stop = min(start + block, length)
         seen = stop if causal else key.shape[2]

@@ -1,22 +1,41 @@
 """What one layer's heads did on one batch: the numbers that scores are made of."""
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from headcount.errors import InputError
 
-#: Measurements that need every attention weight, and so cost more than plain attention.
-WEIGHT_MEASUREMENTS = frozenset({"first_token_weight", "entropy"})
+
+@dataclass(frozen=True)
+class Measurement:
+    """How an example's number is made of those of its positions.
+
+    Of two stretches of one text, those of ``mean`` are averaged by their numbers of real tokens, that of ``first`` is the
+    earlier stretch's and that of ``last`` the later one's.
+    """
+
+    of: str  # what each query (or, of values, each key) has a number of
+    taken: Literal["mean", "first", "last"]  # over the real tokens, or that of the first or last of them
+
+
+TAKEN = {
+    "first_token_weight": Measurement("first_token_weight", "mean"),
+    "entropy": Measurement("entropy", "mean"),
+    "first_value_norm": Measurement("value_norm", "first"),
+    "value_norm": Measurement("value_norm", "mean"),
+    "last_output_norm": Measurement("output_norm", "last"),
+    "output_norm": Measurement("output_norm", "mean"),
+    "contribution_norm": Measurement("contribution_norm", "mean"),
+}
+#: What needs every attention weight, and so costs more than plain attention.
+OF_WEIGHTS = frozenset({"first_token_weight", "entropy"})
 
 #: The layer's own tensors, for scores that no measurement serves.
 RAW_TENSORS = frozenset({"query", "key", "value", "output", "o_proj", "real"})
-
-
-#: Means over an example's tokens: those of two stretches of one text combine by their numbers of tokens.
-TOKEN_MEANS = frozenset({"first_token_weight", "entropy", "value_norm", "output_norm", "contribution_norm"})
 
 
 def extended(
@@ -39,11 +58,10 @@ def extended(
             "(decide='prompt'), or without a cache (decide='every-pass')."
         )
     share = (own_tokens / (tokens_before + own_tokens))[:, None]  # [batch, 1]
-    joined = {name: torch.lerp(before[name], own[name], share) for name in own.keys() & TOKEN_MEANS}
-    if "first_value_norm" in before:
-        joined["first_value_norm"] = before["first_value_norm"]
-    if "last_output_norm" in own:
-        joined["last_output_norm"] = own["last_output_norm"]
+    joined = {name: values for name, values in before.items() if name in TAKEN and TAKEN[name].taken == "first"}
+    for name, values in own.items():
+        if name in TAKEN and TAKEN[name].taken != "first":
+            joined[name] = torch.lerp(before[name], values, share) if TAKEN[name].taken == "mean" else values
     return joined
 
 

@@ -17,6 +17,7 @@ from headcount.attention.blocks import attend_in_blocks
 from headcount.attention.compiled import attend_compiled, supports_compiled
 from headcount.attention.fused import attend_fused, attend_fused_measured, supports_fused
 from headcount.attention.inputs import AttentionInputs, Positions
+from headcount.attention.measurements import OF_WEIGHTS
 from headcount.errors import InputError
 
 WAYS = ("compiled", "fused", "plain")
@@ -24,7 +25,6 @@ WAYS = ("compiled", "fused", "plain")
 VARIABLE = "HEADCOUNT_ATTENTION"
 
 _logger = logging.getLogger(__name__)
-_OF_WEIGHTS = frozenset({"first_token_weight", "entropy"})
 #: Largest difference from plain float32 attention that a probe allows, in outputs, weights and nats.
 _TOLERANCES = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
@@ -47,10 +47,10 @@ def attend_by_the_fastest_way(
     if way == "compiled":
         return attend_compiled(inputs, positions, wanted=wanted, projection_factor=projection_factor)
     if way == "fused":
-        return attend_fused_measured(inputs, positions, wanted=wanted & _OF_WEIGHTS)
+        return attend_fused_measured(inputs, positions, wanted=wanted & OF_WEIGHTS)
     if way == "sdpa":
         return attend_fused(inputs), {}
-    return attend_in_blocks(inputs, positions, wanted=wanted & _OF_WEIGHTS)
+    return attend_in_blocks(inputs, positions, wanted=wanted & OF_WEIGHTS)
 
 
 def _choose(inputs: AttentionInputs, wanted: frozenset[str]) -> str:
@@ -62,7 +62,7 @@ def _choose(inputs: AttentionInputs, wanted: frozenset[str]) -> str:
     forced = os.environ.get(VARIABLE)
     if forced and forced not in WAYS:
         raise InputError(f"{VARIABLE}={forced!r} is no way to attend. Use {', '.join(WAYS)}, or leave it unset.")
-    weigh = bool(wanted & _OF_WEIGHTS)
+    weigh = bool(wanted & OF_WEIGHTS)
     without = "plain" if weigh or inputs.softcap is not None or inputs.sinks is not None else "sdpa"
     if torch.is_grad_enabled() and any(t.requires_grad for t in (inputs.query, inputs.key, inputs.value)):
         return without
@@ -121,11 +121,11 @@ def _difference_from_plain(
     positions = Positions.from_mask(padding, batch, length, query.device)
     real = padding.to(device)[:, None]
     if way == "compiled":  # in small parts, so that what joins them is compared too
-        output, found = attend_compiled(inputs, positions, wanted=_OF_WEIGHTS, block_rows=32, held_scores=64 * 32)
+        output, found = attend_compiled(inputs, positions, wanted=OF_WEIGHTS, block_rows=32, held_scores=64 * 32)
     else:
-        output, found = attend_fused_measured(inputs, positions, wanted=_OF_WEIGHTS)
-    expected_output, expected = attend_in_blocks(exact, positions, wanted=_OF_WEIGHTS)
+        output, found = attend_fused_measured(inputs, positions, wanted=OF_WEIGHTS)
+    expected_output, expected = attend_in_blocks(exact, positions, wanted=OF_WEIGHTS)
     differences = [(output.float() - expected_output) * real[..., None]]
-    differences += [(found[name] - expected[name]) * real for name in _OF_WEIGHTS]
+    differences += [(found[name] - expected[name]) * real for name in OF_WEIGHTS]
     # A NaN anywhere must fail the comparison, and max() alone would drop it.
     return max(torch.nan_to_num(difference.abs(), nan=torch.inf).max().item() for difference in differences)
