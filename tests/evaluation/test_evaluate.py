@@ -17,8 +17,8 @@ from headcount.policies import Fixed, Random, Threshold
 from headcount.tasks import load_tasks, quiet
 
 COLUMNS = [
-    "policy", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
-    "gold_loglikelihood", "kl_from_baseline", "items", "heads_off", "share_off", "num_inputs", "num_tokens",
+    "policy", "curve", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods",
+    "response", "gold_loglikelihood", "kl_from_baseline", "items", "heads_off", "share_off", "num_inputs", "num_tokens",
     "higher_is_better",
 ]  # fmt: skip
 
