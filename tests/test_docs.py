@@ -80,7 +80,7 @@ def cost_table() -> str:
 
 
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
-    "supported families": ("README.md", supported_families),
+    "supported families": ("docs/models.md", supported_families),
     "scores": ("docs/scores.md", score_table),
     "costs": ("docs/clusters.md", cost_table),
 }

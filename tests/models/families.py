@@ -1,4 +1,4 @@
-"""A tiny random model of every architecture family that headcount is tested on; the README's table comes from here."""
+"""A tiny random model of every architecture family that headcount is tested on; the table in docs/models.md comes from here."""
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
