@@ -24,7 +24,7 @@ def table(examples, seed=0):
 def outcomes(policy, questions=3):
     nan = float("nan")
     return pd.DataFrame({
-        "policy": policy, "score": "", "share_asked": nan, "threshold": nan, "task": "sums",
+        "policy": policy, "curve": "", "score": "", "share_asked": nan, "threshold": nan, "task": "sums",
         "doc_id": range(questions), "doc_hash": [f"{i:x}" for i in range(questions)],
         "acc": [1.0, nan, 0.0][:questions], "loglikelihoods": [[-1.5, -2.0, nan], None, [-0.25]][:questions],
         "target": ["1", "über", ""][:questions], "share_off": [0.0, 0.5, 1 / 3][:questions],

@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 
 from headcount.errors import InputError, nearest
 from headcount.metrics import DIRECTIONS, Metric
-from headcount.policies import BASELINE
+from headcount.policies import BASELINE, POLICY_COLUMNS
 
 #: Columns that can be averaged like a metric, and are finer than one: they say something near chance too.
 MEASURES = ("gold_loglikelihood", "kl_from_baseline")
 
 #: Columns of outcomes that are never a metric of lm-eval's; one of its metrics with such a name is `score,none`.
 NOT_METRICS = frozenset({
-    "policy", "curve", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
+    *POLICY_COLUMNS, "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
     "share_off", "num_inputs", "num_tokens", "items", "heads_off", DIRECTIONS, *MEASURES,
 })  # fmt: skip
 _NEEDED = ("policy", "score", "share_asked", "task", "doc_id", "share_off")

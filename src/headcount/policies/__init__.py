@@ -4,25 +4,22 @@ from collections.abc import Iterable
 
 from headcount.errors import InputError
 from headcount.policies.fixed import Fixed
-from headcount.policies.policy import BASELINE, PRUNED, UNTOUCHED, Policy, PolicyFacts, Seen, check_policy
+from headcount.policies.policy import (
+    BASELINE,
+    POLICY_COLUMNS,
+    PRUNED,
+    UNTOUCHED,
+    Policy,
+    PolicyFacts,
+    Seen,
+    check_policy,
+)
 from headcount.policies.random import RANDOM, Random
 from headcount.policies.threshold import Threshold
 
 __all__ = [
-    "BASELINE",
-    "PRUNED",
-    "RANDOM",
-    "UNTOUCHED",
-    "Fixed",
-    "Policy",
-    "PolicyFacts",
-    "Random",
-    "Seen",
-    "Threshold",
-    "Written",
-    "check_policy",
-    "parse_policy",
-    "policy_facts",
+    "BASELINE", "POLICY_COLUMNS", "PRUNED", "RANDOM", "UNTOUCHED", "Fixed", "Policy", "PolicyFacts", "Random", "Seen",
+    "Threshold", "Written", "check_policy", "parse_policy", "policy_facts",
 ]  # fmt: skip
 
 #: Kinds of policies that can be written as text. The first that understands a text has it.

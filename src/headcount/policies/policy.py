@@ -47,6 +47,8 @@ class PolicyFacts:
 
 #: Of the untouched model.
 UNTOUCHED = PolicyFacts(policy=BASELINE)
+#: The columns by which rows of outcomes name their policy.
+POLICY_COLUMNS = tuple(vars(UNTOUCHED))
 
 
 class Seen(Protocol):

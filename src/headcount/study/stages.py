@@ -15,7 +15,7 @@ from headcount.evaluation.benchmark import Answers
 from headcount.evaluation.outcomes import with_divergences
 from headcount.evaluation.workload import Workload
 from headcount.models.batching import Progress, no_progress
-from headcount.policies import BASELINE, UNTOUCHED, Policy, PolicyFacts, policy_facts
+from headcount.policies import BASELINE, POLICY_COLUMNS, Policy, PolicyFacts, policy_facts
 from headcount.scores import is_registered
 from headcount.store import Run
 from headcount.store.described import noted_facts
@@ -138,7 +138,7 @@ def compared(outcomes: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
     with another last digit, so the untouched model's is taken.
     """
     untouched = outcomes[["task", "doc_id"]].merge(baseline, on=["task", "doc_id"], how="left")
-    own = ("policy", "score", "share_asked", "threshold", "task", "doc_id", "num_inputs", "num_tokens")
+    own = (*POLICY_COLUMNS, "task", "doc_id", "num_inputs", "num_tokens")
     same = outcomes["share_off"].to_numpy() == 0
     columns = {
         name: [
@@ -269,7 +269,7 @@ def _held(run: Run, policies: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Policies that were answered and are not in the manifest, since that was made anew: as their answers name them."""
     if not (known := run.answered().keys() & set(policies)):
         return {}
-    rows = run.outcomes(list(known), list(vars(UNTOUCHED)))
+    rows = run.outcomes(list(known), POLICY_COLUMNS)
     found = [] if rows is None else rows.drop_duplicates("policy").to_dict("records")
     return {str(entry["policy"]): _without_nan(entry) for entry in found}
 
