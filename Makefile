@@ -19,7 +19,7 @@ demo:
 
 test:
 	@scripts/setup.sh test
-	.venv/bin/pytest
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n logical --maxprocesses 4 --dist worksteal
 
 lint:
 	@scripts/setup.sh test

@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--short", action="store_true", help="8 questions a task, 1 round, for continuous integration")
+    parser.add_argument("--short", action="store_true", help="2 questions a task, 1 round, for continuous integration")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -94,7 +94,7 @@ def main() -> None:
     for task in options.tasks:
         questions, shots = TASKS[task]
         with quiet():
-            requests = requests_of(task, 8 if options.short else questions, shots)
+            requests = requests_of(task, 2 if options.short else questions, shots)
             answer, tokens = ways(model, tokenizer, requests)
             answer["no policy"]()  # warms up, and finds out what the model's passes can be cut into
             seconds: dict[str, list[float]] = {name: [] for name in answer}

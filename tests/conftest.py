@@ -1,50 +1,59 @@
-"""Models that tests share: the demo model, and tiny random ones built from configurations."""
+"""Models that tests share: the demo model, and tiny random ones built from configurations.
+
+PyTorch and transformers are imported where they are used: the process that only hands tests to others needs neither.
+"""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-)
 
-from headcount.models.loading import load
-from tests.models.families import COMMON
 from tests.runs import write_tasks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 @pytest.fixture(scope="session")
 def demo() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The demo model in float32, and its tokenizer."""
+    from headcount.models.loading import load
+
     return load("demo", dtype="float32")
+
+
+def _build(model_type: str = "llama", *, seed: int = 0, **changes: object) -> PreTrainedModel:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tests.models.families import COMMON
+
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(model_type, **(COMMON | changes))
+    return AutoModelForCausalLM.from_config(config).float().eval()
 
 
 @pytest.fixture
 def tiny() -> Iterator[Callable[..., PreTrainedModel]]:
     """Builds a tiny random model: ``tiny()`` a Llama, ``tiny("qwen2", num_hidden_layers=1)`` another."""
-
-    def build(model_type: str = "llama", *, seed: int = 0, **changes: object) -> PreTrainedModel:
-        torch.manual_seed(seed)
-        config = AutoConfig.for_model(model_type, **(COMMON | changes))
-        return AutoModelForCausalLM.from_config(config).float().eval()
+    import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine threads waiting for each other take longer than these models
-    yield build
+    yield _build
     torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
 def letters() -> PreTrainedTokenizerBase:
     """A tokenizer with one token for each printable ASCII character, within the tiny models' vocabulary."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     vocabulary = {token: i for i, token in enumerate([*special, "\n", *map(chr, range(32, 127))])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -60,9 +69,7 @@ def subjects(tmp_path_factory: pytest.TempPathFactory, letters: PreTrainedTokeni
     """A folder with ``model`` and ``other`` (tiny Llamas), ``tasks`` (10 questions) and ``text.jsonl`` (9 texts)."""
     folder = tmp_path_factory.mktemp("subjects")
     for seed, name in enumerate(("model", "other")):
-        torch.manual_seed(seed)
-        config = AutoConfig.for_model("llama", **(COMMON | {"num_hidden_layers": 2}))
-        AutoModelForCausalLM.from_config(config).float().save_pretrained(folder / name)
+        _build(seed=seed, num_hidden_layers=2).save_pretrained(folder / name)
         letters.save_pretrained(folder / name)
     write_tasks(folder / "tasks", questions=10)
     (folder / "text.jsonl").write_text("\n".join(json.dumps({"text": "heads " * n}) for n in range(1, 10)))
