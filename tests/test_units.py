@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from headcount.errors import InputError
-from headcount.units import LayerUnits, UnitMap, UnitSet
+from headcount.units import KINDS, LayerUnits, UnitMap, UnitSet
 
 
 def layer(index: int, heads: int, groups: int = 1) -> LayerUnits:
@@ -22,6 +22,36 @@ def test_geometry_counts_what_each_layer_has():
     assert HYBRID.max_attention_heads == 4
     assert HYBRID.num_heads == 4 + 2
     np.testing.assert_array_equal(HYBRID.exists(), [[True, True, True, True], [True, True, False, False]])
+
+
+#: Heads 0 and 2 share key-value head 0, heads 1, 3 and 4 the other.
+UNEVEN = LayerUnits(index=0, num_attention_heads=5, num_key_value_heads=2, head_dim=4, key_value_index=(0, 1, 0, 1, 1))
+
+
+def test_units_are_made_of_query_heads():
+    assert layer(0, 4, 2).members("query") == [(0,), (1,), (2,), (3,)]
+    assert layer(0, 4, 2).members("group") == [(0, 1), (2, 3)]
+    assert layer(0, 4, 2).members("layer") == [(0, 1, 2, 3)]
+    assert UNEVEN.members("group") == [(0, 2), (1, 3, 4)]
+    for kind in KINDS:  # every head is in one unit
+        assert sorted(head for unit in UNEVEN.members(kind) for head in unit) == list(range(5))
+
+
+def test_a_unit_has_the_mean_of_its_heads_or_the_most_active_one():
+    nan = float("nan")
+    # [input, layer, head]: layer 0 has groups {0, 1} and {2, 3}, layer 2 one of its two heads.
+    values = np.array([[[1, 2, 3, 5], [4, 8, nan, nan]], [[1, nan, 0, 2], [6, 6, nan, nan]]], np.float32)
+    mean = [[[1.5, 4], [6, nan]], [[nan, 1], [6, nan]]]
+    np.testing.assert_array_equal(HYBRID.reduce(values, "group"), mean)
+    np.testing.assert_array_equal(HYBRID.reduce(values, "query"), values)
+    np.testing.assert_array_equal(HYBRID.reduce(values, "layer")[..., 0], [[2.75, 6], [nan, 6]])
+    # Inactive when low: the highest is the farthest from it.
+    highest = [[[2, 5], [8, nan]], [[nan, 2], [6, nan]]]
+    np.testing.assert_array_equal(HYBRID.reduce(values, "group", "most_active"), highest)
+    lowest = [[[1, 3], [4, nan]], [[nan, 0], [6, nan]]]
+    np.testing.assert_array_equal(HYBRID.reduce(values, "group", "most_active", inactive_when="high"), lowest)
+    uneven = UnitMap(layers=(UNEVEN,))
+    np.testing.assert_array_equal(uneven.reduce(np.array([[3.0, 1, 5, 2, 6]]), "group"), [[4, 3]])
 
 
 def test_a_head_set_is_sorted_distinct_and_compares_by_content():

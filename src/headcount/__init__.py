@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from headcount.models.observe import units_of
     from headcount.models.probe import Probe
     from headcount.policies import Fixed, Policy, Random, Threshold
+    from headcount.removal.calibration import Calibration, Distillation
     from headcount.removal.choose import select_heads
-    from headcount.removal.distill import Distillation
-    from headcount.removal.prune import prune_heads
+    from headcount.removal.prune import Checkpoint, prune_heads
     from headcount.removal.selection import Selection
     from headcount.report import plot
     from headcount.scores import all_scores, get_score, score
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Benchmark": "evaluation.benchmark",
-    "Distillation": "removal.distill",
+    "Calibration": "removal.calibration",
+    "Checkpoint": "removal.prune",
+    "Distillation": "removal.calibration",
     "Evaluation": "evaluation.evaluate",
     "Fixed": "policies",
     "UnitMap": "units",
@@ -67,6 +69,8 @@ _NAMESPACES = {"plot": "report.plot"}  # modules whose functions are used as ``h
 
 __all__ = [
     "Benchmark",
+    "Calibration",
+    "Checkpoint",
     "Distillation",
     "Evaluation",
     "Fixed",

@@ -1,13 +1,52 @@
-"""Which heads a model has, and sets of them."""
+"""What is measured, off or removed as a whole: kinds of units, which of them a model has, and sets of them."""
 
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import index
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from headcount.errors import InputError
+
+KindId = Literal["query", "group", "layer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a unit is.
+
+    Attributes:
+        noun: one of them, as users read it.
+        plural: several.
+        of_heads: for each query head of a layer, the unit that it is part of.
+    """
+
+    noun: str
+    plural: str
+    of_heads: "Callable[[LayerUnits], tuple[int, ...]]"
+
+
+#: Every kind of unit; each is made of whole query heads.
+KINDS: dict[KindId, Kind] = {
+    "query": Kind(
+        noun="query head",
+        plural="query heads",
+        of_heads=lambda layer: tuple(range(layer.num_attention_heads)),
+    ),
+    "group": Kind(
+        noun="key-value group",
+        plural="key-value groups",
+        of_heads=lambda layer: layer.key_value_heads,
+    ),
+    "layer": Kind(
+        noun="layer's attention",
+        plural="layers' attention",
+        of_heads=lambda layer: (0,) * layer.num_attention_heads,
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +64,8 @@ class LayerUnits:
     head_dim: int
     key_value_index: tuple[int, ...] | None = None
 
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is parsed
+
     def __post_init__(self) -> None:
         if self.key_value_index is not None:  # a list, where it comes from JSON
             object.__setattr__(self, "key_value_index", tuple(self.key_value_index))
@@ -41,6 +82,13 @@ class LayerUnits:
         if self.key_value_index is not None:
             return self.key_value_index
         return tuple(head // self.group_size for head in range(self.num_attention_heads))
+
+    def members(self, kind: KindId) -> list[tuple[int, ...]]:
+        """The query heads of each of the layer's units."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for head, unit in enumerate(KINDS[kind].of_heads(self)):
+            found[unit].append(head)
+        return [tuple(found[unit]) for unit in sorted(found)]
 
     def facts(self) -> dict[str, Any]:
         """For JSON; read back by ``LayerUnits(**facts)``."""
@@ -74,6 +122,34 @@ class UnitMap:
         """bool [layer, head]: True where the layer has that query head."""
         heads = np.arange(self.max_attention_heads)
         return np.stack([heads < layer.num_attention_heads for layer in self.layers])
+
+    def reduce(
+        self,
+        values: NDArray[np.floating],
+        to: KindId,
+        by: Literal["mean", "most_active"] = "mean",
+        *,
+        inactive_when: Literal["low", "high"] = "low",
+    ) -> NDArray[np.floating]:
+        """Scores of units out of those of their query heads.
+
+        Args:
+            values: ``[…, layer, head]``.
+            to: the kind of unit.
+            by: the ``mean`` of a unit's heads; or its ``most_active`` one, with which a unit is beyond a threshold exactly
+                where all its heads are.
+            inactive_when: the side of the score on which heads are inactive, for ``most_active``.
+
+        Returns:
+            ``[…, layer, unit]``; NaN for a unit with a head that has none, and where a layer has fewer units.
+        """
+        over = np.mean if by == "mean" else np.max if inactive_when == "low" else np.min
+        members = [layer.members(to) for layer in self.layers]
+        found = np.full((*values.shape[:-1], max(map(len, members))), np.nan, values.dtype)
+        for place, of_layer in enumerate(members):
+            for unit, heads in enumerate(of_layer):
+                found[..., place, unit] = over(np.take(values[..., place, :], heads, axis=-1), axis=-1)
+        return found
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from headcount.models.loading import load
+from headcount.removal.calibration import Calibration
 from headcount.removal.prune import prune_heads
 from headcount.removal.selection import Selection
 from headcount.store import open_run
@@ -29,11 +30,11 @@ KILLS = 12  # of each kind
 def works(folder: Path):
     """What is killed, by name: it writes to the path that it is given."""
     model, tokenizer = load(folder / "model")
-    selection = Selection.of(model, [(0, 0), (0, 1), (1, 3)], name="tiny", unit="query", chosen={"score": "by hand"})
+    selection = Selection.of(model, [(0, 0), (0, 1), (1, 3)], name="tiny", kind="query", chosen={"score": "by hand"})
     rows = [[5, 6, 7, 8, 9, 10, 11, 12]] * 4
 
     def prune(target: Path) -> None:
-        prune_heads(model, selection, target, tokenizer=tokenizer, how="refit", rows=rows)
+        prune_heads(model, selection, target, Calibration(rows=rows), tokenizer=tokenizer, how="refit")
 
     def export(target: Path) -> None:
         export_run(open_run(folder / "run"), target, "csv")

@@ -29,7 +29,7 @@ def test_select_on_a_task_by_a_registered_score(headcount, checkpoint, own):
     code, out, error = headcount("select", checkpoint(), *own(), *command, "-o", "s.json")
     assert code == 0, error
     assert "Selected 8 of 24" in out
-    assert Selection.load("s.json").unit == "group"
+    assert Selection.load("s.json").kind == "group"
 
 
 def test_budget(headcount, refused, checkpoint, texts, own):

@@ -27,7 +27,7 @@ def benchmark(tiny, letters, tmp_path):
 
 
 def candidates(benchmark, heads):
-    return Selection.of(benchmark.lm.model, heads, name="tiny", unit="query", chosen={"score": "by hand"})
+    return Selection.of(benchmark.lm.model, heads, name="tiny", kind="query", chosen={"score": "by hand"})
 
 
 IDLE = [(1, head) for head in range(8)] + [(0, head) for head in range(4, 8)]
@@ -105,10 +105,10 @@ def test_a_budget_of_errors_is_that_of_their_complement(benchmark, letters, tmp_
 
 def test_prefixes_cut_no_unit_in_two(tiny):
     heads = [(layer, head) for layer in (1, 0) for head in range(8)]
-    selection = Selection.of(tiny(), heads, name="tiny", unit="group", chosen={})
+    selection = Selection.of(tiny(), heads, name="tiny", kind="group", chosen={})
     assert [len(heads) for heads in _prefixes(selection, 3)] == [4, 8, 12, 16]
     assert [len(heads) for heads in _prefixes(selection, 8)] == [8, 16]
-    assert [len(heads) for heads in _prefixes(selection.model_copy(update={"unit": "query"}), 6)] == [6, 12, 16]
+    assert [len(heads) for heads in _prefixes(selection.model_copy(update={"kind": "query"}), 6)] == [6, 12, 16]
 
 
 @pytest.mark.parametrize("text", ["1%", "1 point", "0 points of piqa", "a point of piqa", "1 point of piqa,"])

@@ -7,7 +7,8 @@ from headcount.errors import ModelError
 from headcount.models.instrument import instrument
 from headcount.models.observe import units_of
 from headcount.policies import Fixed
-from headcount.removal.cut import attention_layouts, cut_heads
+from headcount.removal.cut import cut_heads
+from headcount.removal.head_weights import head_weights_of
 from headcount.removal.plan import plan_removal
 from headcount.removal.prune import savings
 from headcount.removal.replace import replace_heads
@@ -64,7 +65,7 @@ def test_pruned_is_masked(family):
 def test_family_that_cannot_be_cut_is_refused_by_name(family, reason):
     model = build(family)
     with pytest.raises(ModelError, match=f"Attention.*{reason}"):
-        attention_layouts(model)
+        head_weights_of(model)
 
 
 def test_norms_with_weights_of_their_own_for_each_head():
@@ -108,4 +109,4 @@ def test_what_is_not_a_plain_projection_is_refused(tiny):
     attention = model.model.layers[0].self_attn
     attention.v_proj = torch.nn.Sequential(attention.v_proj)
     with pytest.raises(ModelError, match=r"v_proj is a Sequential.*without quantisation"):
-        attention_layouts(model)
+        head_weights_of(model)

@@ -121,14 +121,15 @@ def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, units: UnitMap) 
             f"The units has layers {units.layer_indices}, the scores {scores['layer'].values.tolist()}. "
             "Pass that of the model that was measured."
         )
-    most = _most_groups(units)
+    most = max(len(layer.members("group")) for layer in units.layers)
     shape = thresholds.sizes["share"], len(units.layers), most
     found = {name: np.zeros(shape) for name in names}
     measured = {name: np.zeros(shape[1:]) for name in names}
     sides: dict[str, Side] = {name: inactive_when(name, scores) for name in names}
     for examples in chunks(scores):
         for name in names:
-            most_active = _most_active(values_of(scores, name, examples), units, sides[name])
+            values = values_of(scores, name, examples)
+            most_active = units.reduce(values, "group", "most_active", inactive_when=sides[name])
             measured[name] += (~np.isnan(most_active)).sum(axis=0)
             for number, threshold in enumerate(thresholds[name].to_numpy()):
                 found[name][number] += beyond(most_active, threshold, sides[name]).sum(axis=0)
@@ -137,21 +138,6 @@ def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, units: UnitMap) 
         {name: (dims, _ratio(found[name], measured[name])) for name in names},
         coords={"share": thresholds["share"], "layer": scores["layer"], "group": np.arange(most)},
     )
-
-
-def _most_active(values: NDArray[np.floating], units: UnitMap, side: Side) -> NDArray[np.floating]:
-    """The score of each group's head that is farthest from inactive, [example, layer, group]; NaN where any is."""
-    farthest = np.max if side == "low" else np.min
-    found = np.full((len(values), len(units.layers), _most_groups(units)), np.nan, values.dtype)
-    for row, layer in enumerate(units.layers):
-        shared = np.array(layer.key_value_heads)
-        for group in range(layer.num_key_value_heads):
-            found[:, row, group] = farthest(values[:, row, : layer.num_attention_heads][:, shared == group], axis=1)
-    return found
-
-
-def _most_groups(units: UnitMap) -> int:
-    return max(layer.num_key_value_heads for layer in units.layers)
 
 
 def frequency_table(heads: xr.Dataset, groups: xr.Dataset | None = None) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from headcount.errors import InputError
 
 if TYPE_CHECKING:
     from headcount.removal.plan import Plan
-    from headcount.removal.prune import Savings
+    from headcount.removal.pruned import Savings
 
 
 @app.command()
@@ -73,9 +73,10 @@ def prune(
         from headcount.cli.runs import command_line, load_model
         from headcount.models.loading import default_name, gguf_file
         from headcount.models.observe import units_of
-        from headcount.removal.distill import Distillation
+        from headcount.removal.calibration import Calibration, Distillation
         from headcount.removal.plan import plan_removal
-        from headcount.removal.prune import prune_heads, savings
+        from headcount.removal.prune import Checkpoint, prune_heads
+        from headcount.removal.pruned import savings
         from headcount.removal.selection import Selection
         from headcount.store.whole import check_writable, refuse_taken
 
@@ -85,8 +86,8 @@ def prune(
         distillation = None
         if distill:
             rate = Distillation.learning_rate if learning_rate is None else learning_rate
-            step = min(batch_tokens, Distillation.batch_tokens)
-            distillation = Distillation(epochs=distill, learning_rate=rate, batch_tokens=step, seed=seed)
+            step = min(batch_tokens, Distillation.step_tokens)
+            distillation = Distillation(epochs=distill, learning_rate=rate, step_tokens=step)
         elif learning_rate is not None:
             raise InputError("--learning-rate is for training: say how long with --distill 3.")
         if output_folder is not None:
@@ -116,22 +117,24 @@ def prune(
             rows = calibration_rows(
                 texts, loaded.tokenizer, column=text_column, num_texts=num_texts, max_length=max_length
             )
+        tokenizer_from = gguf_tokenizer or gguf_file(model)
         result = prune_heads(
-            loaded.model, selection, output_folder, tokenizer=loaded.tokenizer, name=name, how=replace, rows=rows,
-            ridge=ridge, distillation=distillation, format=format, uneven=uneven,
-            tokenizer_from=gguf_tokenizer or gguf_file(model), precision=gguf_type, batch_tokens=batch_tokens,
-            command=command_line(),
+            loaded.model, selection, output_folder,
+            Calibration(rows=rows, ridge=ridge, batch_tokens=batch_tokens, seed=seed),
+            how=replace, distillation=distillation,
+            checkpoint=Checkpoint(format=format, uneven=uneven, tokenizer_from=tokenizer_from, precision=gguf_type),
+            tokenizer=loaded.tokenizer, name=name, command=command_line(),
             progress=lambda step: progress.start(step, len(rows)),
         )  # fmt: skip
     if result.loaded == "llama.cpp":
-        compared, how = "The cut weights, compared", f"llama-cli -m {result.folder / 'model.gguf'}"
+        compared, load = "The cut weights, compared", f"llama-cli -m {result.folder / 'model.gguf'}"
     else:
         trust = "" if result.loaded == "stock" else ", trust_remote_code=True"
         compared = "Loaded again and compared"
-        how = f'AutoModelForCausalLM.from_pretrained("{result.folder}"{trust})'
+        load = f'AutoModelForCausalLM.from_pretrained("{result.folder}"{trust})'
     output.print(f"{compared} with the masked model: {result.verification}.")
     output.say(f"Checkpoint: {result.folder}")
-    output.say(f"Load it: {how}")
+    output.say(f"Load it: {load}")
 
 
 def print_plan(plan: "Plan", savings: "Savings | None", *, choices: str) -> None:
@@ -139,6 +142,8 @@ def print_plan(plan: "Plan", savings: "Savings | None", *, choices: str) -> None
 
     ``choices`` are the ways for uneven groups that need no more cache.
     """
+    from headcount.units import KINDS
+
     total = sum(layer.before.num_attention_heads for layer in plan.layers)
     before, after = plan.key_value_heads
     table = Table(box=None, header_style="bold", title="Plan", title_justify="left")
@@ -148,7 +153,7 @@ def print_plan(plan: "Plan", savings: "Savings | None", *, choices: str) -> None
     def row(what: str, old: int, new: int) -> None:
         table.add_row(what, f"{old:,}", f"{new:,}", f"{100 * (new - old) / old:+.1f}%")
 
-    row("query heads", total, total - len(plan.removed))
+    row(KINDS["query"].plural, total, total - len(plan.removed))
     if savings is not None:
         row("key-value heads", before, after)
         row("parameters", *savings.num_parameters)

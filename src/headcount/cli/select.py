@@ -91,8 +91,10 @@ def select(
         from headcount.cli.runs import load_model, prepare_benchmark, questions_of
         from headcount.models.loading import default_name
         from headcount.removal.budget import Budget, select_within_budget
+        from headcount.removal.calibration import Calibration
         from headcount.removal.choose import NOT_FINITE, check_share, select_heads
         from headcount.store.whole import check_writable
+        from headcount.units import KINDS
 
         check_writable(output_file)
         if share is not None:
@@ -118,25 +120,25 @@ def select(
             rows += [row for row in chosen_on.inputs() if len(row) > 1]
             used = chosen_on.questions
         held_out = prepare_benchmark(loaded, kept, progress, **asked) if kept else None
+        calibration = Calibration(rows=rows, ridge=ridge, batch_tokens=batch_tokens, seed=seed)
         selection = select_heads(
-            loaded.model, rows, share=share or 0.5, score=score, unit=unit, aggregate=aggregate, quantile=quantile,
-            rounds=rounds, how=replace, ridge=ridge, exclude_layers=exclude_layer or (), batch_tokens=batch_tokens,
-            seed=seed, name=default_name(loaded.name), progress=lambda step: progress.start(step, len(rows)),
+            loaded.model, calibration, share=share or 0.5, score=score, kind=unit, aggregate=aggregate, quantile=quantile,
+            rounds=rounds, how=replace, exclude_layers=exclude_layer or (), name=default_name(loaded.name),
+            progress=lambda step: progress.start(step, len(rows)),
         )  # fmt: skip
         trials = None
         if wanted and held_out:
             selection, trials = select_within_budget(
-                loaded.model, selection, held_out, margin=wanted.margin, used=used, num_questions=questions, step=step,
-                confidence=confidence, how=replace, rows=rows, ridge=ridge, batch_tokens=batch_tokens,
-                progress=progress.start,
+                loaded.model, selection, held_out, calibration, margin=wanted.margin, used=used, num_questions=questions,
+                step=step, confidence=confidence, how=replace, progress=progress.start,
             )  # fmt: skip
         selection.save(output_file)
     if trials is not None:
         print_trials(trials, confidence)
     total = sum(layer.num_attention_heads for layer in selection.model.layers)
     output.say(
-        f"Selected {len(selection.heads)} of {total} query heads ({100 * len(selection.heads) / total:.1f}%), chosen on "
-        f"{len(rows)} texts. See what that saves: headcount prune {model} --heads {output_file}",
+        f"Selected {len(selection.heads)} of {total} {KINDS['query'].plural} ({100 * len(selection.heads) / total:.1f}%), "
+        f"chosen on {len(rows)} texts. See what that saves: headcount prune {model} --heads {output_file}",
     )  # fmt: skip
     if left := selection.chosen.get(NOT_FINITE):
         output.say(

@@ -1,6 +1,6 @@
 """The decoder layers of a model: keep what enters each of them, or start a forward pass at one of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,37 +16,79 @@ class Decoder:
         place_of: attention layer's index in the model → the place of its decoder layer in ``layers``.
     """
 
-    def __init__(self, model: PreTrainedModel, attention_layers: dict[int, str]) -> None:
-        """``attention_layers``: index in the model → name of the attention module."""
+    def __init__(
+        self, model: PreTrainedModel, attention_layers: dict[int, str], returned: dict[nn.Module, int]
+    ) -> None:
+        """``attention_layers``: index in the model → name of the attention module; ``returned``: as of ``lists_watched``."""
         self.layers: list[nn.Module] = []
         self.place_of: dict[int, int] = {}
         if found := _layer_list(model, attention_layers):
             self.layers, self.place_of = found
+        self._returned = [returned.get(layer, 0) for layer in self.layers]
 
     @contextmanager
-    def inputs_kept(self) -> Iterator[list[Tensor]]:
-        """Yields a list that receives the hidden states ``[batch, token, hidden]`` entering each layer, in order."""
+    def inputs_kept(self, places: Sequence[int] | None = None) -> Iterator[list[Tensor]]:
+        """Yields a list that receives the hidden states ``[batch, token, hidden]`` entering layers, in order; None is all."""
         kept: list[Tensor] = []
 
-        def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            kept.append(args[0] if args else kwargs["hidden_states"])
+        def keep(hidden: Tensor) -> Tensor:
+            kept.append(hidden)
+            return hidden
 
         with ExitStack() as stack:
-            for layer in self.layers:
-                stack.callback(layer.register_forward_pre_hook(keep, with_kwargs=True).remove)
+            for layer in self.layers if places is None else [self.layers[place] for place in places]:
+                stack.enter_context(_entered_by(layer, keep))
             yield kept
 
     @contextmanager
     def starting_at(self, place: int, hidden: Tensor | None) -> Iterator[None]:
         """A pass that skips the layers before ``place``, which receives ``hidden`` instead of what they would give."""
-
-        def skip(*_: Any, **__: Any) -> Any:
-            return hidden
-
         with ExitStack() as stack:
-            for layer in self.layers[:place] if hidden is not None else ():
-                stack.enter_context(forward_replaced(layer, skip))
+            if hidden is not None:
+                for layer, returned in zip(self.layers[:place], self._returned, strict=False):
+                    stack.enter_context(forward_replaced(layer, _pass_through(returned)))
+                stack.enter_context(_entered_by(self.layers[place], lambda _: hidden))
             yield
+
+
+@contextmanager
+def lists_watched(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
+    """Yields a dict that receives how many values each entry of a module list returns; 0 is a bare tensor."""
+    returned: dict[nn.Module, int] = {}
+
+    def note(module: nn.Module, _: Any, output: Any) -> None:
+        returned[module] = len(output) if isinstance(output, tuple) else 0
+
+    with ExitStack() as stack:
+        for module in {entry for each in model.modules() if isinstance(each, nn.ModuleList) for entry in each}:
+            stack.callback(module.register_forward_hook(note).remove)
+        yield returned
+
+
+@contextmanager
+def _entered_by(layer: nn.Module, instead: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the layer is given ``instead`` of its hidden states."""
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (instead(args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": instead(kwargs["hidden_states"])}
+
+    handle = layer.register_forward_pre_hook(hook, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _pass_through(returned: int) -> Callable[..., Any]:
+    """A layer's forward that hands its hidden states on as they are, the first of so many values."""
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        return (hidden, *[None] * (returned - 1)) if returned else hidden
+
+    return forward
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from headcount.attention.attend import attend
 from headcount.attention.inputs import AttentionInputs
 from headcount.errors import ModelError
 from headcount.models.context import ForwardContext
-from headcount.models.decoder import Decoder
+from headcount.models.decoder import Decoder, lists_watched
 from headcount.models.remembered import Stamp, scalars, structure
 from headcount.models.state import evaluating, input_device, measurable
 from headcount.models.switch import attention_replaced
@@ -57,12 +57,13 @@ def _look(model: PreTrainedModel) -> _Observed:
     model = measurable(model)
     known, stamp = _observed.get(model), structure(model)
     if known is None or known.stamp != stamp or known.attributes != [scalars(m) for m in known.modules.values()]:
-        found = _observe(model)
+        with lists_watched(model) as returned:
+            found = _observe(model)
         names = {id(module): name for name, module in model.named_modules()}
         modules = {layer.index: module for module, layer in found}
         known = _observed[model] = _Observed(
             units=UnitMap(layers=tuple(layer for _, layer in found)),
-            decoder=Decoder(model, {index: names[id(module)] for index, module in modules.items()}),
+            decoder=Decoder(model, {index: names[id(module)] for index, module in modules.items()}, returned),
             modules=modules,
             attributes=[scalars(module) for module in modules.values()],
             stamp=stamp,

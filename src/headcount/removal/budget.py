@@ -15,9 +15,10 @@ from headcount.metrics import Metric
 from headcount.models.batching import Progress, no_progress
 from headcount.models.state import reads
 from headcount.policies import BASELINE
+from headcount.removal.calibration import NO_TEXTS, Calibration
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection
-from headcount.units import UnitSet
+from headcount.units import KINDS, UnitSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -57,6 +58,7 @@ def select_within_budget(
     model: "PreTrainedModel",
     candidates: Selection,
     benchmark: "Benchmark",
+    calibration: Calibration = NO_TEXTS,
     *,
     margin: float,
     used: Collection[tuple[str, int]] = (),
@@ -65,9 +67,6 @@ def select_within_budget(
     metric: str | None = None,
     confidence: float = 0.95,
     how: How = "refit",
-    rows: Sequence[Sequence[int]] = (),
-    ridge: float = 0.01,
-    batch_tokens: int = 4096,
     progress: Callable[[str], Progress] = lambda _: no_progress,
 ) -> tuple[Selection, pd.DataFrame]:
     """The longest prefix of ``candidates`` whose fall of accuracy is shown to be within ``margin``, and all trials.
@@ -80,6 +79,7 @@ def select_within_budget(
         model: is left as it was.
         candidates: heads in the order in which they go.
         benchmark: its questions, except those ``used``, are asked of the untouched model and after each removal.
+        calibration: the texts that what replaces heads is found on.
         margin: the fall that is tolerated, a fraction of 1.
         used: (task, doc_id) of questions that the heads were chosen on.
         num_questions: held-out questions a task, the first ones; None for all.
@@ -87,9 +87,6 @@ def select_within_budget(
         metric: lm-eval's name of it; None for ``acc``, or the first of the tasks that can be judged.
         confidence: of the statement, one-sided.
         how: what replaces removed heads.
-        rows: token ids of the calibration texts.
-        ridge: of the refit.
-        batch_tokens: tokens in a batch of calibration, padding included.
         progress: called with the name of each step, gives what to call with (done, total).
 
     Returns:
@@ -121,10 +118,8 @@ def select_within_budget(
     for heads in _prefixes(candidates, step * total):
         share = len(heads) / total
         what = f"{100 * share:.0f}% removed"
-        replacement = replace_heads(
-            model, UnitSet(heads), how, rows=rows, ridge=ridge, batch_tokens=batch_tokens,
-            progress=progress(f"{what}: replacing"),
-        )  # fmt: skip
+        told = progress(f"{what}: replacing")
+        replacement = replace_heads(model, UnitSet(heads), how, calibration, progress=told)
         with replacement.applied(model):
             outcomes = benchmark.ask([None], questions, progress=progress(f"{what}: held-out questions")).outcomes
         both = pd.concat([baseline, outcomes.assign(policy="removed", share_off=share)], ignore_index=True)
@@ -175,16 +170,10 @@ def _held_out(
 
 def _prefixes(candidates: Selection, step: float) -> list[Sequence[tuple[int, int]]]:
     """Longer and longer starts of the candidates, by about ``step`` heads, that cut no unit in two."""
-    of_layer = {layer.index: layer for layer in candidates.model.layers}
+    unit_of = {layer.index: KINDS[candidates.kind].of_heads(layer) for layer in candidates.model.layers}
 
     def unit(head: tuple[int, int]) -> tuple[int, int]:
-        layer = of_layer[head[0]]
-        size = {
-            "query": 1,
-            "group": layer.num_attention_heads // layer.num_key_value_heads,
-            "layer": layer.num_attention_heads,
-        }[candidates.unit]
-        return head[0], head[1] // size
+        return head[0], unit_of[head[0]][head[1]]
 
     heads = candidates.heads
     ends = [place for place in range(1, len(heads)) if unit(heads[place]) != unit(heads[place - 1])] + [len(heads)]

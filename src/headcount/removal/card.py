@@ -3,16 +3,10 @@
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from headcount.removal.plan import Plan
+from headcount.removal.pruned import Pruned
 from headcount.removal.replace import Replacement
-from headcount.removal.selection import Selection
-from headcount.removal.verify import Verification
-
-if TYPE_CHECKING:
-    from headcount.removal.distill import Distillation
-    from headcount.removal.prune import Savings
 
 _REPLACED = {
     "zero": "nothing: their part of each output projection is gone",
@@ -21,31 +15,17 @@ _REPLACED = {
 }
 
 
-def model_card(
-    selection: Selection,
-    plan: Plan,
-    replacement: Replacement,
-    verification: Verification,
-    *,
-    name: str,
-    num_texts: int,
-    ridge: float,
-    distillation: "Distillation | None",
-    loaded: str,
-    format: str,
-    savings: "Savings | None",
-    command: str,
-) -> str:
+def model_card(pruned: Pruned, *, name: str, command: str) -> str:
     """Markdown: what was removed, how it was chosen, how it was verified, how to load it."""
-    removed, geometry = plan.removed, selection.model
-    total = sum(layer.num_attention_heads for layer in geometry.layers)
+    selection, plan, savings = pruned.selection, pruned.plan, pruned.savings
+    total = sum(layer.num_attention_heads for layer in selection.model.layers)
     # A hub id becomes the card's base model; a path is nobody's business.
     base = f"base_model: {name}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else ""
     parts = [
         f"---\n{base}tags:\n- headcount\n- pruned\n---",
-        f"# {_code(name)} without {len(removed)} of {total} attention heads",
+        f"# {_code(name)} without {len(plan.removed)} of {total} attention heads",
         f"Made with headcount {selection.versions['headcount']}.",
-        "## How to load it\n" + _how_to_load(loaded, format),
+        "## How to load it\n" + _how_to_load(pruned),
         "## What was removed\n" + _removed(plan),
     ]
     if savings is not None:
@@ -55,28 +35,17 @@ def model_card(
             f"| parameters | {parameters:,} | {parameters_left:,} |\n"
             f"| key-value cache, bytes a token | {cache:,} | {cache_left:,} |"
         )
-    replaced = f"In their place: {_REPLACED[replacement.how]}."
-    if distillation is not None:
-        passes = f"{distillation.epochs} pass{'es' * (distillation.epochs != 1)}"
-        replaced += (
-            f" Their weights and biases were then trained towards the original model's predictions: {passes}, learning rate "
-            f"{distillation.learning_rate:g}, {distillation.batch_tokens} tokens a step, seed {distillation.seed}."
-        )
-    if replacement.how != "zero" or distillation is not None:
-        replaced += f" Calibrated on {num_texts} texts, the first token of each left out."
-    if replacement.how == "refit":
-        replaced += f" Ridge {ridge:g} of the mean variance."
-    parts.append(replaced)
+    parts.append(_replaced(pruned.replacement))
     chosen = "\n".join(f"- {_code(key)}: {_code(_plain(value))}" for key, value in selection.chosen.items())
-    parts.append(f"## How the heads were chosen\n- unit: {selection.unit}\n{chosen}\n\n`selection.json` holds it all.")
+    parts.append(f"## How the heads were chosen\n- unit: {selection.kind}\n{chosen}\n\n`selection.json` holds it all.")
     compared = (
         "The cut weights, before they were written for llama.cpp, were"
-        if format == "gguf"
+        if pruned.loaded == "llama.cpp"
         else ("This checkpoint was loaded again, and")
     )
     parts.append(
         f"## Verification\n{compared} compared with the original model whose removed heads are masked and replaced in the "
-        f"same way: {verification}. How good the masked model is, is another question: benchmark it with "
+        f"same way: {pruned.verification}. How good the masked model is, is another question: benchmark it with "
         "`headcount evaluate`."
     )
     if command:
@@ -84,24 +53,40 @@ def model_card(
     return "\n\n".join(parts) + "\n"
 
 
-def _how_to_load(loaded: str, format: str) -> str:
-    if format == "gguf":
+def _replaced(replacement: Replacement) -> str:
+    calibration, training = replacement.calibration, replacement.distillation
+    replaced = f"In their place: {_REPLACED[replacement.how]}."
+    if training is not None:
+        passes = f"{training.epochs} pass{'es' * (training.epochs != 1)}"
+        replaced += (
+            f" Their weights and biases were then trained towards the original model's predictions: {passes}, learning rate "
+            f"{training.learning_rate:g}, {training.step_tokens} tokens a step, seed {calibration.seed}."
+        )
+    if replacement.how != "zero" or training is not None:
+        replaced += f" Calibrated on {len(calibration.rows)} texts, the first token of each left out."
+    if replacement.how == "refit":
+        replaced += f" Ridge {calibration.ridge:g} of the mean variance."
+    return replaced
+
+
+def _how_to_load(pruned: Pruned) -> str:
+    if pruned.loaded == "llama.cpp":
         return (
             "`model.gguf` is for llama.cpp (architecture `deci`, which has head counts of its own for each layer):\n"
             "```sh\nllama-cli -m model.gguf\n```"
         )
-    trust = "" if loaded == "stock" else ", trust_remote_code=True"
+    trust = "" if pruned.loaded == "stock" else ", trust_remote_code=True"
     code = (
         "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
         f'model = AutoModelForCausalLM.from_pretrained("this folder"{trust})\n'
         f'tokenizer = AutoTokenizer.from_pretrained("this folder"{trust})\n```\n'
     )
-    if format == "zeros":
+    if pruned.savings is None:
         return code + (
             "The weights keep their shapes: removed heads meet zeros in the output projection. This loads anywhere, and is "
             "**no faster and no smaller** than the original."
         )
-    if loaded == "stock":
+    if pruned.loaded == "stock":
         return code + "Every layer has the same number of heads, so a class of transformers loads it."
     return code + (
         "Layers differ from what a class of transformers expects, so `modeling_pruned.py` in this folder builds them; it needs "

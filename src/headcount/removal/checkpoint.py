@@ -17,9 +17,8 @@ from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.models.weights import load_filled
 from headcount.removal import resize
-from headcount.removal.activations import parameters_restored
 from headcount.removal.plan import Plan
-from headcount.removal.replace import Replacement, put_projection
+from headcount.removal.replace import Replacement, parameters_restored, put_projection
 
 #: How a checkpoint is loaded: by a stock class of transformers, by the modelling file in its folder, or elsewhere.
 Loaded = Literal["stock", "modelling file", "llama.cpp"]

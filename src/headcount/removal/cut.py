@@ -9,13 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from headcount.errors import ModelError
-from headcount.models.observe import attention_modules, units_of
-from headcount.removal.layout import AttentionLayout, attention_layout, sizes
+from headcount.models.observe import attention_modules
+from headcount.removal.head_weights import HeadWeights, head_weights_of, sizes
 from headcount.removal.plan import LayerPlan, Plan
 from headcount.removal.replace import Projection, Replacement, read_projection
 from headcount.removal.resize import resize_attention
-from headcount.units import UnitMap
 
 #: Attributes in which attention modules of transformers keep their numbers of heads.
 _QUERY_COUNTS = ("num_heads", "num_attention_heads")
@@ -39,7 +37,7 @@ def cut_heads(model: PreTrainedModel, plan: Plan, replacement: Replacement) -> t
         ModelError: an attention layer whose weights cannot be divided among heads.
     """
     assert set(replacement.removed) == set(plan.removed)
-    layouts = attention_layouts(model)
+    head_weights = head_weights_of(model)
     modules = attention_modules(model)
     names = {id(module): name for name, module in model.named_modules()}
     resized: dict[str, Any] = {}
@@ -47,7 +45,7 @@ def cut_heads(model: PreTrainedModel, plan: Plan, replacement: Replacement) -> t
     for layer in plan.layers:
         if layer.unchanged:
             continue
-        module, layout = modules[layer.before.index], layouts[layer.before.index]
+        module, of_heads = modules[layer.before.index], head_weights[layer.before.index]
         path = names[id(module)]
         new = replacement.projections[layer.before.index]
         if not layer.query:
@@ -55,8 +53,8 @@ def cut_heads(model: PreTrainedModel, plan: Plan, replacement: Replacement) -> t
             hidden = new.weight.shape[0]
             tensors[f"{path}.bias"] = torch.zeros(hidden) if new.bias is None else new.bias
             continue
-        resized[path] = _sizes_after(module, layout, layer, new)
-        tensors |= {f"{path}.{name}": tensor for name, tensor in _tensors_after(module, layout, layer, new).items()}
+        resized[path] = _sizes_after(module, of_heads, layer, new)
+        tensors |= {f"{path}.{name}": tensor for name, tensor in _tensors_after(module, of_heads, layer, new).items()}
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     pruned = copy.deepcopy(model, shared)
     resize_attention(pruned, resized)
@@ -68,56 +66,40 @@ def cut_heads(model: PreTrainedModel, plan: Plan, replacement: Replacement) -> t
     return pruned.eval().requires_grad_(False), resized
 
 
-def attention_layouts(model: PreTrainedModel) -> dict[int, AttentionLayout]:
-    """The layout of every attention layer, by layer index.
-
-    Raises:
-        ModelError: an attention layer whose weights cannot be divided among heads, or that are not in memory.
-    """
-    geometry: UnitMap = units_of(model)
-    modules = attention_modules(model)
-    for name, parameter in model.named_parameters():
-        if parameter.device.type == "meta":
-            raise ModelError(
-                f"{name} is not in memory (offloaded). Load the model whole, on a device or machine with room for it, to prune."
-            )
-    return {layer.index: attention_layout(modules[layer.index], layer) for layer in geometry.layers}
-
-
-def _sizes_after(module: nn.Module, layout: AttentionLayout, layer: LayerPlan, new: Projection) -> dict[str, Any]:
+def _sizes_after(module: nn.Module, of_heads: HeadWeights, layer: LayerPlan, new: Projection) -> dict[str, Any]:
     query, key_value = len(layer.query), len(layer.key_value)
     projections = {}
-    for name, blocks in layout.projections.items():
+    for name, blocks in of_heads.projections.items():
         projection = module.get_submodule(name)
         outputs = sum((query if block.owner == "query" else key_value) * block.width for block in blocks)
         projections[name] = [sizes(projection)[1], outputs, getattr(projection, "bias", None) is not None]
     hidden = new.weight.shape[0]
-    projections[layout.output] = [query * layout.heads.head_dim, hidden, new.bias is not None]
+    projections[of_heads.output] = [query * of_heads.units.head_dim, hidden, new.bias is not None]
     counts = {"query": query, "key_value": key_value}
     attributes = {name: query for name in _QUERY_COUNTS if hasattr(module, name)}
     attributes |= {name: key_value for name in _KEY_VALUE_COUNTS if hasattr(module, name)}
     if hasattr(module, "num_key_value_groups"):
         attributes["num_key_value_groups"] = layer.group_size
-    width = query * layout.heads.head_dim
+    width = query * of_heads.units.head_dim
     # Modules of old families keep widths that are head counts in disguise.
-    old_width = layer.before.num_attention_heads * layout.heads.head_dim
+    old_width = layer.before.num_attention_heads * of_heads.units.head_dim
     attributes |= {name: width for name in ("split_size", "embed_dim") if getattr(module, name, None) == old_width}
     if hasattr(module, "kv_dim"):
-        attributes["kv_dim"] = key_value * layout.heads.head_dim
-    own = {"num_attention_heads": query, "num_key_value_heads": key_value} if "qkv_proj" in layout.projections else {}
+        attributes["kv_dim"] = key_value * of_heads.units.head_dim
+    own = {"num_attention_heads": query, "num_key_value_heads": key_value} if "qkv_proj" in of_heads.projections else {}
     return {
         "projections": projections,
         "vectors": {
-            name: [counts[owner], *module.get_parameter(name).shape[1:]] for name, owner in layout.vectors.items()
+            name: [counts[owner], *module.get_parameter(name).shape[1:]] for name, owner in of_heads.vectors.items()
         },
-        "lists": {name: counts[owner] for name, owner in layout.lists.items()},
+        "lists": {name: counts[owner] for name, owner in of_heads.lists.items()},
         "attributes": attributes,
         "config": own,
         "key_value_index": None if layer.index is None else list(layer.index),
     }
 
 
-def _tensors_after(module: nn.Module, layout: AttentionLayout, layer: LayerPlan, new: Projection) -> dict[str, Tensor]:
+def _tensors_after(module: nn.Module, of_heads: HeadWeights, layer: LayerPlan, new: Projection) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
     def add(name: str, weight: Tensor, bias: Tensor | None) -> None:
@@ -126,15 +108,15 @@ def _tensors_after(module: nn.Module, layout: AttentionLayout, layer: LayerPlan,
         if bias is not None:
             found[f"{name}.bias"] = bias
 
-    for name in layout.projections:
+    for name in of_heads.projections:
         weight, bias = read_projection(module.get_submodule(name))
-        rows = layout.rows(name, layer.query, layer.key_value)
+        rows = of_heads.rows(name, layer.query, layer.key_value)
         add(name, weight[rows], None if bias is None else bias[rows])
-    add(layout.output, new.weight[:, layout.columns(layer.query)], new.bias)
+    add(of_heads.output, new.weight[:, of_heads.columns(layer.query)], new.bias)
     heads = {"query": layer.query, "key_value": layer.key_value}
-    for name, owner in layout.vectors.items():
+    for name, owner in of_heads.vectors.items():
         found[name] = module.get_parameter(name).detach()[list(heads[owner])]
-    for name, owner in layout.lists.items():
+    for name, owner in of_heads.lists.items():
         entries = list(module.get_submodule(name).children())
         for place, head in enumerate(heads[owner]):
             found |= {f"{name}.{place}.{key}": value for key, value in entries[head].state_dict().items()}

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,61 +12,37 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from headcount.errors import InputError, ModelError
-from headcount.models.batching import Progress, batches_by_tokens, no_progress, pad
+from headcount.models.batching import Progress, batches_by_tokens, no_progress
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
-from headcount.models.state import input_device
-from headcount.removal.activations import parameters_restored
+from headcount.removal.calibration import Calibration, Distillation, batch_of
 from headcount.removal.gradients import layers_recomputed, parameters_frozen, refuse_without_gradients
-from headcount.removal.replace import Projection, Replacement, put_projection, removed_inputs
+from headcount.removal.replace import Projection, Replacement, parameters_restored, put_projection, removed_inputs
 
 _WARM_UP = 10  # steps until the learning rate is reached; from there it falls to a twentieth by half a cosine
 _LARGEST_GRADIENT = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Distillation:
-    """How to train.
-
-    Attributes:
-        epochs: passes over the texts.
-        learning_rate: of AdamW, at its highest.
-        batch_tokens: tokens in a step, padding included.
-        seed: of the order of texts.
-    """
-
-    epochs: int = 3
-    learning_rate: float = 3e-4
-    batch_tokens: int = 1024
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise InputError(f"Distilling takes 1 pass over the texts or more, not {self.epochs}.")
-        if not 0 < self.learning_rate < 1:
-            raise InputError(f"The learning rate lies between 0 and 1, not {self.learning_rate}; 3e-4 is the default.")
-
-
 def distill(
     model: PreTrainedModel,
     replacement: Replacement,
-    rows: Sequence[Sequence[int]],
-    how: Distillation,
+    calibration: Calibration,
+    distillation: Distillation,
     *,
     progress: Progress = no_progress,
 ) -> Replacement:
     """The replacement's projections, trained on from where they are.
 
     Knowledge distillation (Hinton et al. 2015, arXiv 1503.02531, at temperature 1): AdamW minimises KL(original ‖ model
-    without the heads) of the next token, the mean over all tokens but the first of each text. Weights of the heads that
-    stay and the biases learn, in the layers that lose heads; all else is fixed. Decoder layers are recomputed one at a
-    time for the backward pass, so memory is that of one layer and of a step's logits.
+    without the heads) of the next token, the mean over the tokens that count. Weights of the heads that stay and the
+    biases learn, in the layers that lose heads; all else is fixed. Decoder layers are recomputed one at a time for the
+    backward pass, so memory is that of one layer and of a step's logits.
 
     Args:
         model: the original, in float32 or bfloat16; is left as it was.
         replacement: where to begin.
-        rows: token ids of the texts.
-        how: passes, learning rate, step and seed.
+        calibration: the texts, and the seed of their order.
+        distillation: passes, learning rate and step.
         progress: called with (texts read, in all), each once a pass.
 
     Raises:
@@ -74,8 +50,8 @@ def distill(
         ModelError: a model whose gradients cannot be had, or a loss that is not finite.
     """
     refuse_without_gradients(model)
-    rows = [row for row in rows if len(row) > 1]
-    if not rows:
+    texts = calibration.texts
+    if not texts:
         raise InputError("Distilling needs texts of two tokens or more. Give some.")
     modules, gone = attention_modules(model), removed_inputs(model, replacement.removed)
     projections = {layer: output_projection(modules[layer]) for layer in replacement.projections}
@@ -83,18 +59,18 @@ def distill(
         layer: _Student(projections[layer], replacement.projections[layer], gone[layer]) for layer in projections
     }
     learning = [tensor for student in students.values() for tensor in student.learning]
-    optimizer = torch.optim.AdamW(learning, lr=how.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    generator = torch.Generator().manual_seed(how.seed)
-    steps = [batch for _ in range(how.epochs) for batch in _batches(rows, how.batch_tokens, generator)]
+    optimizer = torch.optim.AdamW(learning, lr=distillation.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    generator = torch.Generator().manual_seed(calibration.seed)
+    steps = [
+        batch for _ in range(distillation.epochs) for batch in _batches(texts, distillation.step_tokens, generator)
+    ]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(steps)))
     done = 0
     with ExitStack() as stack:
         stack.enter_context(parameters_restored(list(projections.values())))
         stack.enter_context(parameters_frozen(model))
         for batch in steps:
-            tokens, mask = pad([rows[i] for i in batch], input_device(model))
-            counted = mask.bool()
-            counted[:, 0] = False
+            tokens, mask, counted = batch_of(model, [texts[i] for i in batch])
             for student in students.values():
                 student.leave()
             with torch.no_grad():
@@ -117,8 +93,13 @@ def distill(
             optimizer.step()
             schedule.step()
             done += len(batch)
-            progress(done, how.epochs * len(rows))
-    return replace(replacement, projections={layer: student.projection() for layer, student in students.items()})
+            progress(done, distillation.epochs * len(texts))
+    return replace(
+        replacement,
+        projections={layer: student.projection() for layer, student in students.items()},
+        calibration=calibration,
+        distillation=distillation,
+    )
 
 
 class _Student:

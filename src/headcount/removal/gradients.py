@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -11,30 +12,26 @@ import xarray as xr
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from headcount.errors import InputError, ModelError
-from headcount.models.batching import Progress, no_progress, pad, run_in_batches
+from headcount.models.batching import Progress, no_progress, run_in_batches
 from headcount.models.decoder import forward_replaced
-from headcount.models.observe import attention_modules, units_of
+from headcount.models.observe import attention_modules, decoder_of, units_of
 from headcount.models.projection import output_projection
-from headcount.models.state import input_device, refuse_out_of_reach
-from headcount.removal.moments import Mean, Moments, head_output_statistics
+from headcount.models.state import refuse_out_of_reach
+from headcount.removal.calibration import Calibration, batch_of
+from headcount.removal.head_outputs import Covariance, Mean, head_output_statistics
 from headcount.removal.replace import How
-from headcount.removal.selection import Unit
-from headcount.removal.units import heads_of_unit, num_units
-from headcount.units import UnitSet
+from headcount.units import KindId, LayerUnits, UnitSet
 
 
 def taylor_scores(
     model: PreTrainedModel,
-    rows: Sequence[Sequence[int]],
+    calibration: Calibration,
     *,
     how: How = "mean",
-    unit: Unit = "query",
+    kind: KindId = "query",
     removed: UnitSet | None = None,
-    ridge: float = 0.01,
-    batch_tokens: int = 2048,
     progress: Progress = no_progress,
 ) -> xr.DataArray:
     """For each text and unit, the mean over tokens of the squared first-order change of the loss, nats².
@@ -49,12 +46,10 @@ def taylor_scores(
 
     Args:
         model: in float32 or bfloat16, of plain weights; is left as it was.
-        rows: token ids of each text, two or more.
+        calibration: the texts, of two tokens or more each.
         how: ``zero``, ``mean`` or ``refit``.
-        unit: ``query`` heads, key-value ``group`` or ``layer``.
+        kind: of unit.
         removed: heads that are out already; they predict nothing, and units of them alone are NaN.
-        ridge: of the prediction, in units of the mean variance of the heads that are in.
-        batch_tokens: tokens in a batch, padding included.
         progress: called with (texts done, texts in all).
 
     Returns:
@@ -65,66 +60,22 @@ def taylor_scores(
         ModelError: a model whose gradients cannot be had, or are not finite.
     """
     refuse_without_gradients(model)
+    rows = calibration.rows
     if not rows or min(map(len, rows)) < 2:
         raise InputError("Gradients need texts of two tokens or more, to predict one from the others. Give some.")
-    geometry = units_of(model)
-    modules = attention_modules(model)
-    removed = removed or UnitSet()
-    means: dict[int, Tensor] = {}
-    residuals: dict[int, Tensor] = {}
-    if how == "mean":
-        means = {
-            layer: of.mean.float()
-            for layer, of in head_output_statistics(model, rows, Mean, batch_tokens=batch_tokens).items()
-        }
-    elif how == "refit":
-        for layer, moments in head_output_statistics(model, rows, Moments, batch_tokens=batch_tokens).items():
-            means[layer] = moments.mean.float()
-            of_layer = next(heads for heads in geometry.layers if heads.index == layer)
-            units = [heads_of_unit(of_layer, unit, number) for number in range(num_units(of_layer, unit))]
-            staying = [head for head in range(of_layer.num_attention_heads) if (layer, head) not in removed]
-            residuals[layer] = unpredicted(moments.covariance, units, staying, of_layer.head_dim, ridge)
-    widest = max(num_units(layer, unit) for layer in geometry.layers)
-    scores = np.full((len(rows), len(geometry.layers), widest), np.nan, np.float32)
-    device = input_device(model)
+    units, modules, removed = units_of(model), attention_modules(model), removed or UnitSet()
+    members = [layer.members(kind) for layer in units.layers]
+    lost = _lost_parts(model, calibration, how, kind, removed)
+    scores = np.full((len(rows), len(members), max(map(len, members))), np.nan, np.float32)
     embed = model.get_input_embeddings()
-    current: list[tuple[list[int], Tensor]] = []
-
-    def watch(place: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        layer = geometry.layers[place]
-
-        def forward(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            outputs = args[0]
-            if not outputs.requires_grad:
-                return  # the pass that checkpointing makes without gradients
-            batch, counted = current[0]
-            values = outputs.detach()  # a hook that held `outputs` would keep itself and the layer's activations alive
-
-            def backward(gradient: Tensor) -> None:
-                lost = values.float()
-                if layer.index in means:
-                    lost = lost - means[layer.index].to(lost.device)
-                if layer.index in residuals:
-                    lost = lost @ residuals[layer.index].to(lost.device).T
-                of_heads = (gradient.float() * lost).unflatten(-1, (layer.num_attention_heads, -1)).sum(-1)
-                of_units = of_heads.unflatten(-1, (num_units(layer, unit), -1)).sum(-1)  # [batch, token, unit]
-                real = counted.to(gradient.device)[..., None]
-                squared = of_units.square().masked_fill(~real, 0).sum(1) / real.sum(1)
-                scores[batch, place, : squared.shape[-1]] = squared.cpu().numpy()
-
-            outputs.register_hook(backward)
-
-        return forward
+    current: list[tuple[list[int], Tensor]] = []  # the batch that is read: its texts, and which tokens count
 
     def run(batch: list[int]) -> None:
-        tokens, mask = pad([rows[i] for i in batch], device)
-        real = mask.bool()
-        counted = real.clone()
-        counted[:, 0] = False
+        tokens, mask, counted = batch_of(model, [rows[i] for i in batch])
         current[:] = [(batch, counted)]
         embedded = embed(tokens).detach().requires_grad_()
         logits = model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits
-        targets = tokens[:, 1:].masked_fill(~real[:, 1:], -100).to(logits.device)
+        targets = tokens[:, 1:].masked_fill(mask[:, 1:] == 0, -100).to(logits.device)
         loss = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum")
         loss.backward()
 
@@ -132,22 +83,79 @@ def taylor_scores(
         stack.enter_context(layers_recomputed(model))
         stack.enter_context(parameters_frozen(model))
         stack.enter_context(torch.enable_grad())
-        for place, layer in enumerate(geometry.layers):
-            handle = output_projection(modules[layer.index]).register_forward_pre_hook(watch(place))
-            stack.callback(handle.remove)
-        run_in_batches([len(row) for row in rows], batch_tokens, run, progress)
-    for place, layer in enumerate(geometry.layers):
-        if not np.isfinite(scores[:, place, : num_units(layer, unit)]).all():
+        for place, layer in enumerate(units.layers):
+            watch = _watching(layer, len(members[place]), lost[layer.index], current, scores[:, place])
+            stack.callback(output_projection(modules[layer.index]).register_forward_pre_hook(watch).remove)
+        run_in_batches([len(row) for row in rows], calibration.batch_tokens, run, progress)
+    for place, layer in enumerate(units.layers):
+        if not np.isfinite(scores[:, place, : len(members[place])]).all():
             raise ModelError(
                 f"Gradients of layer {layer.index} are not finite in {str(model.dtype).removeprefix('torch.')}. Load the model "
                 "with --dtype float32."
             )
-        for number in range(num_units(layer, unit)):
-            if all((layer.index, head) in removed for head in heads_of_unit(layer, unit, number)):
-                scores[:, place, number] = np.nan
-    return xr.DataArray(
-        scores, dims=("example", "layer", "unit"), coords={"layer": geometry.layer_indices}, name="taylor"
-    )
+        for unit, heads in enumerate(members[place]):
+            if all((layer.index, head) in removed for head in heads):
+                scores[:, place, unit] = np.nan
+    return xr.DataArray(scores, dims=("example", "layer", "unit"), coords={"layer": units.layer_indices}, name="taylor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _LostPart:
+    """What of a layer's head outputs is lost with each unit."""
+
+    mean: Tensor | None = None  # float32 [head · head_dim], stays
+    unpredicted: Tensor | None = None  # of what is left, the matrix to what other heads do not predict
+
+    def of(self, outputs: Tensor) -> Tensor:
+        lost = outputs.float()
+        if self.mean is not None:
+            lost = lost - self.mean.to(lost.device)
+        if self.unpredicted is not None:
+            lost = lost @ self.unpredicted.to(lost.device).T
+        return lost
+
+
+def _lost_parts(
+    model: PreTrainedModel, calibration: Calibration, how: How, kind: KindId, removed: UnitSet
+) -> dict[int, _LostPart]:
+    units = units_of(model)
+    if how == "zero":
+        return dict.fromkeys(units.layer_indices, _LostPart())
+    if how == "mean":
+        means = head_output_statistics(model, calibration, Mean)
+        return {layer: _LostPart(mean=of_layer.mean.float()) for layer, of_layer in means.items()}
+    found = {}
+    statistics = head_output_statistics(model, calibration, Covariance)
+    for layer in units.layers:
+        of_layer = statistics[layer.index]
+        staying = [head for head in range(layer.num_attention_heads) if (layer.index, head) not in removed]
+        matrix = unpredicted(of_layer.covariance, layer.members(kind), staying, layer.head_dim, calibration.ridge)
+        found[layer.index] = _LostPart(mean=of_layer.mean.float(), unpredicted=matrix)
+    return found
+
+
+def _watching(
+    layer: LayerUnits, num_units: int, lost: _LostPart, current: list[tuple[list[int], Tensor]], scores: np.ndarray
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """A hook of the layer's output projection that writes ``scores [text, unit]`` once gradients reach it."""
+
+    def forward(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        outputs = args[0]
+        if not outputs.requires_grad:
+            return  # the pass that checkpointing makes without gradients
+        batch, counted = current[0]
+        values = outputs.detach()  # a hook that held `outputs` would keep itself and the layer's activations alive
+
+        def backward(gradient: Tensor) -> None:
+            of_heads = (gradient.float() * lost.of(values)).unflatten(-1, (layer.num_attention_heads, -1)).sum(-1)
+            of_units = of_heads.unflatten(-1, (num_units, -1)).sum(-1)  # [batch, token, unit]
+            real = counted.to(gradient.device)[..., None]
+            squared = of_units.square().masked_fill(~real, 0).sum(1) / real.sum(1)
+            scores[batch, :num_units] = squared.cpu().numpy()
+
+        outputs.register_hook(backward)
+
+    return forward
 
 
 def unpredicted(
@@ -216,9 +224,8 @@ def layers_recomputed(model: PreTrainedModel) -> Iterator[None]:
 
     transformers' own switch for this works in training mode only, where some layers drop out.
     """
-    layers: list[Any] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     with ExitStack() as stack:
-        for layer in layers:
+        for layer in decoder_of(model).layers:
             stack.enter_context(forward_replaced(layer, _recomputed(layer.forward)))
         yield
 

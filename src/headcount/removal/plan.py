@@ -44,12 +44,10 @@ class Plan:
     Attributes:
         layers: every attention layer, in order.
         asked: the heads that were selected.
-        uneven: how groups of unequal size are solved.
     """
 
     layers: tuple[LayerPlan, ...]
     asked: UnitSet
-    uneven: Uneven
 
     @property
     def removed(self) -> UnitSet:
@@ -85,7 +83,7 @@ class Plan:
         return counts.pop()
 
 
-def plan_removal(geometry: UnitMap, heads: Sequence[tuple[int, int]] | UnitSet, *, uneven: Uneven) -> Plan:
+def plan_removal(units: UnitMap, heads: Sequence[tuple[int, int]] | UnitSet, *, uneven: Uneven) -> Plan:
     """How to take ``heads`` out of a model.
 
     A key-value head goes when its whole group goes. Where the groups of a layer lose different numbers of query heads:
@@ -94,7 +92,7 @@ def plan_removal(geometry: UnitMap, heads: Sequence[tuple[int, int]] | UnitSet, 
     heads stay as that takes, those last in ``heads`` first.
 
     Args:
-        geometry: the model's heads.
+        units: the model's.
         heads: (layer, head) pairs, the least needed first.
         uneven: ``index``, ``repeat`` or ``keep``.
 
@@ -104,27 +102,24 @@ def plan_removal(geometry: UnitMap, heads: Sequence[tuple[int, int]] | UnitSet, 
     if uneven not in ("index", "repeat", "keep"):
         raise InputError(f"Uneven groups are solved by 'index', 'repeat' or 'keep', not {uneven!r}.")
     asked = UnitSet(heads)
-    asked.check(geometry)
-    if len(asked) == geometry.num_heads:
+    asked.check(units)
+    if len(asked) == units.num_heads:
         raise InputError(f"All {len(asked)} heads of the model are selected. Leave some.")
     layers = []
-    for before in geometry.layers:
+    for before in units.layers:
         of_layer = [head for layer, head in heads if layer == before.index]
         layers.append(_plan_layer(before, of_layer, uneven))
-    return Plan(layers=tuple(layers), asked=asked, uneven=uneven)
+    return Plan(layers=tuple(layers), asked=asked)
 
 
 def _plan_layer(before: LayerUnits, going: Sequence[int], uneven: Uneven) -> LayerPlan:
-    shared = before.key_value_heads
-    groups = [
-        [head for head, group in enumerate(shared) if group == number and head not in going]
-        for number in range(before.num_key_value_heads)
-    ]
+    members = before.members("group")
+    groups = [[head for head in heads if head not in going] for heads in members]
     if uneven == "keep":
         largest = max(map(len, groups))
         for group, staying in enumerate(groups):
             if 0 < len(staying) < largest:
-                back = [head for head in reversed(going) if shared[head] == group]
+                back = [head for head in reversed(going) if head in members[group]]
                 staying += back[: largest - len(staying)]
                 staying.sort()
     kept = [group for group, staying in enumerate(groups) if staying]
@@ -135,9 +130,9 @@ def _plan_layer(before: LayerUnits, going: Sequence[int], uneven: Uneven) -> Lay
     if uneven == "index":
         index = (place for place, group in enumerate(kept) for _ in groups[group])
         return LayerPlan(before=before, query=query, key_value=tuple(kept), index=tuple(index))
-    unit = gcd(*lengths)
+    size = gcd(*lengths)
     return LayerPlan(
         before=before,
         query=query,
-        key_value=tuple(group for group in kept for _ in range(len(groups[group]) // unit)),
+        key_value=tuple(group for group in kept for _ in range(len(groups[group]) // size)),
     )

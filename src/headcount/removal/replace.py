@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +15,11 @@ from headcount.models.batching import Progress, no_progress
 from headcount.models.observe import attention_modules, units_of
 from headcount.models.projection import output_projection
 from headcount.models.state import refuse_out_of_reach
-from headcount.removal.activations import parameters_restored
-from headcount.removal.moments import Mean, Moments, head_output_statistics
-from headcount.removal.walk import walk_layers
+from headcount.removal.calibration import NO_TEXTS, Calibration, Distillation
+from headcount.removal.head_outputs import Covariance, Mean, head_output_statistics, walk_layers
 from headcount.units import UnitSet
 
+#: What removed heads are replaced by.
 How = Literal["zero", "mean", "refit"]
 
 
@@ -42,11 +42,15 @@ class Replacement:
         removed: the heads that the projections do without.
         how: ``zero``, ``mean`` or ``refit``.
         projections: for each layer that loses heads.
+        calibration: what they were found on.
+        distillation: how they were trained on from there; None where they were not.
     """
 
     removed: UnitSet
     how: How
     projections: dict[int, Projection]
+    calibration: Calibration
+    distillation: Distillation | None = None
 
     @contextmanager
     def applied(self, model: PreTrainedModel) -> Iterator[None]:
@@ -63,10 +67,8 @@ def replace_heads(
     model: PreTrainedModel,
     removed: UnitSet,
     how: How,
+    calibration: Calibration = NO_TEXTS,
     *,
-    rows: Sequence[Sequence[int]] = (),
-    ridge: float = 0.01,
-    batch_tokens: int = 4096,
     progress: Progress = no_progress,
 ) -> Replacement:
     """Output projections that do without ``removed``.
@@ -74,53 +76,39 @@ def replace_heads(
     ``zero`` drops the heads' part. ``mean`` puts each head's mean output through its part of the projection and adds the
     result to the bias. ``refit`` also refits the part of the heads that stay: layer after layer, with earlier layers
     already changed, ridge regression of what the layer's projection put out on the centred outputs of the heads that
-    stay, in closed form from the streaming covariance of the head outputs. Means and covariances are over real tokens,
-    the first of each text left out.
+    stay, in closed form from the streaming covariance of the head outputs. Means and covariances are over the tokens that
+    count.
 
     Args:
         model: is left as it was.
         removed: query heads.
         how: ``zero``, ``mean`` or ``refit``.
-        rows: token ids of the calibration texts, for ``mean`` and ``refit``.
-        ridge: added to the diagonal of the covariance, in units of its mean.
-        batch_tokens: tokens in a batch, padding included.
+        calibration: the texts, for ``mean`` and ``refit``.
         progress: called with (texts done, in all), each once a layer for ``refit``.
 
     Raises:
-        InputError: heads that the model lacks, no calibration texts, or an unusable option.
+        InputError: heads that the model lacks, no calibration texts, or an unknown ``how``.
     """
     refuse_out_of_reach(model)
     if how not in ("zero", "mean", "refit"):
         raise InputError(f"Heads are replaced by 'zero', 'mean' or 'refit', not {how!r}.")
-    if not ridge > 0:
-        raise InputError(f"ridge is greater than 0, not {ridge}.")
-    if how != "zero" and not any(len(row) > 1 for row in rows):
+    if how != "zero" and not calibration.texts:
         raise InputError(f"Replacing heads by {how} needs calibration texts of two tokens or more. Give some.")
-    geometry = units_of(model)
-    removed.check(geometry)
-    modules = attention_modules(model)
+    removed.check(units_of(model))
     masks = removed_inputs(model, removed)
+    modules = {layer: output_projection(module) for layer, module in attention_modules(model).items() if layer in masks}
     projections: dict[int, Projection] = {}
-    if how == "mean":
-        means = head_output_statistics(
-            model, rows, Mean, layers=list(masks), batch_tokens=batch_tokens, progress=progress
-        )
-        for layer, gone in masks.items():
-            weight, bias = read_projection(output_projection(modules[layer]))
-            projections[layer] = _with_mean(weight, bias, gone, means[layer].mean)
-    elif how == "zero":
-        for layer, gone in masks.items():
-            weight, bias = read_projection(output_projection(modules[layer]))
-            projections[layer] = Projection(weight=weight.masked_fill(gone, 0), bias=bias)
+    if how == "refit":
+        with parameters_restored([*modules.values()]):
+            for layer, found in walk_layers(model, calibration, masks, progress=progress):
+                projections[layer] = _refitted(modules[layer], masks[layer], found, calibration.ridge)
+                put_projection(modules[layer], projections[layer])
+    elif how == "mean":
+        means = head_output_statistics(model, calibration, Mean, layers=masks, progress=progress)
+        projections = {layer: _with_mean(modules[layer], gone, means[layer].mean) for layer, gone in masks.items()}
     else:
-        changed = [output_projection(modules[layer]) for layer in masks]
-        with parameters_restored(changed):
-            walk = walk_layers(model, rows, list(masks), batch_tokens=batch_tokens, progress=progress)
-            for layer, moments in walk:
-                weight, bias = read_projection(output_projection(modules[layer]))
-                projections[layer] = _refitted(weight, bias, masks[layer], moments, ridge)
-                put_projection(output_projection(modules[layer]), projections[layer])
-    return Replacement(removed=removed, how=how, projections=projections)
+        projections = {layer: _without(modules[layer], gone) for layer, gone in masks.items()}
+    return Replacement(removed=removed, how=how, projections=projections, calibration=calibration)
 
 
 def removed_inputs(model: PreTrainedModel, removed: UnitSet) -> dict[int, Tensor]:
@@ -133,6 +121,20 @@ def removed_inputs(model: PreTrainedModel, removed: UnitSet) -> dict[int, Tensor
             mask[going] = True
             masks[layer.index] = mask.flatten()
     return masks
+
+
+@contextmanager
+def parameters_restored(projections: Sequence[nn.Module]) -> Iterator[None]:
+    """On exit the projections have the weights and biases that they had on entry, the same tensors."""
+    before: list[tuple[Any, Any, Any]] = [
+        (projection, projection.weight, getattr(projection, "bias", None)) for projection in projections
+    ]
+    try:
+        yield
+    finally:
+        for projection, weight, bias in before:
+            projection.weight = weight
+            projection.bias = bias
 
 
 def read_projection(projection: nn.Module) -> tuple[Tensor, Tensor | None]:
@@ -153,16 +155,21 @@ def put_projection(projection: nn.Module, new: Projection) -> None:
         projection.bias = nn.Parameter(new.bias.to(old.device, old.dtype), requires_grad=False)
 
 
-def _with_mean(weight: Tensor, bias: Tensor | None, gone: Tensor, mean: Tensor) -> Projection:
-    constant = weight[:, gone].double() @ mean.cpu()[gone]
+def _without(projection: nn.Module, gone: Tensor) -> Projection:
+    weight, bias = read_projection(projection)
+    return Projection(weight=weight.masked_fill(gone, 0), bias=bias)
+
+
+def _with_mean(projection: nn.Module, gone: Tensor, mean: Tensor) -> Projection:
+    weight, bias = read_projection(projection)
     return Projection(
-        weight=weight.masked_fill(gone, 0), bias=constant.float() if bias is None else (bias + constant).float()
+        weight=weight.masked_fill(gone, 0), bias=_added(weight[:, gone].double() @ mean.cpu()[gone], bias)
     )
 
 
-def _refitted(weight: Tensor, bias: Tensor | None, gone: Tensor, moments: Moments, ridge: float) -> Projection:
+def _refitted(projection: nn.Module, gone: Tensor, found: Covariance, ridge: float) -> Projection:
     """The W' and b' that minimise E‖W' x_kept + b' − (W x + b)‖² + ridge · (mean variance) · ‖W' − W_kept‖²."""
-    mean, covariance = moments.mean.cpu(), moments.covariance.cpu()
+    (weight, bias), mean, covariance = read_projection(projection), found.mean.cpu(), found.covariance.cpu()
     if not bool(torch.isfinite(covariance).all()):
         raise InputError(
             "The head outputs on the calibration texts are not finite. Load the model in float32 or bfloat16."
@@ -176,5 +183,8 @@ def _refitted(weight: Tensor, bias: Tensor | None, gone: Tensor, moments: Moment
         # The ridge draws towards the weights as they are: what the kept heads do needs no evidence to stay.
         change = torch.linalg.solve(among_kept, covariance[kept][:, gone] @ exact[:, gone].T)
         fitted[:, kept] = exact[:, kept] + change.T
-    constant = (exact - fitted) @ mean
-    return Projection(weight=fitted.float(), bias=constant.float() if bias is None else (bias + constant).float())
+    return Projection(weight=fitted.float(), bias=_added((exact - fitted) @ mean, bias))
+
+
+def _added(constant: Tensor, bias: Tensor | None) -> Tensor:
+    return constant.float() if bias is None else (bias + constant).float()

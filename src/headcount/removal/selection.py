@@ -8,31 +8,20 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from transformers import PreTrainedModel
 
 from headcount.errors import InputError, ModelError
 from headcount.models.loading import fingerprint
 from headcount.models.observe import units_of
 from headcount.store import write_atomically
-from headcount.units import LayerUnits, UnitMap, UnitSet
+from headcount.units import KindId, LayerUnits, UnitSet
 
 FORMAT = 1
-Unit = Literal["query", "group", "layer"]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SelectedLayer(_Strict):
-    """The heads of one attention layer of the model that a selection is for."""
-
-    index: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    key_value_index: tuple[int, ...] | None = None
 
 
 class SelectedModel(_Strict):
@@ -41,16 +30,11 @@ class SelectedModel(_Strict):
     name: str
     fingerprint: str
     """Of the weights rounded to bfloat16, so that it does not depend on the dtype that the model is loaded in."""
-    layers: tuple[SelectedLayer, ...]
+    layers: tuple[LayerUnits, ...]
 
     @classmethod
     def of(cls, model: PreTrainedModel, name: str) -> Self:
-        layers = tuple(SelectedLayer(**layer.facts()) for layer in units_of(model).layers)
-        return cls(name=name, fingerprint=fingerprint(model, dtype=torch.bfloat16), layers=layers)
-
-    @property
-    def geometry(self) -> UnitMap:
-        return UnitMap(layers=tuple(LayerUnits(**layer.model_dump()) for layer in self.layers))
+        return cls(name=name, fingerprint=fingerprint(model, dtype=torch.bfloat16), layers=units_of(model).layers)
 
 
 class Selection(_Strict):
@@ -59,7 +43,7 @@ class Selection(_Strict):
     Attributes:
         heads: (layer, head) pairs, the least needed first.
         model: the model they are heads of.
-        unit: what was chosen as a whole: ``query`` heads, key-value ``group`` or ``layer``.
+        kind: of unit, what was chosen as a whole; ``unit`` in the file.
         chosen: how, for people and for the model card: score, texts, seed, …
         created: when, ISO 8601.
         versions: of headcount and of the libraries that the choice depends on.
@@ -68,7 +52,7 @@ class Selection(_Strict):
 
     format: Literal[1] = FORMAT
     model: SelectedModel
-    unit: Unit
+    kind: KindId = Field(alias="unit")
     heads: tuple[tuple[int, int], ...]
     chosen: dict[str, Any]
     created: str
@@ -85,7 +69,13 @@ class Selection(_Strict):
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, heads: Sequence[tuple[int, int]], *, name: str, unit: Unit, chosen: dict[str, Any]
+        cls,
+        model: PreTrainedModel,
+        heads: Sequence[tuple[int, int]],
+        *,
+        name: str,
+        kind: KindId,
+        chosen: dict[str, Any],
     ) -> Self:
         """A selection of heads of ``model``.
 
@@ -96,7 +86,7 @@ class Selection(_Strict):
         try:
             return cls(
                 model=SelectedModel.of(model, name),
-                unit=unit,
+                unit=kind,
                 heads=tuple(heads),
                 chosen=chosen,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -137,7 +127,7 @@ class Selection(_Strict):
         Raises:
             RunError: it cannot be written.
         """
-        write_atomically(Path(file), (self.model_dump_json(indent=1) + "\n").encode())
+        write_atomically(Path(file), (self.model_dump_json(indent=1, by_alias=True) + "\n").encode())
 
     def check(self, model: PreTrainedModel, name: str) -> None:
         """Raise ModelError, with the difference, if the selection is for another model."""

@@ -5,9 +5,9 @@ import torch
 
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
-from headcount.removal.activations import parameters_restored, read_head_outputs
-from headcount.removal.moments import Moments
-from headcount.removal.walk import walk_layers
+from headcount.removal.calibration import Calibration
+from headcount.removal.head_outputs import Covariance, head_output_statistics, walk_layers
+from headcount.removal.replace import parameters_restored
 from tests.models.families import build
 
 pytestmark = pytest.mark.usefixtures("tiny")  # one thread
@@ -15,7 +15,9 @@ pytestmark = pytest.mark.usefixtures("tiny")  # one thread
 ROWS = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 20, 9, 1)]
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma3_text", "jamba", "qwen3_next", "deepseek_v3", "opt"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gpt2", "gemma3_text", "jamba", "qwen3_next", "deepseek_v3", "opt", "bamba", "falcon_h1"]
+)
 def test_later_layers_are_read_on_the_changed_model(family):
     model = build(family)
     modules = attention_modules(model)
@@ -25,13 +27,13 @@ def test_later_layers_are_read_on_the_changed_model(family):
     seen = []
     reports = []
     with parameters_restored(projections):
-        walk = walk_layers(model, ROWS, layers, batch_tokens=32, progress=lambda *done: reports.append(done))
-        for layer, moments in walk:
-            expected = Moments()
-            read_head_outputs(model, ROWS, lambda _, outputs, to=expected: to.add(outputs), layers=[layer])
-            assert moments.count == expected.count == 11 + 19 + 8
-            torch.testing.assert_close(moments.mean, expected.mean, rtol=1e-4, atol=1e-6)
-            torch.testing.assert_close(moments.covariance, expected.covariance, rtol=1e-3, atol=1e-6)
+        calibration = Calibration(rows=ROWS, batch_tokens=32)
+        walk = walk_layers(model, calibration, layers, progress=lambda *done: reports.append(done))
+        for layer, found in walk:
+            (expected,) = head_output_statistics(model, Calibration(rows=ROWS), Covariance, layers=[layer]).values()
+            assert found.count == expected.count == 11 + 19 + 8
+            torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-3, atol=1e-6)
             projection = output_projection(modules[layer])
             projection.weight = torch.nn.Parameter(projection.weight.roll(1, 0))
             seen.append(layer)
