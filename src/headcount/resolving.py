@@ -19,10 +19,10 @@ def read_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0,
         InputError: as ``parse_policy``, or a threshold that was not published: on MMLU, or on TASK.
     """
     policy = parse_policy(text, exclude_layers=exclude_layers, seed=seed)
-    if policy.wants is None or not policy.source:
+    if policy.wants is None or not policy.wants.source:
         return policy
-    (score, share), task = policy.wants, policy.source.partition("/")[2] or "mmlu"
-    published = published_threshold(model, score, share, task=task)
+    score, share, source = policy.wants
+    published = published_threshold(model, score, share, task=source.partition("/")[2] or "mmlu")
     return policy.found(xr.Dataset({score: ("share", [published])}, coords={"share": [share]}))
 
 
@@ -36,7 +36,7 @@ def resolve_policy(text: str, *, thresholds_from: str | Path | None = None, seed
     policy = read_policy(text, seed=seed)
     if policy.wants is None:
         return policy
-    score, share = policy.wants
+    score, share, _ = policy.wants
     if thresholds_from is None:
         raise InputError(
             f"Policy {text!r} names a share of heads, so its threshold comes from measured scores: give thresholds_from=RUN "

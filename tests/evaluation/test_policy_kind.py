@@ -1,6 +1,6 @@
 """A kind of policy is one class: written as text, checked, obeyed, put into tables, as the built-in ones are."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -12,18 +12,14 @@ from headcount.errors import InputError
 from headcount.evaluation.evaluate import evaluate
 from headcount.evaluation.language_model import HeadcountLM
 from headcount.models.instrument import instrument
-from headcount.policies import PolicyFacts, Random, parse_policy
-from headcount.policies.policy import Described
-from headcount.replacements import ZERO
+from headcount.policies import Policy, PolicyFacts, Random, parse_policy
 
 
 @dataclass(frozen=True)
-class Lowest(Described):
+class Lowest(Policy):
     """Off are, in each layer, the given share of its heads: those with the lowest mean output norm on the input."""
 
     share: float
-    exclude_layers: frozenset[int] = field(default=frozenset(), kw_only=True)
-    instead = ZERO
 
     @classmethod
     def parse(cls, text, *, exclude_layers, seed):
@@ -40,6 +36,7 @@ class Lowest(Described):
         )
 
     def check(self, units):
+        super().check(units)
         if any(self.share * layer.num_attention_heads < 1 for layer in units.layers):
             raise InputError(f"{self.label} is less than one head of a layer.")
 

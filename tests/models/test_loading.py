@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from headcount.errors import InputError, ModelError
-from headcount.models.loading import fingerprint, is_instruct, load, max_positions, resolve_device
+from headcount.models.chat import expects_chat
+from headcount.models.loading import default_name, fingerprint, load, max_positions, resolve_device
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
@@ -175,10 +176,10 @@ def test_a_truncated_gguf_file_is_refused(tmp_path):
         ("/data/instruct-models/Qwen2.5-7B", False),  # the model's own name decides
     ],
 )
-def test_is_instruct_goes_by_the_models_name(letters, monkeypatch, name, expected):
-    assert not is_instruct(name, letters)  # without a chat template
+def test_whether_it_expects_chat_goes_by_the_models_name(letters, monkeypatch, name, expected):
+    assert not expects_chat(name, letters)[0]  # without a chat template
     monkeypatch.setattr(letters, "chat_template", TEMPLATE)
-    assert is_instruct(name, letters) is expected
+    assert expects_chat(name, letters)[0] is expected
 
 
 def test_fingerprint_follows_weights_and_dtype_and_not_the_path(checkpoint):
@@ -227,7 +228,7 @@ def test_the_demos_tokenizer(demo):
     assert tokenizer.pad_token_id == 2
     assert (tokenizer.unk_token, tokenizer.unk_token_id) == ("<|endoftext|>", 0)
     assert tokenizer.chat_template
-    assert is_instruct("demo", tokenizer)
+    assert expects_chat(default_name("demo"), tokenizer)[0]
 
 
 @pytest.mark.demo

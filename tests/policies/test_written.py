@@ -27,7 +27,13 @@ def test_policies_are_read(text, expected):
 
 @pytest.mark.parametrize(
     ("text", "wants"),
-    [("honor:0.1", ("ahon_ln", 0.1)), ("ahon_ln@0.1", None), ("random:0.1", None), ("random@0.1", None)],
+    [
+        ("honor:0.1", ("ahon_ln", 0.1, "")),
+        ("awft:published/piqa:0.2", ("awft", 0.2, "published/piqa")),
+        ("ahon_ln@0.1", None),
+        ("random:0.1", None),
+        ("random@0.1", None),
+    ],
 )
 def test_only_shares_of_measured_scores_want_a_threshold(text, wants):
     assert parse_policy(text).wants == wants

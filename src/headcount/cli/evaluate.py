@@ -165,9 +165,9 @@ def evaluate_into(
     engine, facts = LocalEngine(subject), subject.facts()
     by_share = [request.wants for request in requests if request.wants is not None]
     searched = [] if early is None else [score for score in early.scores if score != RANDOM]
-    wanted = list(dict.fromkeys([*(score for score, _ in by_share), *searched]))
+    wanted = list(dict.fromkeys([*(wanted.score for wanted in by_share), *searched]))
     measured = _measured(wanted, run, engine, facts.num_inputs, progress, thresholds_from, seed) if wanted else None
-    shares = sorted({share for _, share in by_share})
+    shares = sorted({wanted.share for wanted in by_share})
     cuts = None
     if shares and measured is not None:
         cuts = find_thresholds(run, shares) if thresholds_from is None else thresholds(measured, shares)

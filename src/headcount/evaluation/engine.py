@@ -104,7 +104,7 @@ class _Run:
     ) -> None:
         self.reader = SegmentReader(model, packed=can_pack(model))
         self.ledger = Ledger(plan, len(policies), progress)
-        self._model, self._plan, self._scores, self._seed = model, plan, scores, seed
+        self._plan, self._scores, self._seed = plan, scores, seed
         self._units = self.reader.units
         self._batch_tokens = batch_tokens_for(model, batch_tokens)
         self._waiting: dict[int, list[_Waiting]] = defaultdict(list)

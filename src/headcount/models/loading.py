@@ -21,7 +21,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from headcount.cache import cache_folder, kept
 from headcount.errors import InputError, ModelError
-from headcount.models.chat import expects_chat
 from headcount.models.source import check_source, files_here
 from headcount.models.state import adapters, unwrapped, values
 from headcount.models.weights import check_config, check_values, gguf_part, load_filled
@@ -162,11 +161,6 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 def default_name(model: str) -> str:
     """The model's name for people and for manifests."""
     return DEMO_NAME if model == DEMO else model
-
-
-def is_instruct(model: str, tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the model expects chat messages, as ``expects_chat`` finds it."""
-    return expects_chat(default_name(model), tokenizer)[0]
 
 
 def fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> str:

@@ -5,31 +5,26 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from headcount.policies.policy import Described, PolicyFacts, Seen, layer_set
-from headcount.replacements import ZERO, Replacement
+from headcount.policies.policy import Policy, PolicyFacts, Seen
 from headcount.units import UnitMap, UnitSet
 
 
 @dataclass(frozen=True)
-class Fixed(Described):
+class Fixed(Policy):
     """Zero the same heads on every input.
 
     Args:
         heads: a UnitSet, or (layer, head) pairs.
         name: its label in tables.
-        exclude_layers: layers never touched.
-        instead: what stands in their place.
     """
 
     heads: UnitSet
     name: str = field(default="fixed", kw_only=True)
-    exclude_layers: frozenset[int] = field(default=frozenset(), kw_only=True)
-    instead: Replacement = field(default=ZERO, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         heads = self.heads if isinstance(self.heads, UnitSet) else UnitSet(self.heads)
         object.__setattr__(self, "heads", heads)
-        object.__setattr__(self, "exclude_layers", layer_set(self.exclude_layers))
 
     @property
     def needs(self) -> frozenset[str]:
@@ -44,6 +39,7 @@ class Fixed(Described):
         return f"zeroes the same {len(pairs)} heads on every input (layer.head: {named}){self.suffix}"
 
     def check(self, units: UnitMap) -> None:
+        super().check(units)
         self.heads.check(units)
 
     def decide(self, seen: Seen) -> Tensor:

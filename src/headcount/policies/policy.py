@@ -1,18 +1,19 @@
 """What a policy is: how it decides which units of a layer are off, what stands in their place, and how it is called."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
 from html import escape
 from numbers import Real
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 import xarray as xr
 from torch import Tensor
 
 from headcount.errors import InputError, whole
-from headcount.replacements import Replacement
+from headcount.replacements import ZERO, Replacement
 from headcount.units import UnitMap
 
 #: The untouched model, as tables and manifests call it.
@@ -69,88 +70,59 @@ class Seen(Protocol):
         ...
 
 
-class Policy(Protocol):
-    """Decides which units of a layer are off, for each row (input) of a batch on its own."""
+class Wanted(NamedTuple):
+    """A threshold that a policy lacks."""
+
+    score: str
+    share: float
+    source: str  # "published" or "published/TASK"; empty for the scores of the run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy(ABC):
+    """Decides which units of a layer are off, for each row (input) of a batch on its own.
+
+    Args:
+        exclude_layers: layers (indices in the model) never touched.
+        instead: what stands where a unit is off.
+    """
+
+    exclude_layers: frozenset[int] = frozenset()
+    instead: Replacement = ZERO
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.exclude_layers, Iterable):
+            raise InputError(
+                f"exclude_layers is a collection of layer indices, such as [0, 1], not {self.exclude_layers!r}."
+            )
+        expected = "exclude_layers holds layer indices counted from 0"
+        layers = frozenset(whole(layer, expected, least=0) for layer in self.exclude_layers)
+        object.__setattr__(self, "exclude_layers", layers)
 
     @property
-    def exclude_layers(self) -> frozenset[int]:
-        """Layers (indices in the model) that the policy never touches."""
-        ...
-
-    @property
-    def instead(self) -> Replacement:
-        """What stands where a unit is off."""
-        ...
-
-    @property
+    @abstractmethod
     def needs(self) -> frozenset[str]:
-        """The measurements the decision reads. One that reads none decides the same on every input."""
-        ...
+        """The measurements the decision reads. A policy that reads none decides the same on every input."""
 
-    @property
-    def label(self) -> str:
-        """Short unique name, such as ``ahon_ln:0.1`` or ``awft@0.8``."""
-        ...
-
+    @abstractmethod
     def facts(self) -> PolicyFacts:
         """How tables name it."""
-        ...
+
+    @abstractmethod
+    def decide(self, seen: Seen) -> Tensor:
+        """bool ``[row, unit]`` of ``seen.shape``: True where the unit is off."""
 
     def check(self, units: UnitMap) -> None:
         """Raise InputError unless the model has what the policy names, and the policy all it needs to decide."""
-        ...
-
-    def decide(self, seen: Seen) -> Tensor:
-        """bool ``[row, unit]`` of ``seen.shape``: True where the unit is off."""
-        ...
-
-
-def check_policy(policy: Any, units: UnitMap | None = None) -> None:
-    """Raise InputError for what is no policy, or for one that does not fit a model's ``units``."""
-    if isinstance(policy, type) or not all(hasattr(policy, name) for name in ("decide", "facts", "needs")):
-        raise InputError(
-            f"A policy is a Threshold, Random or Fixed, such as Random(0.1), not {policy!r:.60}; headcount.resolving."
-            "resolve_policy reads one from text."
-        )
-    if units is None:
-        return
-    if missing := policy.exclude_layers - set(units.layer_indices):
-        known = units.layer_indices
-        raise InputError(
-            f"exclude_layers names layer {min(missing)}; the model's attention layers are {known[0]}…{known[-1]}."
-        )
-    policy.check(units)
-
-
-def layer_set(layers: Iterable[int]) -> frozenset[int]:
-    """Layers never touched. Raises InputError for what are no layer indices."""
-    if not isinstance(layers, Iterable):
-        raise InputError(f"exclude_layers is a collection of layer indices, such as [0, 1], not {layers!r}.")
-    return frozenset(whole(layer, "exclude_layers holds layer indices counted from 0", least=0) for layer in layers)
-
-
-def share_of(share: object) -> float:
-    """A share of units. Raises InputError unless it lies between 0 and 1."""
-    number = float(share) if isinstance(share, Real | Tensor) and getattr(share, "ndim", 0) == 0 else math.nan
-    if not 0 <= number <= 1:
-        raise InputError(f"A share of heads lies between 0 and 1, not {share!r}; write 10% as 0.10.")
-    return number
-
-
-class Described:
-    """What policies say of themselves alike."""
-
-    exclude_layers: frozenset[int]
-    instead: Replacement
-    source: str = ""
-    """Where the threshold comes from, if not from the scores of the run: ``published``, or ``published/TASK``."""
-
-    def facts(self) -> PolicyFacts:
-        raise NotImplementedError
+        if missing := self.exclude_layers - set(units.layer_indices):
+            known = units.layer_indices
+            raise InputError(
+                f"exclude_layers names layer {min(missing)}; the model's attention layers are {known[0]}…{known[-1]}."
+            )
 
     @property
-    def wants(self) -> tuple[str, float] | None:
-        """The score and the share whose threshold ``found`` is to fill in; None where nothing is missing."""
+    def wants(self) -> Wanted | None:
+        """The threshold that ``found`` is to fill in; None where none is missing."""
         return None
 
     def found(self, cuts: xr.Dataset | None) -> Self:
@@ -159,6 +131,7 @@ class Described:
 
     @property
     def label(self) -> str:
+        """Short unique name, such as ``ahon_ln:0.1`` or ``awft@0.8``."""
         return self.facts().policy
 
     @property
@@ -167,8 +140,24 @@ class Described:
         layers = self.exclude_layers
         return self.instead.suffix + (f" except layer {', '.join(map(str, sorted(layers)))}" if layers else "")
 
-    def check(self, units: UnitMap) -> None:
-        pass
-
     def _repr_html_(self) -> str:
         return f"<p><b>{escape(self.label)}</b>: {escape(str(self))}</p>"
+
+
+def check_policy(policy: Any, units: UnitMap | None = None) -> None:
+    """Raise InputError for what is no policy, or for one that does not fit a model's ``units``."""
+    if not isinstance(policy, Policy):
+        raise InputError(
+            f"A policy is a Threshold, Random or Fixed, such as Random(0.1), not {policy!r:.60}; headcount.resolving."
+            "resolve_policy reads one from text."
+        )
+    if units is not None:
+        policy.check(units)
+
+
+def share_of(share: object) -> float:
+    """A share of units. Raises InputError unless it lies between 0 and 1."""
+    number = float(share) if isinstance(share, Real | Tensor) and getattr(share, "ndim", 0) == 0 else math.nan
+    if not 0 <= number <= 1:
+        raise InputError(f"A share of heads lies between 0 and 1, not {share!r}; write 10% as 0.10.")
+    return number

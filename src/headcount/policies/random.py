@@ -1,21 +1,20 @@
 """Off are heads drawn at random, which every score is held against: ``random:0.10``."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Self
 
 from torch import Tensor
 
 from headcount.errors import InputError, seed_of
-from headcount.policies.policy import Described, PolicyFacts, Seen, layer_set, share_of
-from headcount.replacements import ZERO, Replacement
+from headcount.policies.policy import Policy, PolicyFacts, Seen, share_of
 
 #: Its name in texts, its curve, and the id of the score of the same numbers.
 RANDOM = "random"
 
 
 @dataclass(frozen=True)
-class Random(Described):
+class Random(Policy):
     """Zero each head of each layer and example independently with probability ``share``.
 
     The draw depends on the seed and the example's tokens alone, so it is the same in any batch.
@@ -23,13 +22,11 @@ class Random(Described):
 
     share: float
     seed: int = 0
-    exclude_layers: frozenset[int] = field(default=frozenset(), kw_only=True)
-    instead: Replacement = field(default=ZERO, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "share", share_of(self.share))
         object.__setattr__(self, "seed", seed_of(self.seed))
-        object.__setattr__(self, "exclude_layers", layer_set(self.exclude_layers))
 
     @classmethod
     def parse(cls, text: str, *, exclude_layers: Iterable[int], seed: int) -> Self | None:
@@ -43,7 +40,7 @@ class Random(Described):
             return None
         if not 0 <= value <= 1:
             raise InputError(f"Policy {text!r}: a share of heads lies between 0 and 1; write 10% as 0.10.")
-        return cls(value, seed, exclude_layers=layer_set(exclude_layers))
+        return cls(value, seed, exclude_layers=frozenset(exclude_layers))
 
     @property
     def needs(self) -> frozenset[str]:

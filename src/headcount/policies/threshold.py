@@ -9,14 +9,13 @@ import xarray as xr
 from torch import Tensor
 
 from headcount.errors import InputError
-from headcount.policies.policy import Described, PolicyFacts, Seen, layer_set, share_of
-from headcount.replacements import ZERO, Replacement
+from headcount.policies.policy import Policy, PolicyFacts, Seen, Wanted, share_of
 from headcount.scores import get_score
 from headcount.units import UnitMap
 
 
 @dataclass(frozen=True)
-class Threshold(Described):
+class Threshold(Policy):
     """Zero the heads whose score on the input is beyond a threshold.
 
     Args:
@@ -25,8 +24,6 @@ class Threshold(Described):
             scores say for ``share``, which ``found`` fills in.
         share: the share of heads the threshold was derived from, for labels and tables.
         source: where it was derived, if not from the scores of this run, for labels too.
-        exclude_layers: layers never touched.
-        instead: what stands in their place.
 
     Raises:
         InputError: unknown score, a threshold that is not a number, or neither a threshold nor a share.
@@ -36,12 +33,10 @@ class Threshold(Described):
     threshold: float | None = None
     share: float | None = field(default=None, kw_only=True)
     source: str = field(default="", kw_only=True)
-    exclude_layers: frozenset[int] = field(default=frozenset(), kw_only=True)
-    instead: Replacement = field(default=ZERO, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         object.__setattr__(self, "score", get_score(self.score).id)
-        object.__setattr__(self, "exclude_layers", layer_set(self.exclude_layers))
         if self.share is not None:
             object.__setattr__(self, "share", share_of(self.share))
         if self.threshold is None and self.share is not None:
@@ -69,14 +64,16 @@ class Threshold(Described):
             return None
         score = get_score(name.strip()).id
         if separator == "@":
-            return cls(score, value, exclude_layers=layer_set(exclude_layers))
+            return cls(score, value, exclude_layers=frozenset(exclude_layers))
         if not 0 <= value <= 1:
             raise InputError(f"Policy {text!r}: a share of heads lies between 0 and 1; write 10% as 0.10.")
-        return cls(score, share=value, source=source, exclude_layers=layer_set(exclude_layers))
+        return cls(score, share=value, source=source, exclude_layers=frozenset(exclude_layers))
 
     @property
-    def wants(self) -> tuple[str, float] | None:
-        return (self.score, self.share) if self.threshold is None and self.share is not None else None
+    def wants(self) -> Wanted | None:
+        return (
+            Wanted(self.score, self.share, self.source) if self.threshold is None and self.share is not None else None
+        )
 
     def found(self, cuts: xr.Dataset | None) -> Self:
         if self.wants is None:
@@ -105,6 +102,7 @@ class Threshold(Described):
         return f"zeroes heads whose {self.score} ({score.name}) is {side} {at}{share}{self.suffix}"
 
     def check(self, units: UnitMap) -> None:
+        super().check(units)
         if self.wants is not None:
             raise InputError(
                 f"Policy {self.label} names a share of heads and has no threshold yet. Find it with thresholds() of measured "
