@@ -177,9 +177,9 @@ def test_a_truncated_gguf_file_is_refused(tmp_path):
     ],
 )
 def test_whether_it_expects_chat_goes_by_the_models_name(letters, monkeypatch, name, expected):
-    assert not expects_chat(name, letters)[0]  # without a chat template
+    assert not expects_chat(default_name(name), letters)[0]  # without a chat template
     monkeypatch.setattr(letters, "chat_template", TEMPLATE)
-    assert expects_chat(name, letters)[0] is expected
+    assert expects_chat(default_name(name), letters)[0] is expected
 
 
 def test_fingerprint_follows_weights_and_dtype_and_not_the_path(checkpoint):
