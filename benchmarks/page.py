@@ -49,7 +49,7 @@ def made_up(layers: int, heads: int, group: int, inputs: int, questions: int = 5
                   "layers": [{"index": index, **facts} for index in range(layers)]},
         "data": {"tasks": ["made_up"], "num_questions": questions},
     }  # fmt: skip
-    return RunResults(manifest=Manifest.of(manifest), scores=table, outcomes=_outcomes(ids, questions, rng))
+    return RunResults.of(Manifest.of(manifest), scores=table, outcomes=_outcomes(ids, questions, rng))
 
 
 def _outcomes(ids: list[str], questions: int, rng: np.random.Generator) -> pd.DataFrame:
@@ -59,8 +59,8 @@ def _outcomes(ids: list[str], questions: int, rng: np.random.Generator) -> pd.Da
         for share in (0.05, 0.10, 0.15, 0.20, 0.25, 0.30) if id else (0.0,):
             right = np.where(rng.random(questions) < 0.1 * number * share, rng.random(questions) < 0.25, base)
             frames.append(pd.DataFrame({
-                "policy": f"{id}:{share:g}" if id else "baseline", "score": id, "share_asked": share if id else np.nan,
-                "task": "made_up", "doc_id": np.arange(questions), "acc": right.astype(float), "share_off": share,
+                "policy": f"{id}:{share:g}" if id else "baseline", "curve": id, "score": id,
+                "share_asked": share if id else np.nan, "task": "made_up", "doc_id": np.arange(questions), "acc": right.astype(float), "share_off": share,
             }))  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 

@@ -72,7 +72,7 @@ def table(points: pd.DataFrame, gained: float, rng: np.random.Generator) -> tupl
 def searches(points: pd.DataFrame, gained: float, rng: np.random.Generator) -> tuple[list[int], list[int], list[float]]:
     """For each curve: looks, questions asked, distance of the interval's middle from the curve's own crossing."""
     looks, questions, errors = [], [], []
-    for _, curve in points.groupby(["model", "score"], sort=False):
+    for _, curve in points.groupby(["model", "curve"], sort=False):
         curve = curve.sort_values("share_asked")
         shares, changes = curve["share_asked"].to_numpy(), (curve["accuracy"] - curve["baseline"]).to_numpy()
         spent = 0

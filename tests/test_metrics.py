@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from headcount.analysis import (
-    Saved,
+    RunTables,
+    Statistics,
     UntilDecided,
     accuracy_table,
     all_tables,
@@ -20,13 +21,24 @@ from headcount.analysis import (
 from headcount.analysis.outcomes import main_metric
 from headcount.errors import InputError
 from headcount.metrics import Metric, directed, directions_of
-from headcount.report import plot, print_decided, print_tables, render_page
-from headcount.report.chart_data import accuracy_data, comparison_data, paper_data
+from headcount.report import RunResults, plot, print_decided, print_tables, render_page
 from headcount.report.overview import print_overview
-from headcount.report.result_tables import result_tables
+from headcount.report.results import Report
+from headcount.report.sections import result_tables
+from headcount.report.sections.accuracy import SECTION as ACCURACY
+from headcount.report.sections.comparison import SECTION as COMPARISON
+from headcount.report.sections.paper import SECTION as PAPER
 from headcount.report.wording import answer, caveats
+from headcount.store import Manifest
 from tests.report.conftest import results_of
 from tests.report.test_page import text_of
+
+
+def tables_of(outcomes, metric):
+    return RunTables(
+        model="m", data="t", tasks=["t"], outcomes=outcomes, metric=metric, statistics=Statistics(resamples=100)
+    )
+
 
 WAYS = {"t": {"acc": True, "err": False, "words": False}}
 
@@ -34,7 +46,7 @@ WAYS = {"t": {"acc": True, "err": False, "words": False}}
 def rows(policy, right, *, score="", share=0.0, task="t"):
     right = np.asarray(right, dtype=float)
     return pd.DataFrame({
-        "policy": policy, "score": score, "share_asked": share or np.nan, "threshold": np.nan, "task": task,
+        "policy": policy, "curve": score, "score": score, "share_asked": share or np.nan, "threshold": np.nan, "task": task,
         "doc_id": np.arange(len(right)), "acc": right, "err": 1 - right, "words": 40 - 8 * right,
         "loglikelihoods": None, "share_off": share,
     })  # fmt: skip
@@ -90,11 +102,22 @@ def test_removable_shares_are_those_of_the_complement(outcomes, relative):
 
 def test_every_table_at_once_and_the_best_score_is_the_same(outcomes):
     tables = [
-        all_tables([Saved(model="m", data="t", tasks=["t"], outcomes=outcomes)], metric=metric, resamples=100)
+        all_tables(
+            [
+                RunTables(
+                    model="m",
+                    data="t",
+                    tasks=["t"],
+                    outcomes=outcomes,
+                    metric=metric,
+                    statistics=Statistics(resamples=100),
+                )
+            ]
+        )
         for metric in ("acc", "err")
     ]
-    for right, wrong in [[table[name] for table in tables] for name in ("removable", "by_score")]:
-        columns = [name for name in ("score", "removable_share", "low", "high", "rank", "best_score") if name in right]
+    for right, wrong in [[table[name] for table in tables] for name in ("removable", "by_curve")]:
+        columns = [name for name in ("curve", "removable_share", "low", "high", "rank", "best_curve") if name in right]
         pd.testing.assert_frame_equal(right[columns], wrong[columns])
     above = [table["points"]["above_random"].to_numpy() for table in tables]
     np.testing.assert_allclose(*above)
@@ -119,7 +142,7 @@ def test_a_metric_of_which_nobody_says_which_way_is_shown_and_not_judged(outcome
         with pytest.raises(InputError, match=r"higher or a lower err is better is not known.*--lower-is-better"):
             judge(unknown, metric="err")
         assert len(judge(unknown, metric="err", higher_is_better=False))
-    tables = all_tables([Saved(model="m", data="t", tasks=["t"], outcomes=unknown)], metric="err")
+    tables = all_tables([RunTables(model="m", data="t", tasks=["t"], outcomes=unknown, metric="err")])
     assert "accuracy" in tables
     assert "removable" not in tables
 
@@ -139,7 +162,7 @@ def test_one_metric_both_ways_in_two_tasks_is_refused(outcomes):
         InputError, match="acc is better the higher in t and the lower in u: look at one task at a time"
     ):
         removable_table(both)
-    apart = all_tables([Saved(model="m", data="d", tasks=["t", "u"], outcomes=both)], metric="acc")["accuracy"]
+    apart = all_tables([RunTables(model="m", data="d", tasks=["t", "u"], outcomes=both, metric="acc")])["accuracy"]
     assert apart.groupby("task")["higher_is_better"].first().to_dict() == {"t": True, "u": False}
 
 
@@ -177,7 +200,7 @@ def test_words_say_which_way_and_in_which_unit(outcomes):
         metric: results_of(manifest={"settings": {"metric": metric}}, outcomes=outcomes) for metric in ("err", "words")
     }
     said = {
-        metric: " ".join(" ".join([table.title, table.note]) for table in result_tables([run])[:2])
+        metric: " ".join(" ".join([table.title, table.note]) for table in result_tables(Report([run]))[:2])
         for metric, run in results.items()
     }
     assert "Err under each policy" in said["err"]
@@ -185,19 +208,19 @@ def test_words_say_which_way_and_in_which_unit(outcomes):
     assert "the line 1 point above the untouched model" in said["err"]
     assert "words is better when lower" in said["words"]
     assert "the line 0.01 above the untouched model" in said["words"]
-    accuracy = {table.id: table for table in result_tables([results["words"]])}["accuracy"]
+    accuracy = {table.id: table for table in result_tables(Report([results["words"]]))}["accuracy"]
     cells = {column.heading: column.cells for column in accuracy.columns}
     assert cells["Words"][:2] == ["35.2", "35.2"]  # 40 − 8 · 0.6, and 0.04 more
     assert not any("%" in cell for cell in cells["Words"])
     assert cells["Change [95%]"][2].startswith("+1.20 [")  # 30 of 200 answers, 8 words each
-    floors = {metric: accuracy_data(run)["floor"] for metric, run in results.items()}
+    floors = {metric: ACCURACY.data(Report([run]))["floor"] for metric, run in results.items()}
     assert floors == {"err": pytest.approx(41.0), "words": pytest.approx(35.21)}
     options = {"margin": 0.01, "confidence": 0.95}
     run = results["err"]
     sentence = answer(run.removable, metric=run.judged, tasks=["t"], num_questions=200, **options)
     assert "of heads can be zeroed with t err at most 1 point higher by ahon" in sentence
     assert "a rise of 1 point is hard" in " ".join(
-        caveats(run.accuracy, run.removable, chance=None, metric=run.judged, **options)
+        caveats(run.answers.accuracy, run.removable, chance=None, metric=run.judged, **options)
     )
 
 
@@ -232,7 +255,7 @@ def test_every_section_of_a_page_is_by_the_metric(outcomes):
     assert "Which score keeps err lowest over its whole curve?" in said
     assert "the curve of err against realised share" in said
     assert "last crosses the line 1 point above the untouched model" in said
-    assert paper_data(run) is None
+    assert PAPER.data(Report([run])) is None
     assert "This run's are of err, which is better when lower: they cannot stand beside those." in said
     run, said = page_of(outcomes, "words")
     assert "last crosses the line 0.01 above the untouched model" in said
@@ -254,8 +277,8 @@ def test_runs_compared_are_said_to_be_by_their_own_metrics(outcomes):
         results_of(manifest={"model": {"name": metric}, "settings": {"metric": metric}}, outcomes=outcomes)
         for metric in ("err", "words", "acc")
     ]
-    assert comparison_data(runs[:1] * 2, None)["metric"] == "Err, lower is better"
-    table = {table.id: table for table in result_tables(runs)}["comparison-removable"]
+    assert COMPARISON.data(Report(runs[:1] * 2))["metric"] == "Err, lower is better"
+    table = {table.id: table for table in result_tables(Report(runs))}["comparison-removable"]
     assert table.title == "Share of heads that can be zeroed within 1 point or 0.01, run by run"
     assert "By err, lower is better; words, lower is better; accuracy." in table.note
     assert [column.heading for column in table.columns][:2] == ["Run", "Metric"]
@@ -263,7 +286,7 @@ def test_runs_compared_are_said_to_be_by_their_own_metrics(outcomes):
     assert "Err, lower is better; words, lower is better; accuracy, relative to each untouched model" in said
     spotless = outcomes.assign(err=np.where(outcomes["policy"] == "baseline", 0.0, outcomes["err"]))
     runs[1] = results_of(manifest={"model": {"name": "none"}, "settings": {"metric": "err"}}, outcomes=spotless)
-    data = comparison_data(runs, None)
+    data = COMPARISON.data(Report(runs))
     assert data["unrelated"] == ["none"]
     assert {line["run"] for lines in data["curves"].values() for line in lines} == {0, 2}
     assert "Not drawn: none." in " ".join(text_of(render_page(runs)).split())
@@ -271,7 +294,13 @@ def test_runs_compared_are_said_to_be_by_their_own_metrics(outcomes):
 
 def overview(outcomes, metric):
     console = Console(file=io.StringIO(), width=120)
-    tables = all_tables([Saved(model="m", data="t", tasks=["t"], outcomes=outcomes)], metric=metric, resamples=100)
+    tables = all_tables(
+        [
+            RunTables(
+                model="m", data="t", tasks=["t"], outcomes=outcomes, metric=metric, statistics=Statistics(resamples=100)
+            )
+        ]
+    )
     print_overview(console, tables, share=0.1, published=True)
     return " ".join(console.file.getvalue().split())
 
@@ -293,15 +322,15 @@ def test_an_analysis_in_the_terminal_is_by_the_metric(outcomes):
 def test_verdicts_are_in_the_metrics_own_unit(outcomes):
     shifted = directed(outcomes.assign(grade=3.0 + outcomes["acc"] / 2), {"t": {"grade": True}})
     rule = UntilDecided(metric="grade", margin=0.1)
-    decided = rule.table(shifted, 200)
     facts = {"metric": "grade", "margin": 0.1, "confidence": 0.95, "questions_a_look": 64}
-    run = results_of(manifest={"until_decided": facts}, decided=decided)
-    table = {table.id: table for table in result_tables([run])}["decided"]
+    tables = RunTables(outcomes=shifted, until_decided=rule, num_questions=200)
+    run = RunResults(manifest=Manifest.of({"until_decided": facts}), tables=tables)
+    table = {table.id: table for table in result_tables(Report([run]))}["decided"]
     cells = {column.heading: column.cells for column in table.columns}
     assert cells["Change"][1] == "−0.0750"  # half of 30 of 200 answers
     assert table.title == "Within 0.1 of the untouched model?"
     console = Console(file=io.StringIO(), width=120)
-    print_decided(console, decided, margin=0.1, confidence=0.95)
+    print_decided(console, run.decided)
     said = " ".join(console.file.getvalue().split())
     assert "Within 0.1 of the untouched model?" in said
     assert "−0.0750" in said

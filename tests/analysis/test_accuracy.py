@@ -12,7 +12,7 @@ from headcount.errors import InputError
 
 def rows(policy, right, *, score="", share_asked=np.nan, share_off=0.0, task="t", first=0):
     return pd.DataFrame({
-        "policy": policy, "score": score, "share_asked": share_asked, "threshold": np.nan, "task": task,
+        "policy": policy, "curve": score, "share_asked": share_asked, "threshold": np.nan, "task": task,
         "doc_id": np.arange(first, first + len(right)), "doc_hash": "x", "acc": np.asarray(right, dtype=float),
         "loglikelihoods": None, "share_off": share_off, "num_inputs": 4, "num_tokens": 40,
     })  # fmt: skip
@@ -39,7 +39,7 @@ def outcomes():
 def test_values_worked_by_hand(outcomes):
     table = accuracy_table(outcomes)
     assert list(table["policy"]) == ["baseline", "ahon_ln:0.10", "fixed"]
-    assert list(table["score"]) == ["", "ahon_ln", ""]
+    assert list(table["curve"]) == ["", "ahon_ln", ""]
     assert list(table["num_questions"]) == [5, 5, 5]
     baseline, zeroed, fixed = (row for _, row in table.iterrows())
     assert baseline["accuracy"] == pytest.approx(4 / 5)
@@ -148,15 +148,15 @@ def test_mcnemar_by_hand(gained, lost, p):
 
 def test_errors_say_what_to_do(outcomes):
     with pytest.raises(InputError, match=r"no policy 'baseline' among ahon_ln:0\.10"):
-        accuracy_table(outcomes[outcomes["score"] == "ahon_ln"])
+        accuracy_table(outcomes[outcomes["curve"] == "ahon_ln"])
     with pytest.raises(InputError, match=r"Unknown metric 'accuracy'.*acc"):
         accuracy_table(outcomes, metric="accuracy")
     with pytest.raises(InputError, match=r"'x' has no question with 'acc' in common"):
         accuracy_table(pd.concat([outcomes, rows("x", [1], first=9)]))
     with pytest.raises(InputError, match="answered twice under policy 'fixed'"):
         accuracy_table(pd.concat([outcomes, rows("fixed", [1])]))
-    with pytest.raises(InputError, match="lack the columns score"):
-        accuracy_table(outcomes.drop(columns="score"))
+    with pytest.raises(InputError, match="lack the columns curve"):
+        accuracy_table(outcomes.drop(columns="curve"))
     with pytest.raises(InputError, match="share_off is NaN"):
         accuracy_table(outcomes.assign(share_off=np.nan))
     with pytest.raises(InputError, match="between 0 and 1"):

@@ -10,7 +10,7 @@ from headcount.errors import InputError
 
 def rows(policy, gold, kl, *, score="", share=np.nan, zeroed=0.0):
     return pd.DataFrame({
-        "policy": policy, "score": score, "share_asked": share, "task": "t", "doc_id": np.arange(len(gold)),
+        "policy": policy, "curve": score, "share_asked": share, "task": "t", "doc_id": np.arange(len(gold)),
         "share_off": zeroed, "gold_loglikelihood": gold, "kl_from_baseline": kl,
     })  # fmt: skip
 
@@ -21,7 +21,7 @@ MOVED = rows("ahon_ln:0.1", [-1.5, -2.0, -2.5, -6.0], [0.1, 0.0, 0.2, 0.5], scor
 
 def test_means_of_the_changes_on_the_same_questions():
     (row,) = divergence_table(pd.concat([MOVED, BASE])).to_dict("records")
-    assert (row["policy"], row["score"], row["share_asked"], row["num_questions"]) == ("ahon_ln:0.1", "ahon_ln", 0.1, 4)
+    assert (row["policy"], row["curve"], row["share_asked"], row["num_questions"]) == ("ahon_ln:0.1", "ahon_ln", 0.1, 4)
     assert row["share_realised"] == pytest.approx(0.12)
     assert row["kl"] == pytest.approx(0.2)
     assert row["gold_loglikelihood"] == pytest.approx((-0.5 + 0 + 0.5 - 2) / 4)

@@ -59,7 +59,7 @@ def outcomes_of(*policies, task="t"):
     """One frame from (policy, score, share_off, right per question)."""
     return pd.concat([
         pd.DataFrame({
-            "policy": policy, "score": score, "share_asked": share, "task": task, "doc_id": np.arange(len(right)),
+            "policy": policy, "curve": score, "share_asked": share, "task": task, "doc_id": np.arange(len(right)),
             "share_off": share, "acc": np.asarray(right, dtype=float),
         })
         for policy, score, share, right in policies
@@ -80,7 +80,7 @@ def test_table_by_hand():
             ("awft@0.8", "awft", 0.24, right(98)),  # 0.49: on the line, not below
             ("fixed", "", 0.3, right(0)),  # no score, no curve
         )
-    ).set_index("score")
+    ).set_index("curve")
     assert list(table.index) == ["ahon_ln", "random", "awft"]
     assert table.loc["ahon_ln", "removable_share"] == pytest.approx(0.125)
     assert table.loc["random", "removable_share"] == pytest.approx(0.01)
@@ -111,7 +111,7 @@ def test_share_shown_stops_at_the_first_that_is_not():
         ("a:0.20", "a", 0.2, right(492, 1000)),
         ("b:0.10", "b", 0.1, right(400, 1000)),
     )
-    table = removable_table(outcomes).set_index("score")
+    table = removable_table(outcomes).set_index("curve")
     assert table["share_shown"].to_dict() == {"a": pytest.approx(0.1), "b": 0}
     assert table.loc["a", "is_lower_bound"]
 
@@ -149,7 +149,7 @@ def test_ten_questions_without_a_change_are_no_certainty():
     """No draw of the bootstrap can show a fall that did not happen once; that says little with ten questions."""
     same = pd.concat([
         pd.DataFrame({
-            "policy": policy, "score": score, "share_asked": share, "threshold": np.nan, "task": "t",
+            "policy": policy, "curve": score, "share_asked": share, "threshold": np.nan, "task": "t",
             "doc_id": np.arange(questions), "doc_hash": "x", "acc": 1.0, "share_off": share or 0.0, "num_inputs": 1,
             "num_tokens": 4, "questions": questions,
         })

@@ -46,7 +46,7 @@ def test_what_is_undecided_is_not_within():
 def test_published_curves_take_fewer_looks_than_bisection():
     # Bisection from 0.3 to 0.01 takes 1 + 5 looks wherever the curve falls.
     counts = []
-    for _, points in published_points().groupby(["model", "score"]):
+    for _, points in published_points().groupby(["model", "curve"]):
         points = points.sort_values("share_asked")
         x, y = points["share_asked"].to_numpy(), (points["accuracy"] - points["baseline"]).to_numpy()
         found = find_removable_share(exact(lambda share, x=x, y=y: float(np.interp(share, x, y))))
@@ -90,9 +90,9 @@ def test_between_which_shares_the_removable_share_lies():
             ("a", 0.3, 0.25, "beyond", 64), ("a", 0.1, 0.09, "within", 128), ("a", 0.2, 0.17, None, 200),
             ("b", 0.1, 0.1, "within", 64), ("c", 0.1, 0.1, "beyond", 64), ("c", 0.2, 0.2, "within", 64),
         ],
-        columns=["score", "share_asked", "share_realised", "verdict", "num_questions"],
+        columns=["curve", "share_asked", "share_realised", "verdict", "num_questions"],
     )  # fmt: skip
-    rows = decided_shares(table).set_index("score")
+    rows = decided_shares(table).set_index("curve")
     ends = ["within", "beyond", "within_realised", "beyond_realised"]
     assert rows.loc["a", ends].tolist() == [0.1, 0.2, 0.09, 0.17]  # what is not decided is not within
     assert rows.loc["a", ["looks", "num_questions"]].tolist() == [3, 392]

@@ -133,7 +133,7 @@ def test_questions_are_saved_where_the_answer_is_clear():
 def test_table_follows_the_order_of_asking():
     def rows(policy, ids, acc, share):
         return pd.DataFrame({
-            "policy": policy, "score": "" if policy == "baseline" else "awft", "share_asked": share, "task": "t",
+            "policy": policy, "curve": "" if policy == "baseline" else "awft", "share_asked": share, "task": "t",
             "doc_id": ids, "share_off": share, "acc": acc,
         })  # fmt: skip
 

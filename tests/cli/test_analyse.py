@@ -21,7 +21,7 @@ def make_run(folder, *, model="lab/model", tasks=("arc_easy",), seed=0):
             ("baseline", "", 0.0, 0.9), ("ahon_ln:0.1", "ahon_ln", 0.1, 0.88), ("random:0.1", "random", 0.1, 0.5),
         ):  # fmt: skip
             outcomes = pd.DataFrame({
-                "policy": policy, "score": score, "share_asked": share, "threshold": 0.5, "task": tasks[0],
+                "policy": policy, "curve": score, "score": score, "share_asked": share, "threshold": 0.5, "task": tasks[0],
                 "doc_id": np.arange(200), "share_off": share, "acc": (rng.random(200) < right).astype(float),
             })  # fmt: skip
             run.add_outcomes([policy], range(200), outcomes)
@@ -41,7 +41,7 @@ def test_tables_are_printed_and_written(tmp_path):
     assert "As published, within 1 point of accuracy, percent" in result.output
     written = {file.stem for file in (tmp_path / "tables").iterdir()}
     assert written == {
-        "accuracy", "removable", "points", "by_score", "ranks", "inactive", "heads", "groups", "agreement", "layers",
+        "accuracy", "removable", "points", "by_curve", "ranks", "inactive", "heads", "groups", "agreement", "layers",
         "cumulative",
     }  # fmt: skip
     accuracy = pd.read_csv(tmp_path / "tables" / "accuracy.csv")

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from headcount.store import continue_run, open_run
-from headcount.study.verdicts import decided_table
+from headcount.study.analysing import read_tables
 from tests.runs import contents, write_errors, write_tasks
 
 
@@ -97,7 +97,7 @@ def test_errors_are_decided_and_searched_as_their_complement(headcount, refused,
         code, said[metric], error = headcount(*command, *early, *search, "--metric", metric, "-o", metric)
         assert code == 0, error
         run = open_run(metric)
-        decided[metric], found[metric] = decided_table(run), run.manifest.facts()["searched"]
+        decided[metric], found[metric] = read_tables(run).decided, run.manifest.facts()["searched"]
     assert decided["acc"]["verdict"].notna().all()
     assert decided["acc"]["change"].abs().max() > 0
     for metric in ("err", "f1"):  # f1 is better when higher where a task does not say otherwise

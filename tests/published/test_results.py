@@ -20,29 +20,29 @@ def test_table_2_follows_from_the_raw_points():
     means = {column: round(100 * table.loc["mean", column], 2) for column in stated}
     assert means == stated
     assert len(table) == 15
-    assert table["best_score"].iloc[:-1].value_counts()["ahon_ln"] == 9
+    assert table["best_curve"].iloc[:-1].value_counts()["ahon_ln"] == 9
 
 
 def test_mean_rank_of_ahon_ln_is_as_stated():
     curves = published_curves()
-    ranks = curves.groupby("score")["rank"].mean()
+    ranks = curves.groupby("curve")["rank"].mean()
     assert ranks["ahon_ln"] == pytest.approx(1.93, abs=0.005)
     assert ranks.idxmin() == "ahon_ln"
     assert not curves["is_lower_bound"].any()  # every published curve falls by a point
     assert rank_correlation(curves).shape == (14, 14)
     # Six points of one curve lie at one share, and their order decides its area.
-    in_order = curve_table(published_points().sort_values(["model", "score", "share_asked"]))
-    assert in_order.groupby("score")["rank"].mean()["ahon_ln"] == 2
+    in_order = curve_table(published_points().sort_values(["model", "curve", "share_asked"]))
+    assert in_order.groupby("curve")["rank"].mean()["ahon_ln"] == 2
 
 
 def test_points_are_complete_and_in_headcounts_terms():
     points = published_points()
     assert len(points) == 14 * 14 * 7
     assert not points.isna().any(axis=None)
-    ordered = points.sort_values(["model", "score", "share_asked"])
+    ordered = points.sort_values(["model", "curve", "share_asked"])
     assert ordered["share_asked"].tolist() == [0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3] * 14 * 14
     assert points["share_realised"].between(0, 1).all()
-    point = points.set_index(["model", "score", "share_asked"]).loc[("meta-llama/Llama-3.1-8B", "ahon_ln", 0.15)]
+    point = points.set_index(["model", "curve", "share_asked"]).loc[("meta-llama/Llama-3.1-8B", "ahon_ln", 0.15)]
     assert (point["share_realised"], point["accuracy"]) == pytest.approx((0.146935, 0.644994), abs=1e-6)
     assert point["baseline"] == pytest.approx(0.651973, abs=1e-6)
 

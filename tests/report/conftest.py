@@ -14,7 +14,6 @@ from playwright.sync_api import Browser, Page, Request, sync_playwright
 from headcount.report import RunResults, render_page
 from headcount.scores import all_scores
 from headcount.store import Manifest
-from headcount.thresholding import thresholds
 
 IDS = [score.id for score in all_scores()]
 LAYERS, HEADS, GROUP, INPUTS = 30, 9, 3, 40
@@ -69,7 +68,7 @@ def make_outcomes(task: str = "arc_easy", questions: int = 200, loss: dict[str, 
 
 def _frame(policy, score, share_asked, share_off, right, task) -> pd.DataFrame:
     return pd.DataFrame({
-        "policy": policy, "score": score, "share_asked": share_asked, "threshold": np.nan, "task": task,
+        "policy": policy, "curve": score, "score": score, "share_asked": share_asked, "threshold": np.nan, "task": task,
         "doc_id": np.arange(len(right)), "doc_hash": "x", "acc": np.asarray(right, dtype=float),
         "loglikelihoods": [[-1.0, -2.0, -3.0, -4.0]] * len(right), "share_off": share_off, "num_inputs": 4,
         "num_tokens": 160, "gold_loglikelihood": np.where(right, -1.0, -2.5), "kl_from_baseline": share_off * 2,
@@ -77,13 +76,12 @@ def _frame(policy, score, share_asked, share_off, right, task) -> pd.DataFrame:
 
 
 def make_results(**changes) -> RunResults:
-    scores = make_scores()
-    given = {"manifest": manifest(), "scores": scores, "thresholds": thresholds(scores), "outcomes": make_outcomes()}
+    given = {"manifest": manifest(), "scores": make_scores(), "outcomes": make_outcomes()}
     return results_of(**(given | changes))
 
 
 def results_of(manifest: dict, **held) -> RunResults:
-    return RunResults(manifest=Manifest.of(manifest), **held)
+    return RunResults.of(Manifest.of(manifest), **held)
 
 
 @pytest.fixture(scope="session")

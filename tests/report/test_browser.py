@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from headcount.report.result_tables import result_tables
 
 from headcount.report import RunResults, render_page
-from headcount.report.result_tables import result_tables
 from headcount.report.wording import shown
 from headcount.thresholding import thresholds
 from tests.report.conftest import (
@@ -322,7 +322,7 @@ def test_no_serious_accessibility_fault(window, colours):
 def test_several_runs_are_drawn_beside_one_another(browser, tmp_path):
     ids = ["ahon_ln", "awft"]
     runs = [
-        make_results(manifest=manifest(task=task), scores=make_scores(ids, seed), thresholds=None)
+        make_results(manifest=manifest(task=task), scores=make_scores(ids, seed))
         for seed, task in enumerate(["arc_easy", "piqa"])
     ]
     file = tmp_path / "runs.html"

@@ -7,17 +7,15 @@ import pytest
 from headcount.analysis import distances, score_agreement
 from headcount.published import published_curves
 from headcount.report import render_page
-from headcount.report.chart_data import (
-    agreement_data,
-    comparison_data,
-    layers_data,
-    paper_data,
-    ranks_data,
-    stability_data,
-)
-from headcount.report.labels import run_labels, same_model
 from headcount.report.published import paper_ranks
-from headcount.report.result_tables import result_tables
+from headcount.report.results import Report
+from headcount.report.sections import result_tables
+from headcount.report.sections.agreement import SECTION as AGREEMENT
+from headcount.report.sections.comparison import SECTION as COMPARISON
+from headcount.report.sections.layers import SECTION as LAYERS
+from headcount.report.sections.paper import SECTION as PAPER
+from headcount.report.sections.ranks import SECTION as RANKS
+from headcount.report.sections.stability import SECTION as STABILITY
 from tests.report.conftest import make_outcomes, make_results, make_scores, manifest, results_of
 from tests.report.test_page import text_of
 
@@ -37,32 +35,34 @@ def runs():
 
 
 def test_runs_are_called_by_what_tells_them_apart():
-    assert run_labels([run("a"), run("b")]) == ["a", "b"]
-    assert run_labels([run(task="x"), run(task="y")]) == ["x", "y"]
-    assert run_labels([run("a", "x"), run("a", "y"), run("b", "y")]) == ["a, x", "a, y", "b, y"]
-    assert run_labels([run(), run()]) == ["model, arc_easy (1)", "model, arc_easy (2)"]
+    assert Report([run("a"), run("b")]).labels == ["a", "b"]
+    assert Report([run(task="x"), run(task="y")]).labels == ["x", "y"]
+    assert Report([run("a", "x"), run("a", "y"), run("b", "y")]).labels == ["a, x", "a, y", "b, y"]
+    assert Report([run(), run()]).labels == ["model, arc_easy (1)", "model, arc_easy (2)"]
 
 
 def test_benchmarks_are_runs_of_the_same_weights(runs):
-    assert same_model(runs) == runs[:2]
+    assert list(Report(runs).benchmarks.values()) == runs[:2]
     nameless = [results_of(manifest={}, scores=make_scores(IDS)) for _ in range(2)]
-    assert same_model(nameless) == nameless[:1]  # two that do not say which model they are of may be of two
+    assert (
+        list(Report(nameless).benchmarks.values()) == nameless[:1]
+    )  # two that do not say which model they are of may be of two
 
 
 def test_stability_is_of_the_first_runs_model(runs):
-    data = stability_data(runs)
+    data = STABILITY.data(Report(runs))
     assert data["benchmarks"] == ["arc_easy", "piqa"]
     at = data["shares"].index(0.15)
     line = data["lines"][0]
     cuts = [runs[k].cuts["ahon_ln"].sel(share=0.15).item() for k in (0, 1)]
     assert line["threshold"][at] == pytest.approx(cuts, rel=1e-5)
     assert line["y"][at] == pytest.approx([cut / np.mean(cuts) for cut in cuts], rel=1e-4)
-    assert stability_data(runs[:1]) is None
+    assert STABILITY.data(Report(runs[:1])) is None
 
 
 def test_comparison_sets_quantiles_and_relative_accuracy_beside_one_another(runs):
     apart = distances({"a": runs[0].scores, "b": runs[1].scores, "c": runs[2].scores})
-    data = comparison_data(runs, apart)
+    data = COMPARISON.data(Report(runs))
     assert data["runs"] == ["model, arc_easy", "model, piqa", "tuned, arc_easy"]
     panel = next(panel for panel in data["panels"] if panel["score"] == "awft")
     assert panel["runs"] == [0, 1, 2]
@@ -72,14 +72,14 @@ def test_comparison_sets_quantiles_and_relative_accuracy_beside_one_another(runs
         assert values[100] == pytest.approx(float(runs[k].scores["awft"].max()), rel=1e-5)
     curve = data["curves"]["random"][1]
     assert curve["y"][0] == 100.0
-    assert comparison_data(runs[:1], None) is None
+    assert COMPARISON.data(Report(runs[:1])) is None
 
 
 def test_agreement_and_layers_are_the_analysis(runs):
-    data = agreement_data(runs[0])
+    data = AGREEMENT.data(Report(runs))
     agreement = score_agreement(runs[0].scores, runs[0].cuts)
     np.testing.assert_allclose(data["kinds"]["precision"][2], agreement["precision"][2], atol=1e-3)
-    layers = layers_data(runs[0])
+    layers = LAYERS.data(Report(runs))
     assert layers["layers"] == list(range(30))
     panel = layers["panels"][0]
     assert panel["q50"][3] == pytest.approx(float(runs[0].scores["ahon_ln"][:, 3].median()), rel=1e-5)
@@ -90,7 +90,7 @@ def test_agreement_and_layers_are_the_analysis(runs):
 def test_ranks_by_task_stand_beside_all_questions():
     rows = [make_outcomes(task="a", questions=400), make_outcomes(task="b", questions=100)]
     both = run(outcomes=pd.concat(rows, ignore_index=True))
-    data = ranks_data(both)
+    data = RANKS.data(Report([both]))
     assert data["tasks"] == ["all questions", "a", "b"]
     assert sorted(data["ranks"][0]) == [1, 2, 3, 4]
     scores = [line["score"] for line in data["scores"]]
@@ -102,24 +102,24 @@ def mean_rank(score, among):
     """By a plain loop: over the paper's models, the mean of 1 + how many of these scores have a larger area."""
     ranks = []
     for _, of_model in published_curves().groupby("model"):
-        areas = of_model.set_index("score")["normalised_area"]
+        areas = of_model.set_index("curve")["normalised_area"]
         ranks.append(1 + sum(areas[other] > areas[score] for other in among))
     return sum(ranks) / len(ranks)
 
 
 def test_paper_ranks_are_among_the_scores_given():
     assert paper_ranks(["ahon_ln"]).tolist() == [1.0]
-    everything = sorted(published_curves()["score"].unique())
+    everything = sorted(published_curves()["curve"].unique())
     assert paper_ranks(everything)["ahon_ln"] == pytest.approx(1.93, abs=0.005)  # the paper's
     assert np.isnan(paper_ranks(["ahon_ln", "fhon"])["fhon"])
 
 
 def test_the_papers_models_are_all_there(runs):
-    data = paper_data(runs[0])
+    data = PAPER.data(Report(runs))
     assert len(data["models"]) == 14
     scores = [line["score"] for line in data["scores"]]
     assert data["own"][scores.index("aeqd")] is None
-    own = runs[0].removable.set_index("score").loc["ahon_ln"]
+    own = runs[0].removable.set_index("curve").loc["ahon_ln"]
     shown = data["own"][scores.index("ahon_ln")]
     found = [shown[name] for name in ("share", "low", "high")]
     assert found == pytest.approx([100 * own[name] for name in ("removable_share", "low", "high")], abs=1e-3)
@@ -127,10 +127,10 @@ def test_the_papers_models_are_all_there(runs):
 
 
 def test_tables_of_several_runs(runs):
-    tables = {table.id: table for table in result_tables(runs)}
+    tables = {table.id: table for table in result_tables(Report(runs))}
     assert list(tables) == [
-        "removable", "accuracy", "divergence", "inactive-heads", "thresholds", "agreement", "layers", "ranks", "paper",
-        "stability", "stability-heads", "comparison-removable", "distances", "definitions",
+        "removable", "accuracy", "divergence", "inactive-heads", "thresholds", "agreement", "stability",
+        "stability-heads", "ranks", "layers", "comparison-removable", "distances", "paper", "definitions",
     ]  # fmt: skip
     expected = distances(
         {"model, arc_easy": runs[0].scores, "model, piqa": runs[1].scores, "tuned, arc_easy": runs[2].scores}
@@ -152,6 +152,6 @@ def test_the_page_of_one_run_says_how_to_compare(runs):
 
 
 def test_runs_without_a_score_in_common_are_still_a_page():
-    first = make_results(outcomes=None, scores=make_scores(["ahon"]), thresholds=None)
-    other = make_results(outcomes=None, scores=make_scores(["awft"]), thresholds=None)
+    first = make_results(outcomes=None, scores=make_scores(["ahon"]))
+    other = make_results(outcomes=None, scores=make_scores(["awft"]))
     assert "These runs have no score in common." in text_of(render_page([first, other]))

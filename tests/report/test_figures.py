@@ -39,7 +39,7 @@ def test_every_figure_in_three_formats_and_every_table_in_two(files):
     assert files["accuracy.png"].startswith(b"\x89PNG")
     assert b"\\toprule" in files["accuracy.tex"]
     rows = list(csv.reader(io.StringIO(files["removable.csv"].decode())))
-    assert rows[0][0] == "score"
+    assert rows[0][0] == "curve"
     assert len(rows) == 5
 
 
@@ -73,7 +73,7 @@ def test_names_from_strangers_are_drawn_as_they_are(tmp_path):
             assert not [cell for line in lines for cell in line if cell.startswith(("=", "+", "@"))]
         elif file.suffix == ".tex":
             assert r"\frac" not in file.read_text()
-    labels = [text.get_text() for text in plot.accuracy(runs[0].outcomes).get_legend().get_texts()]
+    labels = [text.get_text() for text in plot.accuracy(runs[0].answers.outcomes).get_legend().get_texts()]
     assert labels == [r' _\$\frac{\$<b>-->&"模 =1+1', "random"]
     plt.close("all")
 

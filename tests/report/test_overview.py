@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from headcount.report.head_tables import nearest_share
 from headcount.report.overview import print_overview
+from headcount.report.tables import nearest_share
 
 REMOVABLE = pd.DataFrame({
-    "model": "lab/model", "task": "arc_easy", "score": ["awft", "ahon_ln", "random"],
+    "model": "lab/model", "task": "arc_easy", "curve": ["awft", "ahon_ln", "random"],
     "removable_share": [0.1, 0.24, 0.01], "is_lower_bound": [False, True, False],
     "low": [0.05, 0.1, 0.0], "high": [0.2, 0.24, 0.02], "share_shown": [0.05, 0.2, 0.0],
     "largest_share_measured": [0.3, 0.24, 0.3],
@@ -16,7 +16,7 @@ REMOVABLE = pd.DataFrame({
 })  # fmt: skip
 BY_SCORE = pd.DataFrame({
     "model": ["lab/model"], "task": ["arc_easy"], "awft": [0.1], "ahon_ln": [0.24], "random": [0.01],
-    "best_score": ["ahon_ln"], "best": [0.24], "lower_bounds": ["ahon_ln"],
+    "best_curve": ["ahon_ln"], "best": [0.24], "lower_bounds": ["ahon_ln"],
 })  # fmt: skip
 RANKS = pd.DataFrame({
     "model": ["Q (published)", "R (published)"], "task": "mmlu", "other_model": ["lab/model", "Q (published)"],
@@ -51,7 +51,7 @@ def lines():
 
 
 def test_removable_shares_the_largest_first(lines):
-    printed = lines({"removable": REMOVABLE, "by_score": BY_SCORE})
+    printed = lines({"removable": REMOVABLE, "by_curve": BY_SCORE})
     assert printed[0] == "lab/model, arc_easy: within 1 point"
     assert printed[2:5] == [
         "ahon_ln ≥ 24.0% [10.0, ≥ 24.0] 20.0% ≥ 24.0% 1",
@@ -62,12 +62,12 @@ def test_removable_shares_the_largest_first(lines):
 
 
 def test_published_models_stand_below_ones_own(lines):
-    printed = lines({"removable": REMOVABLE, "by_score": BY_SCORE}, published=True)
+    printed = lines({"removable": REMOVABLE, "by_curve": BY_SCORE}, published=True)
     assert printed[-1] == "mean 4.6 12.2 11.0 8.3 1.2"
 
 
 def test_ranks_of_ones_own_and_of_published_models(lines):
-    printed = lines({"removable": REMOVABLE, "by_score": BY_SCORE, "ranks": RANKS})
+    printed = lines({"removable": REMOVABLE, "by_curve": BY_SCORE, "ranks": RANKS})
     assert "these and published (1) −0.50 (−0.50 to −0.50) 0.25 (0.25 to 0.25)" in printed
     assert "among published (1) 0.90 (0.90 to 0.90) 0.67 (0.67 to 0.67)" in printed
     assert not any(line.startswith("among these") for line in printed)
@@ -89,8 +89,8 @@ def test_agreement_and_thresholds(lines):
 
 
 def test_names_from_strangers_are_text(lines):
-    odd = REMOVABLE.assign(model="[red]x[/red]\x1b[31m", score="[b]s[/b]")
-    printed = lines({"removable": odd, "by_score": BY_SCORE.assign(model="[red]x[/red]")})
+    odd = REMOVABLE.assign(model="[red]x[/red]\x1b[31m", curve="[b]s[/b]")
+    printed = lines({"removable": odd, "by_curve": BY_SCORE.assign(model="[red]x[/red]")})
     assert printed[0].startswith("[red]x[/red]")
     assert not any("\x1b" in line for line in printed)
     assert any(line.startswith("[b]s[/b]") for line in printed)

@@ -74,7 +74,7 @@ def test_what_comes_from_strangers_is_text():
     assert "x" * 1000 not in without_packed(page)
     page.encode()  # no lone surrogates
     data = data_of(page)
-    assert data["map"]["scores"][0]["score"].startswith("</script><script>al…xxx")
+    assert data["heads"]["scores"][0]["score"].startswith("</script><script>al…xxx")
     assert html.escape("</script><script>alert(1)</script>") in page
 
 
@@ -121,7 +121,7 @@ def test_five_questions_are_no_headline():
     assert claim.startswith(
         "5 questions are too few to say how many heads can be zeroed within 1 point of arc_easy accuracy"
     )
-    bounds = [bound for line in data_of(page)["curves"]["lines"] for bound in line["low"] + line["high"]]
+    bounds = [bound for line in data_of(page)["accuracy"]["lines"] for bound in line["low"] + line["high"]]
     assert min(bounds) >= 0
     assert max(bounds) <= 100
 
@@ -222,7 +222,7 @@ def test_answers_and_texts_have_no_common_mean():
 def test_a_pruned_checkpoint_is_no_score():
     outcomes = make_outcomes(loss={"ahon_ln": 0.9, "random": 9.0})
     gone = outcomes[outcomes["policy"] == "ahon_ln:0.20"].assign(
-        policy="pruned:smaller", score="pruned", share_asked=0.3, share_off=0.3,
+        policy="pruned:smaller", curve="pruned", score="pruned", share_asked=0.3, share_off=0.3,
         acc=outcomes.loc[outcomes["policy"] == "baseline", "acc"].to_numpy(),
     )  # fmt: skip
     text = text_of(render_page([make_results(scores=None, outcomes=pd.concat([outcomes, gone]))]))

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from headcount.report import read_results, render_page
-from headcount.report.result_tables import result_tables
+from headcount.report.results import Report
+from headcount.report.sections import result_tables
 from headcount.store import begin_run
 from headcount.summaries import Summary
 from headcount.thresholding import thresholds
@@ -32,7 +33,7 @@ def test_thresholds_and_frequencies_are_those_of_the_scores(results):
     np.testing.assert_allclose(results.cuts["awft"], exact["awft"], rtol=2.0**-10)
     values = table["ahon_ln"].to_numpy().astype(float)
     part = (values < exact["ahon_ln"].sel(share=0.1).item()).mean(axis=0)
-    found = results.frequency["ahon_ln"].sel(share=0.1).to_numpy()
+    found = results.tables.frequency["ahon_ln"].sel(share=0.1).to_numpy()
     exists = ~np.isnan(values[0])
     # A bin of 1.6% holds at most 4 of the 40 values near a threshold here.
     np.testing.assert_allclose(found[exists], part[exists], atol=0.1)
@@ -41,9 +42,9 @@ def test_thresholds_and_frequencies_are_those_of_the_scores(results):
 
 def test_what_a_summary_does_not_hold_is_left_out_and_said(results):
     page = render_page([results])
-    assert data_of(page)["map"]["inputs"] == INPUTS
+    assert data_of(page)["heads"]["inputs"] == INPUTS
     assert data_of(page)["agreement"] is None
     assert "This run kept a summary" in text_of(page)
-    tables = {table.id: table for table in result_tables([results])}
+    tables = {table.id: table for table in result_tables(Report([results]))}
     assert "agreement" not in tables
     assert "groups" not in tables["inactive-heads"].frame

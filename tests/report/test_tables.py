@@ -4,10 +4,16 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 
-from headcount.report.result_tables import result_tables
+from headcount.report import print_tables, read_results
+from headcount.report.overview import print_overview
+from headcount.report.results import Report
+from headcount.report.sections import result_tables
 from headcount.report.tables import latex_text, table
-from tests.report.conftest import HOSTILE, make_outcomes, make_results
+from headcount.store import begin_run
+from headcount.study.analysing import analyse_runs, read_tables
+from tests.report.conftest import HOSTILE, make_outcomes, make_results, make_scores, manifest
 
 MEASURED = ["accuracy", "inactive-heads", "thresholds", "agreement", "layers", "definitions"]
 
@@ -56,14 +62,14 @@ def test_latex_of_hostile_text_is_text():
 
 
 def test_tables_of_a_run():
-    tables = {made.id: made for made in result_tables([make_results()])}
+    tables = {made.id: made for made in result_tables(Report([make_results()]))}
     assert list(tables) == [
-        "removable", "accuracy", "divergence", "inactive-heads", "thresholds", "agreement", "layers", "ranks", "paper",
+        "removable", "accuracy", "divergence", "inactive-heads", "thresholds", "agreement", "ranks", "layers", "paper",
         "definitions",
     ]  # fmt: skip
     assert tables["accuracy"].rows()[0][:4] == ("baseline", "–", "0.0%", "53.5%")
     assert tables["removable"].rows()[-1][0] == "random"
-    cut = make_results().thresholds["ahon_ln"].sel(share=0.1).item()
+    cut = make_results().cuts["ahon_ln"].sel(share=0.1).item()
     row = next(row for row in tables["thresholds"].rows() if row[0] == "ahon_ln")
     assert row[:2] == ("ahon_ln", "low")
     assert float(row[4]) == pytest.approx(cut, rel=5e-3)  # shares 0, 5, 10
@@ -72,4 +78,44 @@ def test_tables_of_a_run():
 
 def test_tables_of_a_baseline_alone():
     alone = make_results(outcomes=make_outcomes().query("policy == 'baseline'"))
-    assert [made.id for made in result_tables([alone])] == MEASURED
+    assert [made.id for made in result_tables(Report([alone]))] == MEASURED
+
+
+def numbers(frame, columns):
+    """Every digit, by curve or policy."""
+    return frame.set_index(columns[0])[columns[1:]].sort_index().to_numpy(dtype=float)
+
+
+@pytest.mark.parametrize("drawn", [False, True])  # right and wrong, whose bounds are counted, and what has drawn ones
+def test_page_analysis_and_terminal_read_the_same_tables(tmp_path, drawn):
+    outcomes = make_outcomes(questions=60)
+    if drawn:
+        outcomes["f1"] = 0.8 * outcomes.pop("acc") + 0.1 * np.sin(outcomes["doc_id"])
+    facts = manifest()
+    with begin_run(tmp_path / "run", **{part: facts[part] for part in ("model", "data", "settings")}) as run:
+        run.add_scores(0, make_scores(["ahon_ln", "awft"]))
+        for policy, rows in outcomes.groupby("policy", sort=False):
+            run.add_outcomes([str(policy)], range(len(rows)), rows)
+    page = {made.id: made for made in result_tables(Report([read_results(run)]))}
+    analysed = analyse_runs([run], published=False)
+    for name, columns in (
+        (
+            "accuracy",
+            ["policy", "accuracy", "change", "change_low", "change_high", "change_bound", "confidence_within"],
+        ),
+        ("removable", ["curve", "removable_share", "low", "high", "share_shown"]),
+        ("divergence", ["policy", "kl", "kl_low", "kl_high", "gold_loglikelihood", "gold_loglikelihood_low"]),
+    ):
+        np.testing.assert_array_equal(numbers(page[name].frame, columns), numbers(analysed[name], columns))
+    shares = ["score", "share", "always", "sometimes", "never", "groups_always"]
+    np.testing.assert_array_equal(numbers(page["inactive-heads"].frame, shares), numbers(analysed["inactive"], shares))
+    # What a reader sees of them: `evaluate` in a terminal, the page and `analyse`.
+    console = Console(file=io.StringIO(), width=100)
+    answers = read_tables(run).answers
+    print_tables(console, answers.accuracy, answers.removable, answers.judged)
+    print_overview(console, analysed, share=0.1)
+    said = [" ".join(line.split()) for line in console.file.getvalue().splitlines()]
+    for curve, share, _, _ in page["removable"].rows():
+        assert len([line for line in said if line.startswith(f"{curve} {share} ")]) == 2
+    for policy, asked, realised, accuracy, change, *_ in page["accuracy"].rows():
+        assert f"{policy} {asked} {realised} {accuracy} {change}" in said

@@ -14,14 +14,14 @@ ACCURACY = pd.DataFrame(
         ("fixed", "", NAN, 0.05, 200, 0.52, 0.0, 0.0, 0.0, 1.0),
     ],
     columns=[
-        "policy", "score", "share_asked", "share_realised", "num_questions", "accuracy", "change", "change_low",
+        "policy", "curve", "share_asked", "share_realised", "num_questions", "accuracy", "change", "change_low",
         "change_high", "p_mcnemar",
     ],
-)  # fmt: skip
+).assign(within_margin="undecided")  # fmt: skip
 REMOVABLE = pd.DataFrame(
     [("lthon_ln", 0.123, False, 0.081, 0.17, 0.3), ("awft", 0.241, True, 0.2, 0.241, 0.241)],
-    columns=["score", "removable_share", "is_lower_bound", "low", "high", "largest_share_measured"],
-)
+    columns=["curve", "removable_share", "is_lower_bound", "low", "high", "largest_share_measured"],
+).assign(share_shown=0.0)
 
 
 def printed(accuracy, removable):
@@ -44,7 +44,7 @@ def test_both_tables_at_80_columns():
 
 def test_names_from_strangers_cannot_steer_the_terminal():
     hostile = "\x1b[2J\x1b]0;title\x07\u202eevil"
-    out = printed(ACCURACY.assign(policy=hostile, score=hostile), REMOVABLE.assign(score=hostile))
+    out = printed(ACCURACY.assign(policy=hostile, curve=hostile), REMOVABLE.assign(curve=hostile))
     assert not set(out) & {"\x1b", "\x07", "\u202e"}
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from headcount.report.wording import answer, caveats, proof
 
-COLUMNS = ["score", "removable_share", "is_lower_bound", "low", "high", "share_shown", "largest_share_measured"]
+COLUMNS = ["curve", "removable_share", "is_lower_bound", "low", "high", "share_shown", "largest_share_measured"]
 AHON = ("ahon_ln", 0.17, False, 0.12, 0.21, 0.17, 0.3)
 BOUND = ("ahon_ln", 0.24, True, 0.18, 0.24, 0.24, 0.24)
 OPEN = ("ahon_ln", 0.17, False, 0.12, 0.30, 0.05, 0.3)
@@ -79,7 +79,7 @@ def test_caveats(questions, chance, scores, expected):
 
 
 def _caveats(accuracy, questions, scores=(AHON,), chance=None):
-    table = pd.DataFrame({"score": [""], "accuracy": [accuracy], "num_questions": [questions]})
+    table = pd.DataFrame({"curve": [""], "accuracy": [accuracy], "num_questions": [questions]})
     removable = pd.DataFrame(scores, columns=COLUMNS)
     return caveats(table, removable, margin=0.01, confidence=0.95, chance=chance)
 
@@ -96,7 +96,7 @@ def test_a_curve_that_dips_on_its_way_is_said():
     accuracy = pd.DataFrame(
         [("", 0.0, 0.5, 0.0), ("ahon_ln", 0.05, 0.48, -0.02), ("ahon_ln", 0.1, 0.453, -0.047), ("ahon_ln", 0.2, 0.4, -0.1),
          ("awft", 0.1, 0.3, -0.2)],
-        columns=["score", "share_realised", "accuracy", "change"],
+        columns=["curve", "share_realised", "accuracy", "change"],
     ).assign(num_questions=20_000)  # fmt: skip
     said = caveats(accuracy, pd.DataFrame([AHON], columns=COLUMNS), margin=0.01, confidence=0.95, chance=None)
     assert len(said) == 1

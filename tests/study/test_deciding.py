@@ -7,11 +7,11 @@ from headcount.evaluation.evaluate import evaluate
 from headcount.models.loading import load
 from headcount.policies import Random
 from headcount.store import Run
+from headcount.study.analysing import read_tables
 from headcount.study.folder import open_study
 from headcount.study.progress import study_progress
 from headcount.study.running import run_study
 from headcount.study.spec import Study
-from headcount.study.verdicts import decided_table
 from tests.runs import contents, write_tasks
 from tests.store.parts import forge
 
@@ -67,7 +67,7 @@ def test_policies_are_asked_until_it_is_decided(early, tmp_path):
     order = asking_order(QUESTIONS, seed=3)
     for _, of_policy in outcomes.groupby("policy"):
         assert of_policy["doc_id"].tolist() == order[: len(of_policy)]
-    verdicts = decided_table(run).set_index("policy")
+    verdicts = read_tables(run).decided.set_index("policy")
     assert verdicts["verdict"].notna().all()
     assert verdicts["num_questions"].to_dict() == asked.drop("baseline").to_dict()
     assert set(run.metrics()["policy"]) == set(asked.index)
@@ -82,7 +82,7 @@ def test_policies_are_asked_until_it_is_decided(early, tmp_path):
     again = evaluate(model, ["sums"], randoms, until_decided=UntilDecided(**early["until_decided"]), **options)
     shown = ["policy", "num_questions", "verdict", "change"]
     pd.testing.assert_frame_equal(
-        again.verdicts[shown], decided_table(run).query("score == 'random'")[shown].reset_index(drop=True)
+        again.verdicts[shown], read_tables(run).decided.query("curve == 'random'")[shown].reset_index(drop=True)
     )
     whole = evaluate(model, ["sums"], randoms, **options).outcomes.groupby("policy")["acc"].mean()
     for policy in randoms:
@@ -113,10 +113,10 @@ def test_a_search_closes_in_on_the_removable_share(early, tmp_path, monkeypatch)
     found = run.manifest.facts()["searched"]
     assert (found["largest"], found["resolution"]) == (0.8, 0.2)
     assert list(found["scores"]) == ["ahon_ln", "awft", "random"]
-    table = decided_table(run)
+    table = read_tables(run).decided
     for score, ends in found["scores"].items():
-        verdicts = table[table["score"] == score].set_index("share_asked")["verdict"].to_dict()
-        assert len(verdicts) == len(table[table["score"] == score])
+        verdicts = table[table["curve"] == score].set_index("share_asked")["verdict"].to_dict()
+        assert len(verdicts) == len(table[table["curve"] == score])
         assert next(iter(verdicts)) == 0.8  # the largest first
         if ends["beyond"] is None:
             assert verdicts == {0.8: "within"}
@@ -177,5 +177,5 @@ def test_a_policy_that_is_given_up_stops_nothing_else(early, tmp_path, monkeypat
     done = run_study(Study(**early), tmp_path / "study")
     run = done.runs().popitem()[1]
     assert set(run.failures()) == {"awft:0.01", "awft:0.5"}
-    assert set(decided_table(run)["policy"]) == {"random:0.01", "random:0.5"}
+    assert set(read_tables(run).decided["policy"]) == {"random:0.01", "random:0.5"}
     assert study_progress(done).popitem()[1].answers_left == 0

@@ -8,24 +8,27 @@ from headcount.analysis.curves import (
     curve_table,
     normalised_area,
     rank_correlation,
-    removable_by_score,
+    removable_by_curve,
     top_overlap,
 )
 from headcount.analysis.distributions import cumulative, distances, layer_profile
 from headcount.analysis.divergence import divergence_table
 from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
-from headcount.analysis.overview import Saved, all_tables
 from headcount.analysis.removable import last_crossing, removable_table
 from headcount.analysis.search import Look, Search, ShareSearch, decided_shares, find_removable_share
 from headcount.analysis.sequential import SequentialTest, UntilDecided, asking_order, sequential_table
 from headcount.analysis.stability import head_stability, threshold_stability, threshold_transfer
+from headcount.analysis.statistics import Statistics
+from headcount.analysis.tables import Answers, RunTables, all_tables
 
 __all__ = [
+    "Answers",
     "Look",
-    "Saved",
+    "RunTables",
     "Search",
     "SequentialTest",
     "ShareSearch",
+    "Statistics",
     "UntilDecided",
     "accuracy_table",
     "against_random",
@@ -46,7 +49,7 @@ __all__ = [
     "layer_profile",
     "normalised_area",
     "rank_correlation",
-    "removable_by_score",
+    "removable_by_curve",
     "removable_table",
     "score_agreement",
     "sequential_table",

@@ -7,6 +7,7 @@ from scipy.stats import binomtest
 from headcount.analysis.bootstrap import check_confidence, confidence_above, interval, percentile, resampled_means
 from headcount.analysis.change import PairedCounts
 from headcount.analysis.outcomes import PairedOutcomes, pair_outcomes
+from headcount.analysis.statistics import Statistics
 from headcount.errors import InputError
 
 
@@ -15,10 +16,10 @@ def accuracy_table(
     *,
     metric: str = "acc",
     higher_is_better: bool | None = None,
-    margin: float = 0.01,
-    confidence: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    margin: float = Statistics.margin,
+    confidence: float = Statistics.confidence,
+    resamples: int = Statistics.resamples,
+    seed: int = Statistics.seed,
 ) -> pd.DataFrame:
     """Accuracy of each policy, its paired change from the baseline, and whether the fall is within a margin.
 
@@ -52,7 +53,7 @@ def accuracy_table(
         seed: of the draws.
 
     Returns:
-        One row a policy, the baseline first, then in order of first appearance: policy, score, share_asked,
+        One row a policy, the baseline first, then in order of first appearance: policy, curve, share_asked,
         share_realised, num_questions, num_not_finite (questions left out for that), accuracy (the mean of ``metric``),
         change, change_low, change_high (two-sided), change_bound (one-sided: the change is better than it),
         confidence_within (the largest confidence with which the fall is shown to be within the margin), within_margin
@@ -73,7 +74,7 @@ def accuracy_table(
     table = pd.DataFrame(
         {
             "policy": paired.policies,
-            "score": paired.scores,
+            "curve": paired.curves,
             "share_asked": paired.shares_asked,
             "share_realised": np.nanmean(paired.share_off, axis=0),
             "num_questions": (~np.isnan(change)).sum(axis=0),

@@ -1,6 +1,6 @@
-"""Curves of accuracy against the share of heads zeroed: one per model, task and score, and what follows from them.
+"""Curves of accuracy against the share of heads zeroed: one for each way to choose heads, and what follows from them.
 
-Every function here takes or gives data frames. *Points* have the columns model, task, score, share_realised, accuracy
+Every function here takes or gives data frames. *Points* have the columns model, task, curve, share_realised, accuracy
 and baseline (the untouched model's accuracy); shares and accuracies are fractions of 1. Where they have the column
 higher_is_better, accuracy is of a metric that is better that way; without it, higher is better. *Curves* are what
 ``curve_table`` makes of points, one row each.
@@ -14,35 +14,37 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from headcount.analysis.removable import last_crossing
+from headcount.analysis.statistics import Statistics
 from headcount.errors import InputError
+from headcount.policies import is_random
 
-_POINT = ("model", "task", "score", "share_realised", "accuracy", "baseline")
+_POINT = ("model", "task", "curve", "share_realised", "accuracy", "baseline")
 _WHERE = ["model", "task"]
 
 
 def curve_points(accuracy: pd.DataFrame, *, model: str, task: str) -> pd.DataFrame:
-    """Points from ``accuracy_table``: each score's policies, and the untouched model at share 0.
+    """Points from ``accuracy_table``: each curve's policies, and the untouched model at share 0.
 
     Accuracy is the baseline's plus the paired change, so a policy that answered fewer questions is not compared with
-    the baseline on others. Policies without a score (fixed heads) have no curve.
+    the baseline on others. Policies of no curve (fixed heads) have no points.
 
     Returns:
-        model, task, score, share_asked, share_realised, accuracy, baseline, higher_is_better.
+        model, task, curve, share_asked, share_realised, accuracy, baseline, higher_is_better.
     """
     baseline = float(accuracy["accuracy"].iloc[0])
-    scored = accuracy.loc[accuracy["score"] != ""]
-    scores = list(dict.fromkeys(scored["score"]))
-    untouched = pd.DataFrame({"score": scores, "share_asked": 0.0, "share_realised": 0.0, "change": 0.0})
-    points = pd.concat([untouched, scored.loc[:, list(untouched.columns)]], ignore_index=True)
+    of_curves = accuracy.loc[accuracy["curve"] != ""]
+    curves = list(dict.fromkeys(of_curves["curve"]))
+    untouched = pd.DataFrame({"curve": curves, "share_asked": 0.0, "share_realised": 0.0, "change": 0.0})
+    points = pd.concat([untouched, of_curves.loc[:, list(untouched.columns)]], ignore_index=True)
     points = points.assign(
         model=model,
         task=task,
         accuracy=baseline + points["change"],
         baseline=baseline,
         higher_is_better="higher_is_better" not in accuracy or accuracy["higher_is_better"].iloc[0] is not False,
-        number=points["score"].map(scores.index),
+        number=points["curve"].map(curves.index),
     )
-    columns = ["model", "task", "score", "share_asked", "share_realised", "accuracy", "baseline", "higher_is_better"]
+    columns = ["model", "task", "curve", "share_asked", "share_realised", "accuracy", "baseline", "higher_is_better"]
     return points.sort_values(["number", "share_realised"], kind="stable", ignore_index=True).loc[:, columns]
 
 
@@ -61,8 +63,8 @@ def normalised_area(shares: ArrayLike, accuracies: ArrayLike) -> float:
     return float(np.trapezoid(y, x) / width) if width > 0 else float("nan")
 
 
-def curve_table(points: pd.DataFrame, *, margin: float = 0.01) -> pd.DataFrame:
-    """What each curve says: how many heads it lets one zero, and how it ranks among the scores of its model and task.
+def curve_table(points: pd.DataFrame, *, margin: float = Statistics.margin) -> pd.DataFrame:
+    """What each curve says: how many heads it lets one zero, and how it ranks among those of its model and task.
 
     Args:
         points: see the module.
@@ -71,20 +73,20 @@ def curve_table(points: pd.DataFrame, *, margin: float = 0.01) -> pd.DataFrame:
             better.
 
     Returns:
-        One row a curve, in order of first appearance: model, task, score, baseline, removable_share, is_lower_bound,
+        One row a curve, in order of first appearance: model, task, curve, baseline, removable_share, is_lower_bound,
         removable_share_relative, is_lower_bound_relative (see ``last_crossing``), largest_share_measured,
         normalised_area, rank (1 for the best area, means for ties).
     """
     _check(points, _POINT)
     rows = []
-    for key, of_curve in points.groupby([*_WHERE, "score"], sort=False):
-        model, task, score = cast(tuple[str, str, str], key)
+    for key, of_curve in points.groupby([*_WHERE, "curve"], sort=False):
+        model, task, curve = cast(tuple[str, str, str], key)
         x, y = of_curve["share_realised"].to_numpy(dtype=float), of_curve["accuracy"].to_numpy(dtype=float)
         baseline, sign = float(of_curve["baseline"].iloc[0]), _sign(of_curve)
         share, is_lower_bound = last_crossing(x, sign * y, sign * baseline - margin)
         relative, is_lower_bound_relative = last_crossing(x, sign * y, sign * baseline - margin * abs(baseline))
         rows.append({
-            "model": model, "task": task, "score": score, "baseline": baseline,
+            "model": model, "task": task, "curve": curve, "baseline": baseline,
             "removable_share": share, "is_lower_bound": is_lower_bound,
             "removable_share_relative": relative, "is_lower_bound_relative": is_lower_bound_relative,
             "largest_share_measured": float(x.max()), "normalised_area": normalised_area(x, y), "rank": sign,
@@ -95,10 +97,10 @@ def curve_table(points: pd.DataFrame, *, margin: float = 0.01) -> pd.DataFrame:
     return table
 
 
-def removable_by_score(
+def removable_by_curve(
     curves: pd.DataFrame, *, value: str = "removable_share", not_best: Iterable[str] = ()
 ) -> pd.DataFrame:
-    """Removable shares side by side: each score used everywhere, and the best one picked for each model and task.
+    """Removable shares side by side: each curve used everywhere, and the best one picked for each model and task.
 
     The best is an oracle: it is picked on the same answers that it is judged by. Table 2 of arXiv 2504.03889 is
     ``not_best=["awft"]``: the best of the *other* functions.
@@ -106,26 +108,26 @@ def removable_by_score(
     Args:
         curves: from ``curve_table``.
         value: ``removable_share`` or ``removable_share_relative``.
-        not_best: scores that the best is not picked among.
+        not_best: curves that the best is not picked among.
 
     Returns:
         One row a model and task, then one with model ``mean`` over the models of each task with several; columns model,
-        task, one a score (NaN where a model lacks it), best_score, best, and lower_bounds: the scores, joined by spaces,
-        whose curve does not fall that far, so that the number (and a mean or best of it) is a lower bound.
+        task, one a curve (NaN where a model lacks it), best_curve, best, and lower_bounds: the curves, joined by semicolons,
+        that do not fall that far, so that the number (and a mean or best of it) is a lower bound.
     """
-    wide = curves.pivot(index=_WHERE, columns="score", values=value)
+    wide = curves.pivot(index=_WHERE, columns="curve", values=value)
     models = pd.MultiIndex.from_frame(curves.loc[:, _WHERE].drop_duplicates())
-    wide = wide.reindex(index=models, columns=list(dict.fromkeys(curves["score"])))
-    others = wide.drop(columns=[score for score in not_best if score in wide])
-    wide["best_score"], wide["best"] = others.idxmax(axis=1), others.max(axis=1)
+    wide = wide.reindex(index=models, columns=list(dict.fromkeys(curves["curve"])))
+    others = wide.drop(columns=[curve for curve in not_best if curve in wide])
+    wide["best_curve"], wide["best"] = others.idxmax(axis=1), others.max(axis=1)
     bound = value.replace("removable_share", "is_lower_bound")
-    of_curves = curves.loc[curves[bound]].groupby(_WHERE)["score"].agg(" ".join)
+    of_curves = curves.loc[curves[bound]].groupby(_WHERE)["curve"].agg("; ".join)
     wide["lower_bounds"] = of_curves.reindex(wide.index, fill_value="")
     table = wide.reset_index()
     means = [
         {
             "model": "mean", "task": task, **of_task.select_dtypes("number").mean(),
-            "lower_bounds": " ".join(dict.fromkeys(" ".join(of_task["lower_bounds"]).split())),
+            "lower_bounds": "; ".join(dict.fromkeys("; ".join(filter(None, of_task["lower_bounds"])).split("; "))),
         }
         for task, of_task in table.groupby("task", sort=False)
         if len(of_task) > 1
@@ -141,7 +143,8 @@ def against_random(points: pd.DataFrame) -> pd.DataFrame:
     _check(points, _POINT)
     found = []
     for _, group in points.groupby(_WHERE, sort=False):
-        at_random = group.loc[group["score"] == "random"].sort_values("share_realised")
+        curve = next(filter(is_random, group["curve"]), None)
+        at_random = group.loc[group["curve"] == curve].sort_values("share_realised")
         height = np.full(len(group), np.nan)
         if len(at_random):
             x, y = at_random["share_realised"].to_numpy(dtype=float), at_random["accuracy"].to_numpy(dtype=float)
@@ -154,21 +157,21 @@ def against_random(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def rank_correlation(curves: pd.DataFrame) -> pd.DataFrame:
-    """Spearman's correlation of the scores' ranks between every two models (and tasks).
+    """Spearman's correlation of the curves' ranks between every two models (and tasks).
 
     Returns:
-        Square, rows and columns (model, task). NaN for two with fewer than 3 scores in common.
+        Square, rows and columns (model, task). NaN for two with fewer than 3 curves in common.
     """
-    return curves.pivot(index="score", columns=_WHERE, values="rank").corr("spearman", min_periods=3)
+    return curves.pivot(index="curve", columns=_WHERE, values="rank").corr("spearman", min_periods=3)
 
 
 def top_overlap(curves: pd.DataFrame, *, top: int = 5) -> pd.DataFrame:
-    """Overlap (intersection over union) of the ``top`` scores by rank between every two models (and tasks).
+    """Overlap (intersection over union) of the ``top`` curves by rank between every two models (and tasks).
 
     Returns:
         Square, rows and columns (model, task).
     """
-    best = {key: set(group.nsmallest(top, "rank")["score"]) for key, group in curves.groupby(_WHERE, sort=False)}
+    best = {key: set(group.nsmallest(top, "rank")["curve"]) for key, group in curves.groupby(_WHERE, sort=False)}
     names = pd.MultiIndex.from_tuples(cast(list[tuple[str, str]], list(best)), names=_WHERE)
     return pd.DataFrame(
         [[len(a & b) / len(a | b) for b in best.values()] for a in best.values()], index=names, columns=names

@@ -4,13 +4,18 @@ import numpy as np
 import pandas as pd
 
 from headcount.analysis.accuracy import accuracy_table
+from headcount.analysis.statistics import Statistics
 from headcount.policies import BASELINE
 
 _SPREAD = ("", "_low", "_high")
 
 
 def divergence_table(
-    outcomes: pd.DataFrame, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    outcomes: pd.DataFrame,
+    *,
+    confidence: float = Statistics.confidence,
+    resamples: int = Statistics.resamples,
+    seed: int = Statistics.seed,
 ) -> pd.DataFrame:
     """How far each policy moves the answers from the untouched model's, with paired bootstrap intervals.
 
@@ -21,7 +26,7 @@ def divergence_table(
         seed: of the draws.
 
     Returns:
-        One row a policy but the baseline, in order of first appearance: policy, score, share_asked, share_realised,
+        One row a policy but the baseline, in order of first appearance: policy, curve, share_asked, share_realised,
         num_questions; ``kl``, the divergence of the answers' probabilities, nats (NaN where questions have no choices);
         ``gold_loglikelihood``, the change of the right answer's log-likelihood, nats, or, of texts, of theirs a token;
         each of the two with ``_low`` and ``_high``. Empty where the outcomes hold neither.
@@ -37,7 +42,7 @@ def divergence_table(
     }
     if not tables:
         return pd.DataFrame()
-    shared = ["policy", "score", "share_asked", "share_realised", "num_questions"]
+    shared = ["policy", "curve", "share_asked", "share_realised", "num_questions"]
     result = next(iter(tables.values()))[shared].reset_index(drop=True)
     for name in measures:
         for end in _SPREAD:

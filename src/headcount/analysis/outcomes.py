@@ -19,7 +19,7 @@ NOT_METRICS = frozenset({
     *POLICY_COLUMNS, "task", "doc_id", "doc_hash", "target", "loglikelihoods", "response",
     "share_off", "num_inputs", "num_tokens", "items", "heads_off", DIRECTIONS, *MEASURES,
 })  # fmt: skip
-_NEEDED = ("policy", "score", "share_asked", "task", "doc_id", "share_off")
+_NEEDED = ("policy", "curve", "share_asked", "task", "doc_id", "share_off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class PairedOutcomes:
     metric: Metric
 
     policies: list[str]  # the baseline first, then in order of first appearance
-    scores: list[str]  # of each policy; "" for those that use none
+    curves: list[str]  # of each policy; "" for those of none
     shares_asked: list[float]  # of each policy
     values: NDArray[np.float64]  # [question, policy]
     share_off: NDArray[np.float64]  # [question, policy]
@@ -87,6 +87,13 @@ def main_metric(outcomes: pd.DataFrame) -> str | None:
     return next(judged, next(iter(finite), None))
 
 
+def check_metric(outcomes: pd.DataFrame, metric: str) -> str:
+    """``metric``, one of lm-eval's or of ``MEASURES``. Raises InputError for one that the outcomes do not have."""
+    if metric not in (known := metrics_of(outcomes) + _averageable(outcomes, MEASURES)):
+        raise InputError(f"Unknown metric {metric!r}. {nearest(metric, known) if known else 'There is none here.'}")
+    return metric
+
+
 def _averageable(outcomes: pd.DataFrame, columns: Iterable[str]) -> list[str]:
     present = [c for c in columns if c in outcomes.columns and pd.api.types.is_numeric_dtype(outcomes[c])]
     return [c for c in present if bool(outcomes[c].notna().any())]
@@ -103,8 +110,7 @@ def pair_outcomes(outcomes: pd.DataFrame, metric: str, higher_is_better: bool | 
     """
     if missing := [name for name in _NEEDED if name not in outcomes.columns]:
         raise InputError(f"These outcomes lack the columns {', '.join(missing)}. Pass the outcomes of a headcount run.")
-    if metric not in (known := metrics_of(outcomes) + _averageable(outcomes, MEASURES)):
-        raise InputError(f"Unknown metric {metric!r}. {nearest(metric, known) if known else 'There is none here.'}")
+    check_metric(outcomes, metric)
     firsts = outcomes.drop_duplicates("policy")
     firsts = firsts.sort_values("policy", key=lambda policy: policy != BASELINE, kind="stable")
     policies = [str(policy) for policy in firsts["policy"]]
@@ -140,7 +146,7 @@ def pair_outcomes(outcomes: pd.DataFrame, metric: str, higher_is_better: bool | 
     return PairedOutcomes(
         metric=Metric.of(outcomes, metric, higher_is_better),
         policies=policies,
-        scores=[str(curve) for curve in firsts["curve" if "curve" in firsts else "score"]],
+        curves=[str(curve) for curve in firsts["curve"]],
         shares_asked=[float(share) for share in firsts["share_asked"]],
         values=np.where(common, values, np.nan)[kept],
         share_off=np.where(common, share_off, np.nan)[kept],

@@ -1,5 +1,7 @@
 """How large a share of the heads can be zeroed before accuracy falls by more than a margin."""
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -7,10 +9,13 @@ from numpy.typing import ArrayLike, NDArray
 from headcount.analysis.accuracy import accuracy_table
 from headcount.analysis.bootstrap import check_confidence, interval, resampled_means
 from headcount.analysis.outcomes import pair_outcomes
+from headcount.analysis.statistics import Statistics
 from headcount.errors import InputError
 
+_Curves = tuple[NDArray[np.float64], NDArray[np.float64]]  # shares and gains, each [curve, point]
+
 #: Of ``removable_table``.
-COLUMNS = ["score", "removable_share", "is_lower_bound", "low", "high", "share_shown", "largest_share_measured"]
+COLUMNS = ["curve", "removable_share", "is_lower_bound", "low", "high", "share_shown", "largest_share_measured"]
 
 
 def last_crossing(shares: ArrayLike, accuracies: ArrayLike, floor: float) -> tuple[float, bool]:
@@ -42,18 +47,18 @@ def removable_table(
     *,
     metric: str = "acc",
     higher_is_better: bool | None = None,
-    margin: float = 0.01,
+    margin: float = Statistics.margin,
     relative: bool = False,
-    confidence: float = 0.95,
-    resamples: int = 2_000,
-    seed: int = 0,
+    confidence: float = Statistics.confidence,
+    resamples: int = Statistics.resamples,
+    seed: int = Statistics.seed,
 ) -> pd.DataFrame:
-    """The share of heads that each score lets one zero within ``margin`` of the baseline's accuracy.
+    """The share of heads that each curve lets one zero within ``margin`` of the baseline's accuracy.
 
-    A score's curve starts at share 0 with no change, and has one point for each of its policies: the realised share
+    A curve starts at share 0 with no change, and has one point for each of its policies: the realised share
     and the change of accuracy on the questions that the policy and the baseline both have. The interval is a
     percentile bootstrap over questions, within tasks: every point of every curve and the baseline are resampled
-    together. It accounts for which questions were asked, not for the choice of the best score among several. Where no draw
+    together. It accounts for which questions were asked, not for the choice of the best curve among several. Where no draw
     falls below the margin it begins at ``share_shown``.
 
     ``share_shown`` is the careful answer: the largest measured share up to which accuracy is *shown* to stay within the
@@ -61,7 +66,7 @@ def removable_table(
     stopping at the first that is not shown keeps the confidence without a correction for their number (a fixed-sequence
     test).
 
-    Of a metric that is better when lower a fall is a rise: the share is where its curve last rises above the baseline
+    Of a metric that is better when lower a fall is a rise: the share is where the curve last rises above the baseline
     plus the margin.
 
     Args:
@@ -76,7 +81,7 @@ def removable_table(
         seed: of the draws.
 
     Returns:
-        One row a score, in order of first appearance: score; removable_share; is_lower_bound (the curve does not end
+        One row a curve, in order of first appearance: curve; removable_share; is_lower_bound (the curve does not end
         below the margin); low and high (``high`` equal to ``largest_share_measured`` means at least that); share_shown
         (0 where not even the smallest is shown); largest_share_measured. Shares are fractions of all heads, 0..1.
 
@@ -84,6 +89,24 @@ def removable_table(
         InputError: no baseline, an unknown metric or one of which is not known which way it is better, no common
             questions, a margin below 0, or a confidence outside 0…1.
     """
+    of_metric = {"metric": metric, "higher_is_better": higher_is_better}
+    draws = {"confidence": confidence, "resamples": resamples, "seed": seed}
+    both = removable_tables(outcomes, **of_metric, margin=margin, **draws, margins=[relative])
+    return next(both)
+
+
+def removable_tables(
+    outcomes: pd.DataFrame,
+    *,
+    metric: str,
+    higher_is_better: bool | None,
+    margin: float,
+    confidence: float,
+    resamples: int,
+    seed: int,
+    margins: Sequence[bool] = (False, True),
+) -> Iterator[pd.DataFrame]:
+    """``removable_table`` with each of ``margins`` (whether it is relative), from the same draws."""
     check_confidence(confidence)
     if not margin >= 0:
         raise InputError(
@@ -96,29 +119,40 @@ def removable_table(
     values = np.hstack([paired.share_off, paired.gain, paired.values[:, :1]])  # [question, 2 · policy + 1]
     samples = resampled_means(values, paired.tasks, resamples=resamples, rng=rng)
     measured = np.nanmean(values, axis=0, keepdims=True)
-    floors = [
-        -margin * np.abs(means[:, -1]) if relative else np.full(len(means), -margin) for means in (measured, samples)
-    ]
-    judged = accuracy_table(
-        outcomes, metric=metric, higher_is_better=higher_is_better, margin=abs(float(floors[0][0])),
-        confidence=confidence, resamples=resamples, seed=seed,
-    )  # fmt: skip
-    rows = []
-    for score in dict.fromkeys(filter(None, paired.scores)):
-        points = [i for i, other in enumerate(paired.scores) if other == score]
-        x, y = _curves(measured[:, :-1], points)
-        removable, is_lower_bound = _last_crossings(x, y, floors[0])
-        largest = float(x.max())
-        crossings, never = _last_crossings(*_curves(samples[:, :-1], points), floors[1])
-        bounds = interval(np.where(never, largest, np.minimum(crossings, largest))[:, None], confidence, paired.tasks)
-        low, high = (float(bound[0]) for bound in bounds)
-        if np.isnan(samples[0, 0]):  # one question: it could be anywhere
-            low, high = 0.0, largest
-        shown = _share_shown(judged.iloc[points])
-        if low >= largest:  # no draw falls below: where hardly a question changed, resampling takes luck for certainty
-            low = shown
-        rows.append((score, float(removable[0]), bool(is_lower_bound[0]), low, high, shown, largest))
-    return pd.DataFrame(rows, columns=COLUMNS)
+    for relative in margins:
+        floors = [
+            -margin * np.abs(means[:, -1]) if relative else np.full(len(means), -margin)
+            for means in (measured, samples)
+        ]
+        judged = accuracy_table(
+            outcomes, metric=metric, higher_is_better=higher_is_better, margin=abs(float(floors[0][0])),
+            confidence=confidence, resamples=resamples, seed=seed,
+        )  # fmt: skip
+        rows = []
+        for curve in dict.fromkeys(filter(None, paired.curves)):
+            points = [i for i, other in enumerate(paired.curves) if other == curve]
+            shown = _share_shown(judged.iloc[points])
+            of_curve = [_curves(means[:, :-1], points) for means in (measured, samples)]
+            found = _removable(*of_curve, floors, shown=shown, confidence=confidence, tasks=paired.tasks)
+            rows.append((curve, *found))
+        yield pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _removable(
+    measured: _Curves, samples: _Curves, floors: list[NDArray[np.float64]], *,
+    shown: float, confidence: float, tasks: NDArray[np.integer],
+) -> tuple[float, bool, float, float, float, float]:  # fmt: skip
+    """One curve's row of the table."""
+    removable, is_lower_bound = _last_crossings(*measured, floors[0])
+    largest = float(measured[0].max())
+    crossings, never = _last_crossings(*samples, floors[1])
+    bounds = interval(np.where(never, largest, np.minimum(crossings, largest))[:, None], confidence, tasks)
+    low, high = (float(bound[0]) for bound in bounds)
+    if np.isnan(samples[1][:, 1:]).all():  # one question: it could be anywhere
+        low, high = 0.0, largest
+    if low >= largest:  # no draw falls below: where hardly a question changed, resampling takes luck for certainty
+        low = shown
+    return float(removable[0]), bool(is_lower_bound[0]), low, high, shown, largest
 
 
 def _share_shown(judged: pd.DataFrame) -> float:
@@ -128,7 +162,7 @@ def _share_shown(judged: pd.DataFrame) -> float:
     return float(np.max(ordered["share_realised"].to_numpy()[shown], initial=0.0))
 
 
-def _curves(means: NDArray[np.float64], points: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _curves(means: NDArray[np.float64], points: list[int]) -> _Curves:
     """Shares and gains, [curve, point], from ``means`` [curve, 2 · policy]; (0, 0) stands first."""
     share, gain = np.hsplit(means, 2)
     origin = np.zeros((len(means), 1))

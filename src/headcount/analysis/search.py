@@ -138,28 +138,28 @@ def find_removable_share(
 
 
 def decided_shares(decided: pd.DataFrame) -> pd.DataFrame:
-    """Between which shares each score's removable share lies, from the verdicts on the shares that were asked.
+    """Between which shares each curve's removable share lies, from the verdicts on the shares that were asked.
 
     Args:
         decided: as from ``sequential_table``.
 
     Returns:
-        One row a score: score; within, the largest share asked up to which every one is within the margin (0 without
+        One row a curve: curve; within, the largest share asked up to which every one is within the margin (0 without
         one); beyond, the next one that was asked (NaN without one: the removable share is at least ``within``);
         within_realised and beyond_realised; looks, shares asked; num_questions, asked under all of them. Shares are
         fractions of all heads.
     """
     rows = []
-    for score, looks in decided.dropna(subset=["share_asked"]).groupby("score", sort=False):
+    for curve, looks in decided.dropna(subset=["share_asked"]).groupby("curve", sort=False):
         looks = looks.sort_values("share_asked", kind="stable")
         within = (looks["verdict"] == "within").cummin().to_numpy(dtype=bool)
-        row: dict[str, object] = {"score": score}
+        row: dict[str, object] = {"curve": curve}
         for suffix in ("", "_realised"):
             shares = looks["share_realised" if suffix else "share_asked"].to_numpy(dtype=float)
             row[f"within{suffix}"] = shares[within][-1] if within.any() else 0.0
             row[f"beyond{suffix}"] = math.nan if within.all() else shares[~within][0]
         rows.append(row | {"looks": len(looks), "num_questions": int(looks["num_questions"].to_numpy().sum())})
-    columns = ["score", "within", "beyond", "within_realised", "beyond_realised", "looks", "num_questions"]
+    columns = ["curve", "within", "beyond", "within_realised", "beyond_realised", "looks", "num_questions"]
     return pd.DataFrame(rows, columns=columns)
 
 

@@ -258,7 +258,7 @@ def sequential_table(
         confidence: of the verdict, and of each bound.
 
     Returns:
-        One row a policy other than the baseline: policy, score, share_asked, share_realised, num_questions, total,
+        One row a policy other than the baseline: policy, curve, share_asked, share_realised, num_questions, total,
         change (of the questions asked), change_low, change_high (``SequentialTest.bounds``), verdict (within, beyond or
         None), decided_after (questions; NaN without a verdict), higher_is_better, is_share (whether every question is worth
         between 0 and 1). Changes are the metric's own: a rise is positive, whether it is better or not.
@@ -280,7 +280,7 @@ def sequential_table(
         low, high = sorted(judged.sign * bound for bound in test.bounds)
         rows.append({
             "policy": policy,
-            "score": asked["score"].iloc[0],
+            "curve": asked["curve"].iloc[0],
             "share_asked": asked["share_asked"].iloc[0],
             "share_realised": asked["share_off"].to_numpy(dtype=float)[common].mean(),
             "num_questions": test.num_asked,
@@ -293,7 +293,7 @@ def sequential_table(
             "higher_is_better": judged.higher_is_better,
             "is_share": judged.is_share,
         })  # fmt: skip
-    columns = ["policy", "score", "share_asked", "share_realised", "num_questions", "total", "change"]
+    columns = ["policy", "curve", "share_asked", "share_realised", "num_questions", "total", "change"]
     columns += ["change_low", "change_high", "verdict", "decided_after", "higher_is_better", "is_share"]
     return pd.DataFrame(rows, columns=columns)
 

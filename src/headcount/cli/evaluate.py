@@ -237,34 +237,19 @@ def _check_has(wanted: list[str], measured: Collection[str], source: "Run") -> N
 
 def print_results(run: "Run", metric: str | None = None, higher_is_better: bool | None = None) -> None:
     """The tables, where the run is, and what it lacks."""
-    from headcount.analysis.accuracy import accuracy_table
-    from headcount.analysis.divergence import divergence_table
-    from headcount.analysis.outcomes import main_metric
-    from headcount.analysis.removable import removable_table
     from headcount.cli.runs import say_whats_left
-    from headcount.metrics import Metric
     from headcount.report import print_decided, print_divergence, print_tables
-    from headcount.study.verdicts import decided_table, rule_of
+    from headcount.study.analysing import read_tables
 
-    outcomes = run.outcomes()
-    assert outcomes is not None
-    if (rule := rule_of(run.manifest)) is not None and (decided := decided_table(run)) is not None:
-        print_decided(output, decided, margin=rule.margin, confidence=rule.confidence)
-        output.print()
-        output.say(f"Run:  {run.path}")
-        say_whats_left([run])
-        return
-    metric = metric or main_metric(outcomes)
+    tables = read_tables(run, metric=metric, higher_is_better=higher_is_better)
+    answers, decided = tables.answers, tables.decided
     try:
-        if metric is None:  # perplexity is one number of all texts together
-            print_divergence(output, divergence_table(outcomes), title="How far answers move with heads zeroed")
-            return
-        accuracy = accuracy_table(outcomes, metric=metric, higher_is_better=higher_is_better)
-        judged = Metric.of(outcomes, metric, higher_is_better)
-        removable = accuracy.head(0)
-        if not judged.doubt:
-            removable = removable_table(outcomes, metric=metric, higher_is_better=higher_is_better)
-        print_tables(output, accuracy, removable, judged)
+        if decided is not None:
+            print_decided(output, decided)
+        elif answers is not None and answers.metric is None:  # perplexity is one number of all texts together
+            print_divergence(output, answers.divergence, title="How far answers move with heads zeroed")
+        elif answers is not None:
+            print_tables(output, answers.accuracy, answers.removable, answers.judged)
     finally:  # an unknown metric must not hide where hours of work are
         output.print()
         output.say(f"Run:  {run.path}")

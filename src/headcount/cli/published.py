@@ -28,7 +28,8 @@ def published(
     from headcount.analysis.curves import against_random
     from headcount.errors import InputError
     from headcount.published import published_curves, published_model, published_points, published_table
-    from headcount.report.terminal import print_curves, print_points, print_removable_by_score
+    from headcount.report.overview import TABLE_2
+    from headcount.report.terminal import print_curves, print_points, print_removable_by_curve
     from headcount.scores import get_score
     from headcount.store import table_csv, write_atomically
 
@@ -36,13 +37,13 @@ def published(
     chosen_score = get_score(score).id if score else None
     if not (model or score):
         table = published_table()
-        print_removable_by_score(output, table, ["awft", "best", "ahon_ln", "lthon_ln", "random"])
+        print_removable_by_curve(output, table, TABLE_2)
     else:
         table = against_random(published_points()) if model and score else published_curves()
         if chosen_model:
             table = table.loc[table["model"] == chosen_model]
         if chosen_score:
-            table = table.loc[table["score"] == chosen_score]
+            table = table.loc[table["curve"] == chosen_score]
         if table.empty:
             raise InputError(
                 f"No curve of {chosen_score} was published. `headcount published -m MODEL` shows those there are."

@@ -97,7 +97,7 @@ def study(
     from headcount.report.overview import print_overview
 
     tables = done.tables()
-    print_overview(output, tables, share=_SHARE, published="by_score" in tables)
+    print_overview(output, tables, share=_SHARE, published="by_curve" in tables)
     output.print()
     output.say(f"Study:  {done.path}")
     output.say(f"Tables: {done.path / 'tables'} ({', '.join(tables)})")

@@ -14,12 +14,12 @@ from headcount.policies.policy import (
     Seen,
     check_policy,
 )
-from headcount.policies.random import RANDOM, Random
+from headcount.policies.random import RANDOM, Random, is_random
 from headcount.policies.threshold import Threshold
 
 __all__ = [
     "BASELINE", "POLICY_COLUMNS", "PRUNED", "RANDOM", "UNTOUCHED", "Fixed", "Policy", "PolicyFacts", "Random", "Seen",
-    "Threshold", "Written", "check_policy", "parse_policy", "policy_facts",
+    "Threshold", "Written", "check_policy", "is_random", "parse_policy", "policy_facts",
 ]  # fmt: skip
 
 #: Kinds of policies that can be written as text. The first that understands a text has it.

@@ -13,6 +13,11 @@ from headcount.policies.policy import Policy, PolicyFacts, Seen, share_of
 RANDOM = "random"
 
 
+def is_random(curve: str) -> bool:
+    """Whether a curve is of heads drawn at random, whatever stands in their place and whichever layers are left alone."""
+    return curve.partition(" ")[0] == RANDOM
+
+
 @dataclass(frozen=True)
 class Random(Policy):
     """Zero each head of each layer and example independently with probability ``share``.

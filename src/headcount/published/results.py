@@ -6,8 +6,9 @@ from importlib.resources import files
 import numpy as np
 import pandas as pd
 
-from headcount.analysis.curves import curve_table, removable_by_score
+from headcount.analysis.curves import curve_table, removable_by_curve
 from headcount.errors import InputError, nearest
+from headcount.policies import RANDOM
 from headcount.scores import get_score
 
 
@@ -19,8 +20,8 @@ def published_points() -> pd.DataFrame:
     would be 0.45 instead of 0.36, and the mean rank of ``ahon_ln`` 2.00 instead of the paper's 1.93.
 
     Returns:
-        model (hub id), task, score, share_asked, threshold, share_realised, accuracy, baseline. The baseline is the
-        accuracy with random heads at share 0, as in the paper. The threshold of ``random`` is its probability.
+        model (hub id), task, curve (a score, or random), share_asked, threshold, share_realised, accuracy, baseline. The
+        baseline is the accuracy with random heads at share 0, as in the paper. The threshold of ``random`` is its probability.
     """
     return _points().copy()
 
@@ -45,10 +46,10 @@ def published_table() -> pd.DataFrame:
     """Table 2 of the paper, recomputed from its points: removable shares within 1 point of MMLU, fractions of 1.
 
     Returns:
-        One row a model, then their mean: model, task, one column a score, best_score and best: the best score other than
+        One row a model, then their mean: model, task, one column a score, best_curve and best: the best score other than
         ``awft``, picked for each model on the same data.
     """
-    return removable_by_score(published_curves(), not_best=["awft"])
+    return removable_by_curve(published_curves(), not_best=["awft"])
 
 
 def published_model(name: str) -> str:
@@ -108,22 +109,22 @@ def _thresholds() -> pd.DataFrame:
 @cache
 def _points() -> pd.DataFrame:
     raw = _read("mmlu.csv")
-    cuts = _thresholds()
+    cuts = _thresholds().rename(columns={"score": "curve"})
     hub_ids = {name.partition("/")[2]: name for name in cuts["model"]}
     points = pd.DataFrame({
         "model": [hub_ids[name] for name in raw["model"]],
         "task": "mmlu",
-        "score": [get_score(name).id for name in raw["head_type"]],
+        "curve": [get_score(name).id for name in raw["head_type"]],
         "threshold": raw["threshold"],
         "share_realised": raw["percent_zeroed"] / 100,
         "accuracy": raw["accuracy"] / 100,
     })  # fmt: skip
-    points = points.merge(cuts, how="left", on=["model", "task", "score", "threshold"], validate="one_to_one")
-    points["share_asked"] = points["share"].where(points["score"] != "random", points["threshold"])
-    untouched = points.loc[(points["score"] == "random") & (points["share_asked"] == 0), ["model", "accuracy"]]
+    points = points.merge(cuts, how="left", on=["model", "task", "curve", "threshold"], validate="one_to_one")
+    points["share_asked"] = points["share"].where(points["curve"] != RANDOM, points["threshold"])
+    untouched = points.loc[(points["curve"] == RANDOM) & (points["share_asked"] == 0), ["model", "accuracy"]]
     points = points.merge(untouched.rename(columns={"accuracy": "baseline"}), on="model")
     return points.loc[
-        :, ["model", "task", "score", "share_asked", "threshold", "share_realised", "accuracy", "baseline"]
+        :, ["model", "task", "curve", "share_asked", "threshold", "share_realised", "accuracy", "baseline"]
     ]
 
 

@@ -1,73 +1,76 @@
-"""A run's saved results, and the tables that page and figures both read from them."""
+"""A run's tables, and beside them what only the page and the figures show."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from headcount.analysis import (
-    accuracy_table,
+    Answers,
+    RunTables,
+    Statistics,
     curve_points,
     curve_table,
-    divergence_table,
-    frequency_table,
-    group_frequency,
-    head_frequency,
+    distances,
+    head_stability,
     layer_profile,
-    removable_table,
-    score_agreement,
+    threshold_stability,
 )
 from headcount.analysis.divergence import per_token
-from headcount.analysis.outcomes import MEASURES, main_metric, metrics_of
-from headcount.analysis.removable import COLUMNS as REMOVABLE
-from headcount.errors import InputError, RunError, nearest
+from headcount.analysis.outcomes import MEASURES
+from headcount.errors import RunError
 from headcount.metrics import Metric
 from headcount.policies import BASELINE
-from headcount.report.wording import judged_in, shown
-from headcount.scores import facts_of
+from headcount.report.head_map import head_maps
+from headcount.report.wording import best_first, judged_in, shown
 from headcount.store import Manifest, Run
-from headcount.study.cuts import known_scores, saved_thresholds
+from headcount.study.analysing import read_tables
+from headcount.study.cuts import usual_thresholds
 from headcount.study.progress import whats_left
-from headcount.study.verdicts import decided_table
 from headcount.summaries import Summary
-from headcount.thresholding import said_not_finite, thresholds
+from headcount.thresholding import said_not_finite
 from headcount.units import UnitMap
 
-MARGIN = 0.01  # the paper's "within 1 point"
-CONFIDENCE = 0.95
+MARGIN, CONFIDENCE = Statistics.margin, Statistics.confidence
 TOGETHER = "all questions"  # in the place of a task's name
 _MOST_TASKS = 12  # that are shown one by one beside all questions together
-_DRAWS = 2_000  # of a bootstrap of means that are not of 0 and 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunResults:
-    """What a report is made from; parts that the run does not have are None.
+    """What a report is made from.
 
     Args:
-        manifest: facts about the run; all optional. The metric is ``settings.metric`` if given, else as from
-            ``main_metric``.
+        manifest: facts about the run; all optional.
+        tables: its tables.
         left: how much is not there of what was asked for, in a sentence.
-        scores: one variable a score, dims (example, layer, head).
-        summarised: for a run that kept a summary the number of its inputs; ``scores`` are then evenly spaced quantiles of
-            each head, and what two heads do on one input is not known.
-        thresholds: one variable a score, dim (share,).
-        outcomes: one row a policy and question; not of a run whose questions were asked until it was decided, since
-            intervals of a fixed size do not hold there.
-        decided: of such a run, each policy's verdict.
     """
 
     manifest: Manifest
+    tables: RunTables
     left: str = ""
-    scores: xr.Dataset | None = None
-    summarised: int | None = None
-    thresholds: xr.Dataset | None = None
-    outcomes: pd.DataFrame | None = None
-    decided: pd.DataFrame | None = None
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        *,
+        outcomes: pd.DataFrame | None = None,
+        scores: xr.Dataset | None = None,
+        left: str = "",
+    ) -> Self:
+        """Those of tables that are not, or not yet, in a run on disk."""
+        facts, said = manifest.model, manifest.settings
+        tables = RunTables(
+            model=facts.name or "", tasks=manifest.data.tasks, outcomes=outcomes, scores=scores,
+            thresholds=None if scores is None else usual_thresholds(scores), units=facts.units, metric=said.metric,
+            higher_is_better=said.higher_is_better,
+        )  # fmt: skip
+        return cls(manifest=manifest, tables=tables, left=left)
 
     @property
     def model(self) -> str:
@@ -83,47 +86,91 @@ class RunResults:
         """The tasks or texts in a few words; empty if the manifest does not say."""
         return shown(", ".join(self.manifest.data.tasks or self.manifest.data.texts))
 
-    @cached_property
-    def metric(self) -> str:
-        """What accuracy is measured by. Raises InputError for one that the outcomes do not have."""
-        assert self.outcomes is not None
-        known = metrics_of(self.outcomes)
-        metric = str(self.manifest.settings.metric or main_metric(self.outcomes))
-        if metric not in known:
-            raise InputError(f"Unknown metric {metric!r}. {nearest(metric, known) if known else 'There is none here.'}")
-        return metric
-
-    @cached_property
-    def judged(self) -> Metric:
-        """``metric``, and which way it is better: as ``settings.higher_is_better`` says, or else its tasks."""
-        assert self.outcomes is not None
-        return Metric.of(self.outcomes, self.metric, self.manifest.settings.higher_is_better)
-
     @property
     def asked(self) -> bool:
-        """Whether a benchmark's questions were asked."""
-        return self.outcomes is not None and not self.outcomes.empty
+        """Whether a benchmark's questions were asked, all of them."""
+        return self.tables.answers is not None
 
     @property
     def evaluated(self) -> bool:
         """Whether there is a metric to measure accuracy by; perplexity alone gives none."""
-        return self.outcomes is not None and self.asked and main_metric(self.outcomes) is not None
+        return self.tables.answers is not None and self.tables.answers.metric is not None
+
+    @property
+    def answers(self) -> Answers:
+        """Those to all questions together, where they were asked."""
+        assert self.tables.answers is not None
+        return self.tables.answers
+
+    @property
+    def judged(self) -> Metric:
+        return self.answers.judged
+
+    @property
+    def decided(self) -> pd.DataFrame | None:
+        """As ``RunTables.decided``; None also where it has no rows."""
+        return self.tables.decided if self.tables.decided is not None and len(self.tables.decided) else None
 
     @property
     def metrics(self) -> list[Metric]:
         """What the run was judged by: one, or none where there are no answers."""
-        if self.decided is not None and len(self.decided) and self.manifest.until_decided is not None:
-            return [judged_in(self.decided, self.manifest.until_decided.metric)]
+        if self.decided is not None:
+            return [judged_in(self.decided)]
         return [self.judged] if self.evaluated else []
 
     @property
     def beside_paper(self) -> bool:
         """Whether there are removable shares that can stand beside the paper's, which are within 1 point of accuracy."""
-        return self.evaluated and not self.removable.empty and self.judged.is_accuracy
+        return self.has_curves and self.judged.is_accuracy
+
+    @cached_property
+    def removable(self) -> pd.DataFrame:
+        """The largest removable share first, random last."""
+        return best_first(self.answers.removable)
+
+    @property
+    def has_curves(self) -> bool:
+        """Whether there are removable shares."""
+        return self.evaluated and not self.removable.empty
+
+    @cached_property
+    def scores(self) -> xr.Dataset | None:
+        """One variable a score, dims (example, layer, head); of a summary its quantiles, as if of so many examples."""
+        scores = self.tables.scores
+        return _quantiles(scores) if isinstance(scores, Summary) else scores
+
+    @property
+    def summarised(self) -> bool:
+        """Whether a summary was kept: what two heads do on one input is then not known."""
+        return isinstance(self.tables.scores, Summary)
+
+    @property
+    def num_inputs(self) -> int:
+        """Inputs that were measured."""
+        if isinstance(self.tables.scores, Summary):
+            return self.tables.scores.num_inputs
+        return 0 if self.scores is None else int(self.scores.sizes["example"])
 
     @property
     def measured(self) -> bool:
         return self.scores is not None and bool(self.scores.data_vars)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The scores that were measured anywhere."""
+        scores = {} if self.scores is None else self.scores.data_vars
+        return [str(name) for name, values in scores.items() if bool(values.notnull().any())]
+
+    @property
+    def known_scores(self) -> xr.Dataset:
+        """``scores``, those that have thresholds."""
+        assert self.scores is not None
+        return self.scores[[str(name) for name in self.scores.data_vars if name in self.cuts]]
+
+    @property
+    def cuts(self) -> xr.Dataset:
+        """Thresholds; of no score where there are none."""
+        return xr.Dataset(coords={"share": []}) if self.tables.thresholds is None else self.tables.thresholds
 
     @property
     def has_cuts(self) -> bool:
@@ -131,50 +178,9 @@ class RunResults:
         return self.scores is not None and any(name in self.cuts for name in self.scores.data_vars)
 
     @cached_property
-    def cuts(self) -> xr.Dataset:
-        """The saved thresholds, or else those at the paper's shares; none of scores whose direction nothing tells."""
-        assert self.scores is not None
-        if self.thresholds is not None:
-            return self.thresholds
-        known = [
-            name
-            for name, values in self.scores.data_vars.items()
-            if facts_of(str(name), self.scores) and bool(values.notnull().any())
-        ]
-        return thresholds(self.scores[known]) if known else xr.Dataset(coords={"share": []})
-
-    @cached_property
     def left_out(self) -> list[str]:
         """Of each score of ``cuts`` that has values that are not finite, how many, in a sentence."""
         return [said_not_finite(shown(name, 40), cut.attrs) for name, cut in self.cuts.data_vars.items() if cut.attrs]
-
-    @cached_property
-    def accuracy(self) -> pd.DataFrame:
-        """One row a policy, as from ``accuracy_table``. Raises InputError without a baseline or the metric."""
-        assert self.outcomes is not None
-        return accuracy_table(self.outcomes, **self._of_metric)
-
-    @property
-    def _of_metric(self) -> dict[str, Any]:
-        way = self.judged.higher_is_better
-        return {"metric": self.metric, "higher_is_better": way, "margin": MARGIN, "confidence": CONFIDENCE}
-
-    @cached_property
-    def removable(self) -> pd.DataFrame:
-        """One row a score, the largest removable share first, random last; none of a metric that is not judged."""
-        assert self.outcomes is not None
-        if self.judged.higher_is_better is None:
-            return pd.DataFrame({name: [] for name in REMOVABLE})
-        table = removable_table(self.outcomes, **self._of_metric)
-        table = table.sort_values("removable_share", ascending=False, kind="stable")
-        return table.sort_values("score", key=lambda score: score == "random", kind="stable", ignore_index=True)
-
-    @property
-    def num_inputs(self) -> int:
-        """Inputs that were measured."""
-        if self.summarised is not None:
-            return self.summarised
-        return 0 if self.scores is None else int(self.scores.sizes["example"])
 
     @cached_property
     def units(self) -> UnitMap | None:
@@ -185,43 +191,36 @@ class RunResults:
         return units if units.layer_indices == self.scores["layer"].values.tolist() else None
 
     @cached_property
-    def agreement(self) -> xr.Dataset:
-        """As from ``score_agreement``, at the shares of ``cuts``."""
-        assert self.scores is not None
-        return score_agreement(self.scores, self.cuts)
-
-    @cached_property
-    def frequency(self) -> xr.Dataset:
-        """As from ``head_frequency``, at the shares of ``cuts``."""
-        assert self.scores is not None
-        return head_frequency(self.scores, self.cuts)
-
-    @cached_property
-    def frequencies(self) -> pd.DataFrame:
-        """As from ``frequency_table``, with key-value groups where the manifest names them."""
-        assert self.scores is not None
-        groups = None
-        if self.units and self.summarised is None:
-            groups = group_frequency(self.scores, self.cuts, self.units)
-        return frequency_table(self.frequency, groups)
-
-    @cached_property
     def profile(self) -> pd.DataFrame:
         """As from ``layer_profile``."""
         assert self.scores is not None
-        return layer_profile(self.scores)
+        return layer_profile(self.scores) if self.tables.layers is None else self.tables.layers
+
+    def _of(self, task: str) -> Answers:
+        """Those to one task's questions, judged as all together are."""
+        outcomes = self.answers.outcomes
+        of_task = outcomes.loc[outcomes["task"] == task]
+        if len(of_task) == len(outcomes):
+            return self.answers
+        metric = (
+            {"metric": self.answers.metric, "higher_is_better": self.judged.higher_is_better} if self.evaluated else {}
+        )
+        return Answers(of_task, **metric, statistics=self.tables.statistics)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
         """As from ``curve_table``: all questions together, and each task by itself where there are 2 to 6."""
-        assert self.outcomes is not None
-        points = [curve_points(self.accuracy, model=self.model, task=TOGETHER)]
-        if 2 <= len(self.tasks) <= 6:
-            for task in self.tasks:
-                of_task = self.outcomes.loc[self.outcomes["task"] == task]
-                accuracy = accuracy_table(of_task, **self._of_metric)
-                points.append(curve_points(accuracy, model=self.model, task=task))
+        tasks = self.answers.tasks if 2 <= len(self.answers.tasks) <= 6 else []
+        parts = {TOGETHER: self.answers} | {task: self._of(task) for task in tasks}
+        points = [curve_points(part.accuracy, model=self.model, task=task) for task, part in parts.items()]
         return curve_table(pd.concat(points, ignore_index=True), margin=MARGIN)
+
+    @cached_property
+    def ranks(self) -> pd.DataFrame:
+        """Ranks from ``curves``: rows curves, the best first; columns tasks, all questions together first."""
+        ranks = {str(task): rows.set_index("curve")["rank"] for task, rows in self.curves.groupby("task", sort=False)}
+        wide = pd.DataFrame(ranks)
+        return wide.iloc[wide[TOGETHER].argsort(kind="stable")]
 
     @cached_property
     def divergence(self) -> pd.DataFrame:
@@ -231,50 +230,29 @@ class RunResults:
         """
         if not self.asked:
             return pd.DataFrame()
-        assert self.outcomes is not None
-        known = self.outcomes.loc[self.outcomes.reindex(columns=list(MEASURES)).notna().any(axis="columns")]
-        parts = {str(name): of_task for name, of_task in known.groupby("task", sort=False)}
-        kinds = {per_token(of_task) for of_task in parts.values()}
-        shown = {TOGETHER: known} if len(parts) > 1 and len(kinds) == 1 else {}
+        outcomes = self.answers.outcomes
+        known = outcomes.loc[outcomes.reindex(columns=list(MEASURES)).notna().any(axis="columns")]
+        parts = {str(task): self._of(str(task)) for task in known["task"].unique()}
+        kinds = {per_token(part.outcomes) for part in parts.values()}
+        shown = {}
+        if len(parts) > 1 and len(kinds) == 1:
+            whole = self.answers if len(known) == len(outcomes) else Answers(known, statistics=self.tables.statistics)
+            shown = {TOGETHER: whole}
         shown |= parts if len(parts) <= _MOST_TASKS else {}
-        tables = [
-            divergence_table(of_task, confidence=CONFIDENCE, resamples=_DRAWS).assign(
-                task=name, per_token=per_token(of_task)
-            )
-            for name, of_task in shown.items()
-        ]
+        tables = [part.divergence.assign(task=name, per_token=per_token(part.outcomes)) for name, part in shown.items()]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
-
-    @cached_property
-    def ranks(self) -> pd.DataFrame:
-        """Ranks from ``curves``: rows scores, the best first; columns tasks, all questions together first."""
-        curves = self.curves
-        ranks = {str(task): rows.set_index("score")["rank"] for task, rows in curves.groupby("task", sort=False)}
-        wide = pd.DataFrame(ranks)
-        return wide.iloc[wide[TOGETHER].argsort(kind="stable")]
-
-    @cached_property
-    def tasks(self) -> list[str]:
-        """Tasks that the metric was measured on."""
-        assert self.outcomes is not None
-        return [str(task) for task in self.outcomes.loc[self.outcomes[self.metric].notna(), "task"].unique()]
 
     @cached_property
     def chance(self) -> float | None:
         """Accuracy of guessing: mean of 1 / choices over the baseline's questions; None when that is not known."""
-        assert self.outcomes is not None
-        if self.metric not in ("acc", "acc_norm") or "loglikelihoods" not in self.outcomes.columns:
+        outcomes, metric = self.answers.outcomes, self.answers.metric
+        if metric not in ("acc", "acc_norm") or "loglikelihoods" not in outcomes.columns:
             return None
-        asked = self.outcomes[(self.outcomes["policy"] == BASELINE) & self.outcomes[self.metric].notna()]
+        asked = outcomes[(outcomes["policy"] == BASELINE) & outcomes[metric].notna()]
         choices = [
             0 if values is None or pd.api.types.is_scalar(values) else len(values) for values in asked["loglikelihoods"]
         ]
         return sum(1 / count for count in choices) / len(choices) if choices and min(choices) > 1 else None
-
-    def possible(self, accuracies: Iterable[float]) -> list[float]:
-        """Bounds of accuracies, none beyond 0 and 1 where every question is worth between 0 and 1."""
-        assert self.outcomes is not None
-        return [min(max(value, 0.0), 1.0) if self.judged.is_share else value for value in accuracies]
 
     def facts(self) -> Iterator[tuple[str, str]]:
         """Every entry of the manifest but the command as (dotted name, text), nested mappings opened."""
@@ -282,43 +260,89 @@ class RunResults:
         return _facts({name: value for name, value in self.manifest.facts().items() if name not in hidden})
 
 
-def read_results(run: Run, *, metric: str | None = None, higher_is_better: bool | None = None) -> RunResults:
-    """The results of a run on disk.
+@dataclass(frozen=True)
+class Report:
+    """Runs beside one another: the first is what the page is about."""
 
-    Args:
-        run: it.
-        metric: that accuracy is measured by; as from ``main_metric`` if not given.
-        higher_is_better: which way it is better, where its tasks are not to be asked.
+    runs: Sequence[RunResults]
+
+    @property
+    def run(self) -> RunResults:
+        return self.runs[0]
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """A short name for each run, all different: the model, or the data, or both, and a number where those are the same."""
+        return _labels(self.runs)
+
+    @cached_property
+    def benchmarks(self) -> dict[str, RunResults]:
+        """The runs of the first run's model with thresholds, itself first, by short names."""
+        first = self.run.fingerprint
+        alike = [run for run in self.runs if run is self.run or (first and run.fingerprint == first)]
+        alike = [run for run in alike if run.measured and run.has_cuts]
+        return dict(zip(_labels(alike), alike, strict=True))
+
+    @cached_property
+    def stability(self) -> tuple[pd.DataFrame, pd.DataFrame] | None:
+        """As from ``threshold_stability`` and ``head_stability``, of ``benchmarks``.
+
+        None with fewer than two, or without a score and share that all have thresholds of.
+        """
+        if len(self.benchmarks) < 2:
+            return None
+        thresholds = threshold_stability({name: run.cuts for name, run in self.benchmarks.items()})
+        often = {name: run.tables.frequency for name, run in self.benchmarks.items()}
+        heads = head_stability({name: frequency for name, frequency in often.items() if frequency is not None})
+        return None if thresholds.empty else (thresholds, heads)
+
+    @cached_property
+    def head_maps(self) -> tuple[dict[str, Any] | None, dict[str, str]]:
+        """Of the first run, as from ``head_maps``; None and nothing where no head was measured."""
+        run, units = self.run, self.run.manifest.model.units
+        if run.scores is None or not run.measured:
+            return None, {}
+        maps, profiles = head_maps(run.scores, units.layers if units else ())
+        return maps | {"inputs": run.num_inputs}, profiles
+
+    @cached_property
+    def measured(self) -> dict[str, RunResults]:
+        """The runs with scores, by short names."""
+        return {name: run for name, run in zip(self.labels, self.runs, strict=True) if run.measured}
+
+    @cached_property
+    def distances(self) -> pd.DataFrame:
+        """As from ``headcount.analysis.distances``; empty with fewer than two measured runs."""
+        scores = {name: run.tables.scores for name, run in self.measured.items() if run.tables.scores is not None}
+        return distances(scores) if len(scores) > 1 else pd.DataFrame()
+
+
+def _labels(runs: Sequence[RunResults]) -> list[str]:
+    for names in (
+        [run.model for run in runs],
+        [run.data or run.model for run in runs],
+        [f"{run.model}, {run.data}" for run in runs],
+    ):
+        if len(set(names)) == len(names):
+            return names
+    return [f"{run.model}, {run.data} ({number})" for number, run in enumerate(runs, 1)]
+
+
+def read_results(run: Run, *, metric: str | None = None, higher_is_better: bool | None = None) -> RunResults:
+    """The results of a run on disk; the arguments are those of ``read_tables``.
 
     Raises:
-        InputError: questions were asked until it is decided by a metric of which nobody says which way it is better.
         RunError: nothing was measured or evaluated yet, or the run cannot be read.
     """
-    scores, summary, outcomes = run.scores(), None, run.outcomes()
-    if scores is None and (summary := run.summary()) is not None:
-        scores = _quantiles(summary)
-    cuts = None if scores is None else saved_thresholds(run, scores)
-    if summary is not None and scores is not None and cuts is None:
-        known = [name for name in known_scores(summary) if bool(scores[name].notnull().any())]
-        cuts = thresholds(summary[known]) if known else None
-    decided = decided_table(run, higher_is_better)
-    if decided is not None:
-        outcomes = None
-    if scores is None and outcomes is None and decided is None:
+    tables = read_tables(run, metric=metric, higher_is_better=higher_is_better)
+    if tables.scores is None and tables.outcomes is None:
         raise RunError(
             f"{str(run.path)!r} holds neither scores nor outcomes yet. Run `headcount measure` or `evaluate` first."
         )
     said = {"metric": metric, "higher_is_better": higher_is_better}
     said = {name: value for name, value in said.items() if value is not None}
-    return RunResults(
-        manifest=run.manifest.changed(settings=run.settings.facts() | said) if said else run.manifest,
-        left=whats_left(run),
-        scores=scores,
-        summarised=summary and summary.num_inputs,
-        thresholds=cuts,
-        outcomes=outcomes,
-        decided=decided,
-    )
+    manifest = run.manifest.changed(settings=run.settings.facts() | said) if said else run.manifest
+    return RunResults(manifest=manifest, left=whats_left(run), tables=tables)
 
 
 def _quantiles(summary: Summary) -> xr.Dataset:

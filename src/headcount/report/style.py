@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from headcount.policies import is_random
 from headcount.scores import all_scores
 
 # Families are told apart by marker and dash as well, never by colour alone. Contrast is 3:1 or more on the page's paper.
@@ -25,11 +26,11 @@ class ScoreStyle:
 
 
 def score_style(score: str) -> ScoreStyle:
-    """The style of a score id; one that is not registered gets that of a family of its own."""
-    if score == "random":
+    """The style of a score or curve; one that is not registered gets that of a family of its own."""
+    if is_random(score):
         return ScoreStyle(light=GREY, dark=GREY, dash="solid", symbol="x")
     family, suffix = _family(score)
-    families = list(dict.fromkeys(_family(known.id)[0] for known in all_scores() if known.id != "random"))
+    families = list(dict.fromkeys(_family(known.id)[0] for known in all_scores() if not is_random(known.id)))
     at = families.index(family) if family in families else len(families)
     turn = at % len(_LIGHT)
     return ScoreStyle(light=_LIGHT[turn], dark=_DARK[turn], dash=_DASHES[suffix], symbol=_SYMBOLS[turn])

@@ -1,13 +1,15 @@
-"""Tables as readers get them: rounded on the page and in LaTeX, in full as CSV."""
+"""Tables as readers get them: rounded on the page, in a terminal and in LaTeX, in full as CSV."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
+import rich.table
 from pandas.io.formats.style import Styler
+from rich.text import Text
 
-from headcount.report.wording import rows, shown
+from headcount.report.wording import percent, policy_name, rows, shown
 from headcount.store import table_csv
 
 _LATEX = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
@@ -19,6 +21,7 @@ _LATEX = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
     }.items()
 }  # fmt: skip
 
+USUAL_SHARE = 0.10  # of heads, shown where there is room for one share
 _SHRINK = r"\resizebox{\ifdim\width>\linewidth \linewidth\else\width\fi}{!}"
 
 
@@ -33,7 +36,10 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A named table: ``columns`` to be read, ``frame`` with every digit to be computed with."""
+    """A named table: ``columns`` to be read, ``frame`` with every digit to be computed with.
+
+    It is written for a terminal, as CSV and as LaTeX here, as HTML by ``table_of`` in ``templates/macros.html.j2``.
+    """
 
     id: str
     title: str
@@ -44,6 +50,30 @@ class Table:
     def rows(self) -> list[tuple[str, ...]]:
         """The cells row by row."""
         return list(zip(*(column.cells for column in self.columns), strict=True))
+
+    def terminal(
+        self, headings: Mapping[str, str] | None = None, *, title: str = "", bold: str = ""
+    ) -> rich.table.Table:
+        """For a terminal of 80 columns: the first column folds, the others are flush right.
+
+        Args:
+            headings: of the columns that there is room for, and how to call them there; None for all as they are.
+            title: instead of the table's own.
+            bold: the first cell of rows in bold.
+        """
+        # What strangers named is text, not markup; neither is `[95%]`.
+        made = rich.table.Table(
+            title=Text(shown(title or self.title)), title_justify="left", title_style="bold", box=None,
+            padding=(0, 2, 0, 0), pad_edge=False,
+        )  # fmt: skip
+        chosen = [(column, (headings or {}).get(column.heading, column.heading)) for column in self.columns]
+        chosen = [(column, said) for column, said in chosen if headings is None or column.heading in headings]
+        for at, (_, said) in enumerate(chosen):
+            wide = {"justify": "right", "no_wrap": len(said) > 12} if at else {"overflow": "fold"}
+            made.add_column(Text(shown(said, 60)), **wide)
+        for cells in zip(*(column.cells for column, _ in chosen), strict=True):
+            made.add_row(*(Text(shown(text, 60)) for text in cells), style="bold" if cells[0] == bold else None)
+        return made
 
     def csv(self) -> str:
         """As ``headcount.store.table_csv`` writes it."""
@@ -97,6 +127,20 @@ def table(
         for heading, write, numeric in columns
     ]
     return Table(id=id, title=title, note=note, columns=made, frame=frame)
+
+
+def policy_columns(digits: int = 0) -> list[tuple[str, Callable[[Any], str], bool]]:
+    """Who answered, at which share: of tables with a row a policy; ``digits`` of the share that was asked for."""
+    return [
+        ("Policy", policy_name, False),
+        ("Share asked", lambda row: percent(row.share_asked, digits), True),
+        ("Realised", lambda row: percent(row.share_realised), True),
+    ]
+
+
+def nearest_share(shares: Sequence[float], wanted: float) -> float:
+    """The one of ``shares`` that is closest; of two as close the larger, which says more than the share of 0."""
+    return min(shares, key=lambda share: (round(abs(share - wanted), 9), -share))
 
 
 def cell(at: int, write: Callable[[Any], str]) -> Callable[[Any], str]:

@@ -1,38 +1,46 @@
-"""Tables in a terminal, readable at 80 columns."""
+"""A run's tables and the published ones in a terminal, readable at 80 columns."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from headcount.analysis import decided_shares
+from headcount.analysis import Statistics, decided_shares
 from headcount.metrics import Metric
+from headcount.report.sections.accuracy import accuracy_table
+from headcount.report.sections.answer import decided_table, removable_table
+from headcount.report.sections.divergence import divergence_table
+from headcount.report.tables import table
 from headcount.report.wording import (
     ACCURACY,
     NOT_MEASURED,
-    change_of,
-    change_with_interval,
     fall_name,
     judged_in,
     left_out,
-    mean_of,
     metric_name,
-    nats,
     percent,
-    policy_name,
-    removable_with_interval,
+    points,
     rows,
     shown,
     titled,
 )
-from headcount.report.wording import points as points_text
+
+#: What the numbers of ``print_divergence`` are.
+DIVERGENCE_NOTE = (
+    "KL: divergence of the answers' probabilities from the untouched model's. Log-likelihood: change of the\n"
+    "right answer's, or of a text's a token. Both see more than right and wrong with few questions, and near chance."
+)
+
+
+def print_note(console: Console, text: str) -> None:
+    """Print a sentence about what stands above it."""
+    console.print(text, style="dim", highlight=False, soft_wrap=True, markup=False)
 
 
 def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFrame, metric: Metric = ACCURACY) -> None:
-    """Print the accuracy of each policy, then the removable share of each score.
+    """Print the accuracy of each policy, then the removable share of each curve.
 
     Args:
         console: where to.
@@ -42,26 +50,22 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
     """
     name = titled(shown(metric_name(metric.name), 40))
     change = "Change, points [95%]" if metric.is_share else "Change [95%]"
-    policies = terminal_table(f"{name} with heads zeroed", "Score", "Share asked", "Realised", name, change)
-    for row in rows(accuracy):
-        policies.add_row(
-            Text(shown(policy_name(row), 60)), percent(row.share_asked, 0), percent(row.share_realised),
-            mean_of(metric, row.accuracy), change_with_interval(row, metric),
-        )  # fmt: skip
-    console.print(policies)
+    headings = {
+        "Policy": "Score",
+        "Share asked": "Share asked",
+        "Realised": "Realised",
+        name: name,
+        "Change [95%]": change,
+    }
+    console.print(accuracy_table(accuracy, metric).terminal(headings, title=f"{name} with heads zeroed"))
     lower = f"{name} is better when lower: what counts is by how much it rises." if metric.sign < 0 else ""
     for said in filter(None, [lower, metric.doubt, *left_out(accuracy, metric)]):
-        console.print(said, style="dim", highlight=False, soft_wrap=True, markup=False)
+        print_note(console, said)
     if not removable.empty:
         console.print()
-        print_removable(console, removable, metric)
-
-
-#: What the numbers of ``print_divergence`` are.
-DIVERGENCE_NOTE = (
-    "KL: divergence of the answers' probabilities from the untouched model's. Log-likelihood: change of the\n"
-    "right answer's, or of a text's a token. Both see more than right and wrong with few questions, and near chance."
-)
+        title = f"Heads that can be zeroed within {fall_name(Statistics.margin, metric)}"
+        headings = {name: name for name in ("Score", "Removable share [95%]", "Measured up to")}
+        console.print(removable_table(removable, metric).terminal(headings, title=title))
 
 
 def print_divergence(console: Console, divergence: pd.DataFrame, *, title: str) -> None:
@@ -74,69 +78,55 @@ def print_divergence(console: Console, divergence: pd.DataFrame, *, title: str) 
     """
     if divergence.empty:
         return
-    several = divergence["share_asked"].nunique() > 1
-    choices = bool(divergence["kl"].notna().any())
-    headings = ["Share asked"] * several + ["Realised"] + ["KL, nat [95%]"] * choices + ["Log-likelihood, nat [95%]"]
-    made = terminal_table(title, "Score", *headings)
-    for row in rows(divergence):
-        cells = [percent(row.share_asked, 0)] * several + [percent(row.share_realised)]
-        cells += [nats(row.kl, row.kl_low, row.kl_high)] * choices
-        gold = row.gold_loglikelihood, row.gold_loglikelihood_low, row.gold_loglikelihood_high
-        made.add_row(Text(shown(policy_name(row), 60)), *cells, nats(*gold, signed=True))
-    console.print(made)
+    headings = {"Policy": "Score", "Share asked": "Share asked", "Realised": "Realised"}
+    headings |= {name: name.replace(" [95%]", ", nat [95%]") for name in ("KL [95%]", "Log-likelihood [95%]")}
+    if divergence["share_asked"].nunique() < 2:
+        del headings["Share asked"]
+    if divergence["kl"].isna().all():
+        del headings["KL [95%]"]
+    console.print(divergence_table(divergence.assign(task="")).terminal(headings, title=title))
 
 
-def print_decided(console: Console, decided: pd.DataFrame, *, margin: float, confidence: float) -> None:
-    """Print each policy's verdict, and between which shares each score's removable share lies.
+def print_decided(console: Console, decided: pd.DataFrame) -> None:
+    """Print each policy's verdict, and between which shares each curve's removable share lies.
 
     Args:
         console: where to.
-        decided: as from ``headcount.analysis.sequential_table``.
-        margin: that was asked about, in the metric's unit.
-        confidence: of each verdict.
+        decided: as from ``headcount.analysis.RunTables.decided``; nothing is printed for an empty one.
     """
-    metric = judged_in(decided) if len(decided) else ACCURACY
-    fall, sure, lower = fall_name(margin, metric), percent(confidence, 0), metric.sign < 0
-    verdicts = terminal_table(
-        f"{f'At most {fall} above' if lower else f'Within {fall} of'} the untouched model? Asked until known at {sure}",
-        "Score", "Share asked", "Realised", "Change", "Verdict", "Stopped after",
-    )  # fmt: skip
-    for row in rows(decided.sort_values(["score", "share_asked"], kind="stable")):
-        verdicts.add_row(
-            Text(shown(policy_name(row), 60)), percent(row.share_asked), percent(row.share_realised),
-            change_of(metric, row.change), row.verdict or "not known yet", f"{row.num_questions:,} of {row.total:,}",
-        )  # fmt: skip
-    console.print(verdicts)
+    if decided.empty:
+        return
+    made = decided_table(decided.sort_values(["curve", "share_asked"], kind="stable"), unit="")
+    rule = rows(decided.head(1))[0]
+    headings = {column.heading: column.heading.replace("Policy", "Score") for column in made.columns}
+    title = f"{made.title} Asked until known at {percent(rule.confidence, 0)}"
+    console.print(made.terminal(headings, title=title))
     between = decided_shares(decided)
     if between.empty:
         return
-    shares = terminal_table(f"Heads that can be zeroed within {fall}", "Score", "Share asked", "Realised", "Questions")
-    for row in rows(between):
-        shares.add_row(
-            Text(shown(row.score, 60)), _between(row.within, row.beyond), _between(row.within_realised, row.beyond_realised),
-            f"{row.num_questions:,} at {row.looks} share{'s' * (row.looks > 1)}",
-        )  # fmt: skip
+    shares = table(
+        "searched",
+        f"Heads that can be zeroed within {fall_name(rule.margin, judged_in(decided))}",
+        "",
+        between,
+        [
+            ("Score", lambda row: row.curve, False),
+            ("Share asked", lambda row: _between(row.within, row.beyond), True),
+            ("Realised", lambda row: _between(row.within_realised, row.beyond_realised), True),
+            ("Questions", lambda row: f"{row.num_questions:,} at {row.looks} share{'s' * (row.looks > 1)}", True),
+        ],
+    )
     console.print()
-    console.print(shares)
+    console.print(shares.terminal())
 
 
 def _between(low: float, high: float) -> str:
     return f"≥ {percent(low)}" if math.isnan(high) else f"{percent(low)} to {percent(high)}"
 
 
-def print_removable(console: Console, removable: pd.DataFrame, metric: Metric = ACCURACY) -> None:
-    """Print the removable share of each score, as from ``headcount.analysis.removable_table``."""
-    shares = terminal_table(
-        f"Heads that can be zeroed within {fall_name(0.01, metric)}", "Score", "Removable share [95%]", "Measured up to"
-    )
-    for row in rows(removable):
-        shares.add_row(Text(shown(row.score, 60)), removable_with_interval(row), percent(row.largest_share_measured))
-    console.print(shares)
-
-
-def print_removable_by_score(
+def print_removable_by_curve(
     console: Console,
-    table: pd.DataFrame,
+    removable: pd.DataFrame,
     columns: Sequence[str],
     *,
     title: str = "Heads that can be zeroed within 1 point, percent",
@@ -145,80 +135,77 @@ def print_removable_by_score(
 
     Args:
         console: where to.
-        table: as from ``headcount.analysis.removable_by_score``.
-        columns: scores of it to show, and ``best`` for the best one with its name.
+        removable: as from ``headcount.analysis.removable_by_curve``.
+        columns: curves of it to show, and ``best`` for the best one with its name.
         title: above it.
     """
-    several = len(set(table["task"])) > 1
-    made = terminal_table(title, "Model", *columns)
-    for row in rows(table):
-        bounds = row.lower_bounds.split()
-        cells = []
-        for column in columns:
-            best = row.best_score if column == "best" and isinstance(row.best_score, str) else ""
-            cell = f"{100 * getattr(row, column):.1f}".replace("nan", NOT_MEASURED)
-            cells.append(f"{'≥ ' if (best or column) in bounds else ''}{cell} {best}".rstrip())
-        name = f"{row.model}, {row.task}" if several else row.model
-        made.add_row(
-            Text(shown(name, 60)),
-            *(Text(shown(cell, 60)) for cell in cells),
-            style="bold" if row.model == "mean" else None,
-        )
-    console.print(made)
+    several = len(set(removable["task"])) > 1
+
+    def share(row: Any, column: str) -> str:
+        best = row.best_curve if column == "best" and isinstance(row.best_curve, str) else ""
+        bound = "≥ " * ((best or column) in row.lower_bounds.split("; "))
+        cell = f"{100 * getattr(row, column):.1f}".replace("nan", NOT_MEASURED)
+        return f"{bound}{cell} {best}".rstrip()
+
+    made = table(
+        "removable-by-curve",
+        title,
+        "",
+        removable,
+        [
+            ("Model", lambda row: f"{row.model}, {row.task}" if several else row.model, False),
+            *((column, lambda row, column=column: share(row, column), True) for column in columns),
+        ],
+    )
+    console.print(made.terminal(bold="mean"))
 
 
 def print_curves(console: Console, curves: pd.DataFrame) -> None:
     """Print what each curve says, as from ``headcount.analysis.curve_table``.
 
-    A table for each model and task, the best rank first; one table over all models if there is but one score.
+    A table for each model and task, the best rank first; one table over all models if there is but one curve.
     """
-    headings = "Within 1 point", "Within 1 percent", "Area", "Rank"
-    several_models = len(set(curves["score"])) == 1
+    several_models = len(set(curves["curve"])) == 1
     groups = [curves] if several_models else [group for _, group in curves.groupby(["model", "task"], sort=False)]
     for group in groups:
         first = rows(group)[0]
-        if several_models:
-            made = terminal_table(f"{first.score}, {first.task}", "Model", *headings)
-        else:
-            made = terminal_table(
-                f"{first.model}, {first.task}: {percent(first.baseline)} untouched", "Score", *headings
-            )
-        for row in rows(group if several_models else group.sort_values("rank", kind="stable")):
-            made.add_row(
-                Text(shown(row.model if several_models else row.score, 60)),
-                f"{'≥ ' * row.is_lower_bound}{percent(row.removable_share)}",
-                f"{'≥ ' * row.is_lower_bound_relative}{percent(row.removable_share_relative)}",
-                percent(row.normalised_area),
-                f"{row.rank:g}",
-            )
-        console.print(made)
+        of_one = f"{first.model}, {first.task}: {percent(first.baseline)} untouched"
+        made = table(
+            "curves",
+            f"{first.curve}, {first.task}" if several_models else of_one,
+            "",
+            group if several_models else group.sort_values("rank", kind="stable"),
+            [
+                ("Model", lambda row: row.model, False) if several_models else ("Score", lambda row: row.curve, False),
+                ("Within 1 point", lambda row: f"{'≥ ' * row.is_lower_bound}{percent(row.removable_share)}", True),
+                ("Within 1 percent", relative_share, True),
+                ("Area", lambda row: percent(row.normalised_area), True),
+                ("Rank", lambda row: f"{row.rank:g}", True),
+            ],
+        )
+        console.print(made.terminal())
 
 
-def print_points(console: Console, points: pd.DataFrame) -> None:
+def relative_share(row: Any) -> str:
+    """A removable share within a margin that is relative to the untouched model's."""
+    return f"{'≥ ' * row.is_lower_bound_relative}{percent(row.removable_share_relative)}"
+
+
+def print_points(console: Console, curve: pd.DataFrame) -> None:
     """Print one curve's points, as from ``headcount.analysis.against_random``."""
-    first = rows(points)[0]
-    title = f"{first.model}, {first.task}: {first.score}, {percent(first.baseline)} untouched"
-    made = terminal_table(title, "Share asked", "Threshold", "Realised", "Accuracy", "Change", "Random at this share")
-    for row in rows(points):
-        made.add_row(
-            percent(row.share_asked, 0), f"{row.threshold:.4g}", percent(row.share_realised), percent(row.accuracy),
-            points_text(row.accuracy - row.baseline), percent(row.random_accuracy),
-        )  # fmt: skip
-    console.print(made)
-
-
-def terminal_table(title: str, first: str, *others: str) -> Table:
-    """An empty table: the first column folds, the others are numbers."""
-    # What strangers named is text, not markup; neither is `[95%]`.
-    table = Table(
-        title=Text(shown(title)),
-        title_justify="left",
-        title_style="bold",
-        box=None,
-        padding=(0, 2, 0, 0),
-        pad_edge=False,
+    first = rows(curve)[0]
+    made = table(
+        "points",
+        f"{first.model}, {first.task}: {first.curve}, {percent(first.baseline)} untouched",
+        "",
+        curve,
+        [
+            ("Share asked", lambda row: percent(row.share_asked, 0), True),
+            ("Threshold", lambda row: f"{row.threshold:.4g}", True),
+            ("Realised", lambda row: percent(row.share_realised), True),
+            ("Accuracy", lambda row: percent(row.accuracy), True),
+            ("Change", lambda row: points(row.accuracy - row.baseline), True),
+            ("Random at this share", lambda row: percent(row.random_accuracy), True),
+        ],
     )
-    table.add_column(Text(shown(first, 60)), overflow="fold")
-    for name in others:
-        table.add_column(Text(shown(name, 60)), justify="right", no_wrap=len(name) > 12)
-    return table
+    console.print(made.terminal())

@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 
 from headcount.metrics import Metric
+from headcount.policies import BASELINE, PRUNED, is_random
 
 NOT_MEASURED = "–"
-#: What stands in the place of a score and is none: heads at random, and checkpoints whose heads are gone for good.
-NOT_SCORES = ("random", "pruned")
 ACCURACY = Metric(name="acc")
 _MARKS = {"Cc": " ", "Zl": " ", "Zp": " ", "Cf": "", "Cs": "\N{REPLACEMENT CHARACTER}"}  # by Unicode category
 
@@ -68,14 +67,14 @@ def change_of(metric: Metric, change: float) -> str:
 def change_with_interval(row: Any, metric: Metric = ACCURACY) -> str:
     """The change of one row of the accuracy table, with its interval where there is one."""
     if math.isnan(row.change_low):
-        return NOT_MEASURED if row.policy == "baseline" else change_of(metric, row.change)
+        return NOT_MEASURED if row.policy == BASELINE else change_of(metric, row.change)
     low, high = (change_of(metric, end) for end in (row.change_low, row.change_high))
     return f"{change_of(metric, row.change)} [{low}, {high}]"
 
 
 def policy_name(row: Any) -> str:
-    """The score where heads were chosen by a share of it, else the policy's own label."""
-    return row.policy if not row.score or math.isnan(row.share_asked) else row.score
+    """The curve where a share of heads was asked for, else the policy's own label."""
+    return row.policy if not row.curve or math.isnan(row.share_asked) else row.curve
 
 
 def removable_with_interval(row: Any) -> str:
@@ -141,6 +140,16 @@ def left_out(accuracy: pd.DataFrame, metric: Metric) -> list[str]:
     ]
 
 
+def possible(metric: Metric, values: Iterable[float]) -> list[float]:
+    """Bounds of means, none beyond 0 and 1 where every question is worth between 0 and 1."""
+    return [min(max(value, 0.0), 1.0) if metric.is_share else value for value in values]
+
+
+def ratio(value: float) -> str:
+    """A part of 1 to two digits; a dash for NaN."""
+    return NOT_MEASURED if math.isnan(value) else f"{value:.2f}"
+
+
 def verdict(within: str | float | None) -> str:
     """Whether a fall is within a margin: shown, refuted or undecided; a dash where nothing is to be judged."""
     return within if isinstance(within, str) else NOT_MEASURED
@@ -156,9 +165,20 @@ def rows(table: pd.DataFrame) -> list[Any]:
     return list(table.itertuples(index=False))
 
 
+def by_score(curve: str) -> bool:
+    """Whether a curve's heads were chosen by a score: not at random, and not gone for good."""
+    return curve != PRUNED and not is_random(curve)
+
+
+def best_first(removable: pd.DataFrame) -> pd.DataFrame:
+    """The curve with the largest removable share first, random last."""
+    table = removable.sort_values("removable_share", ascending=False, kind="stable")
+    return table.sort_values("curve", key=lambda curves: curves.map(is_random), kind="stable", ignore_index=True)
+
+
 def best_row(removable: pd.DataFrame) -> Any | None:
     """The row of the score with the largest removable share; None without one."""
-    scored = [row for row in rows(removable) if row.score not in NOT_SCORES]
+    scored = [row for row in rows(removable) if by_score(row.curve)]
     return max(scored, key=lambda row: row.removable_share, default=None)
 
 
@@ -181,7 +201,7 @@ def answer(
     within = f"within {fall_name(margin, metric)} of {what}"
     if metric.sign < 0:
         within = f"with {what} at most {fall_name(margin, metric)} higher"
-    randoms = [row for row in rows(removable) if row.score == "random"]
+    randoms = [row for row in rows(removable) if is_random(row.curve)]
     at_random = " ".join(f"{'at least ' * row.is_lower_bound}{_whole(row.removable_share)}" for row in randoms)
     doubt = ""
     if metric.is_share and _too_few(num_questions, margin):
@@ -201,7 +221,7 @@ def answer(
         else:
             interval = f"{_whole(best.low)[:-1]}–{_whole(best.high)}"
         share = f"{'at least ' * best.is_lower_bound}{_whole(best.removable_share)}"
-        within = f"{within} by {shown(best.score, 40)} ({percent(confidence, 0)} interval {interval})".strip()
+        within = f"{within} by {shown(best.curve, 40)} ({percent(confidence, 0)} interval {interval})".strip()
         if at_random:
             within += f"; random heads: {at_random}"
         by = "of heads can be zeroed"
@@ -257,7 +277,7 @@ def caveats(
     below = [
         row
         for row in rows(accuracy)
-        if best is not None and row.score == best.score and metric.sign * row.change < -margin
+        if best is not None and row.curve == best.curve and metric.sign * row.change < -margin
     ]
     if best is not None and (dips := [row for row in below if row.share_realised < best.removable_share]):
         worst = min(dips, key=lambda row: metric.sign * row.change)
@@ -265,16 +285,16 @@ def caveats(
         apart = f"{size:.1f} points" if metric.is_share else number(size)
         side, moves = ("above", "rises above") if metric.sign < 0 else ("below", "falls below")
         said.append(
-            f"Not at every smaller share: with {percent(worst.share_realised)} of heads zeroed by {shown(best.score, 40)}, "
+            f"Not at every smaller share: with {percent(worst.share_realised)} of heads zeroed by {shown(best.curve, 40)}, "
             f"{name} was {apart} {side}. The share is where the curve last {moves}, as in the paper."
         )
-    chosen = max((row.removable_share for row in rows(removable) if row.score == "random"), default=0.0)
+    chosen = max((row.removable_share for row in rows(removable) if is_random(row.curve)), default=0.0)
     if best is not None and chosen >= best.removable_share:
         said.append(f"No better than chance: with random heads the share is {_whole(chosen)}, as large or larger.")
-    tried = sum(row.score not in NOT_SCORES for row in rows(removable))
+    tried = sum(by_score(row.curve) for row in rows(removable))
     if tried > 1 and best is not None:
         said.append(
-            f"{shown(best.score, 40)} is the best of {tried} scores on these very questions, which flatters it; "
+            f"{shown(best.curve, 40)} is the best of {tried} scores on these very questions, which flatters it; "
             "the interval does not correct for that. Confirm it on other questions."
         )
     return said

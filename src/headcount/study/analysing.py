@@ -9,14 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from headcount.analysis import Saved, all_tables
+from headcount.analysis import RunTables, Statistics, all_tables
 from headcount.models.batching import Progress
 from headcount.published import published_curves
 from headcount.store import Run, table_csv, write_atomically
-from headcount.study.cuts import known_scores, saved_thresholds
+from headcount.study.cuts import cuts_of
 from headcount.study.folder import StudyFolder
 from headcount.study.verdicts import rule_of
-from headcount.thresholding import thresholds
 
 
 def analyse_runs(
@@ -37,15 +36,16 @@ def analyse_runs(
     """
     held = [{(model_name(run), name) for name in (data_name(run), *run.manifest.data.tasks)} for run in runs]
     times = Counter(name for names in held for name in names)
-    saved = [
-        read_saved(
+    tables = [
+        read_tables(
             run,
             model_name(run) + ("" if all(times[name] == 1 for name in names) else f" ({run.path})"),
+            metric=metric,
             higher_is_better=higher_is_better,
         )
         for run, names in zip(runs, held, strict=True)
     ]
-    return _tables(saved, metric, higher_is_better, published)
+    return _tables(tables, published)
 
 
 def analyse_study(study: StudyFolder, *, announce: Callable[[str], Progress] | None = None) -> dict[str, pd.DataFrame]:
@@ -60,9 +60,7 @@ def analyse_study(study: StudyFolder, *, announce: Callable[[str], Progress] | N
     made_from = _made_from(runs.values())
     told = announce("making tables") if announce else None
     if not (kept := study.tables(made_from)):
-        kept = _tables(
-            [read_saved(run, model, data) for (model, data), run in runs.items()], None, None, published=True
-        )
+        kept = _tables([read_tables(run, model, data) for (model, data), run in runs.items()])
         study.write_tables(kept, made_from)
     if told:
         told(1, 1)
@@ -75,25 +73,36 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> None:
         write_atomically(folder / f"{name}.csv", table_csv(frame).encode())
 
 
-def read_saved(run: Run, model: str, data: str | None = None, higher_is_better: bool | None = None) -> Saved:
-    """What a run holds, for ``all_tables``; named ``model`` and, if not by its tasks or texts, ``data``.
+def read_tables(
+    run: Run,
+    model: str | None = None,
+    data: str | None = None,
+    *,
+    metric: str | None = None,
+    higher_is_better: bool | None = None,
+) -> RunTables:
+    """The tables of a run, each made when it is asked for.
 
-    ``higher_is_better`` is for a rule that does not say it.
+    Args:
+        run: it.
+        model: what to call its model; its name in the run if not given.
+        data: what to call its data; its tasks or texts if not given.
+        metric: that accuracy is measured by; that of the run's settings or else as from ``main_metric`` if not given.
+        higher_is_better: which way it is better, where neither the settings nor its tasks are to be asked.
     """
-    scores = run.measurements()
-    cuts = None if scores is None else saved_thresholds(run, scores)
-    if cuts is None and scores is not None and (known := known_scores(scores)):
-        cuts = thresholds(scores[known])
-    return Saved(
-        model=model,
+    scores, settings = run.measurements(), run.settings
+    return RunTables(
+        model=model or model_name(run),
         data=data or data_name(run),
         tasks=run.manifest.data.tasks,
         outcomes=run.outcomes(),
         until_decided=rule_of(run.manifest, higher_is_better),
         num_questions=run.manifest.data.num_questions,
         scores=scores,
-        thresholds=cuts,
+        thresholds=None if scores is None else cuts_of(run, scores),
         units=run.manifest.model.units,
+        metric=metric or settings.metric,
+        higher_is_better=settings.higher_is_better if higher_is_better is None else higher_is_better,
     )
 
 
@@ -107,17 +116,15 @@ def data_name(run: Run) -> str:
     return "+".join(data.tasks or [Path(text).stem for text in data.texts or ["unnamed data"]])
 
 
-def _tables(
-    saved: Sequence[Saved], metric: str | None, higher_is_better: bool | None, published: bool
-) -> dict[str, pd.DataFrame]:
+def _tables(runs: Sequence[RunTables], published: bool = True) -> dict[str, pd.DataFrame]:
     curves = None
     if published:
         curves = published_curves()
         curves["model"] += " (published)"  # a model of one's own may have the same name
-    return all_tables(saved, metric=metric, higher_is_better=higher_is_better, published=curves)
+    return all_tables(runs, published=curves)
 
 
 def _made_from(runs: Iterable[Run]) -> str:
     """A fingerprint of all that tables are made from."""
-    facts = [version("headcount"), *(run.fingerprint() for run in runs)]
+    facts = [version("headcount"), vars(Statistics()), *(run.fingerprint() for run in runs)]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]

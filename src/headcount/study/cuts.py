@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable
 
+import numpy as np
 import xarray as xr
 
 from headcount.analysis.inactivity import score_names
@@ -43,6 +44,25 @@ def saved_thresholds(run: Run, measured: xr.Dataset | Summary) -> xr.Dataset | N
     cuts = run.thresholds()
     cuts = None if cuts is None else cuts.drop_vars(unknown, errors="ignore")
     return cuts if cuts else None
+
+
+def cuts_of(run: Run, measured: xr.Dataset | Summary) -> xr.Dataset | None:
+    """``saved_thresholds``, or else those at the paper's shares; None where no measured score can have any."""
+    if (cuts := saved_thresholds(run, measured)) is not None:
+        return cuts
+    return usual_thresholds(measured)
+
+
+def usual_thresholds(measured: xr.Dataset | Summary) -> xr.Dataset | None:
+    """Thresholds at the paper's shares of the scores that can have some."""
+
+    def has_values(name: str) -> bool:
+        if isinstance(measured, Summary):
+            return bool(measured.scores[name].moments.count.any())
+        return bool(np.isfinite(measured[name].to_numpy()).any())
+
+    known = [name for name in known_scores(measured) if has_values(name)]
+    return thresholds(measured[known]) if known else None
 
 
 def known_scores(measured: xr.Dataset | Summary) -> list[str]:

@@ -1,7 +1,6 @@
 """What is decided of a run whose questions are asked until it is."""
 
 import numpy as np
-import pandas as pd
 
 from headcount.analysis import SequentialTest, UntilDecided, asking_order
 from headcount.metrics import DIRECTIONS
@@ -42,15 +41,3 @@ def run_tests(run: Run) -> dict[str, SequentialTest]:
         both = [number for number in order if number in after and number in before]
         test.update(sign * np.array([after[number] - before[number] for number in both]))
     return tests
-
-
-def decided_table(run: Run, higher_is_better: bool | None = None) -> pd.DataFrame | None:
-    """Each policy's verdict, as from ``sequential_table``; None where every question is asked, or none was yet.
-
-    Raises:
-        InputError: as ``run_tests``.
-    """
-    rule, outcomes = rule_of(run.manifest, higher_is_better), run.outcomes()
-    if rule is None or outcomes is None:
-        return None
-    return rule.table(outcomes, run.manifest.data.num_questions)

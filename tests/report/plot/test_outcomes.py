@@ -23,7 +23,7 @@ def test_lines_are_the_accuracy_table_in_percent():
     outcomes = make_outcomes()
     ax = hc.plot.accuracy(outcomes)
     table = accuracy_table(outcomes)
-    of_score = table[table["score"] == "lthon_ln"]
+    of_score = table[table["curve"] == "lthon_ln"]
     drawn = line(ax, "lthon_ln")
     np.testing.assert_allclose(drawn.get_xdata(), [0, *(100 * of_score["share_realised"])])
     base = table["accuracy"][0]
@@ -62,7 +62,7 @@ def test_given_axes_are_drawn_on_and_returned():
 def test_removable_points_are_the_table():
     outcomes = make_outcomes()
     ax = hc.plot.removable(outcomes)
-    table = removable_table(outcomes).set_index("score")["removable_share"]
+    table = removable_table(outcomes).set_index("curve")["removable_share"]
     labels = [label.get_text() for label in ax.get_yticklabels()]
     assert labels[-1] == "random"
     assert ax.get_ylim() == (len(labels) - 0.5, -0.5)  # every row is whole

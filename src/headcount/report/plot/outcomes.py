@@ -7,15 +7,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from headcount.errors import InputError, nearest
+from headcount.policies import is_random
 from headcount.report.plot.paper import line_style, new_axes, plain
 from headcount.report.results import MARGIN, RunResults
 from headcount.report.style import ACCENT, GREY, score_style
-from headcount.report.wording import fall_name, names_of, open_above, rows, titled
+from headcount.report.wording import fall_name, names_of, open_above, possible, rows, titled
 from headcount.store.manifest import Manifest, Settings
 
 
 def accuracy(
-    outcomes: pd.DataFrame,
+    outcomes: pd.DataFrame | RunResults,
     *,
     metric: str | None = None,
     higher_is_better: bool | None = None,
@@ -27,7 +28,8 @@ def accuracy(
     """Accuracy against the realised share of heads zeroed, one line a score, the untouched model dashed.
 
     Args:
-        outcomes: one row a policy and question, the baseline among them, as ``Evaluation.outcomes`` or ``Run.outcomes()``.
+        outcomes: one row a policy and question, the baseline among them, as ``Evaluation.outcomes`` or ``Run.outcomes()``;
+            or all that a report is made from, as from ``headcount.report.read_results``.
         metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
         higher_is_better: which way it is better, where its tasks are not to be asked.
         scores: which to draw; None for all.
@@ -39,11 +41,11 @@ def accuracy(
         InputError: no baseline, an unknown metric or score, or ``relative`` to an accuracy of 0.
     """
     results = evaluated(outcomes, metric, higher_is_better)
-    known = results.removable["score"].tolist()
+    known = results.removable["curve"].tolist()
     wanted = _known(scores, known)
     if bands is None:
-        bands = [score for score in (known[0], "random") if score in wanted]
-    table = results.accuracy
+        bands = [curve for curve in wanted if curve == known[0] or is_random(curve)]
+    table = results.answers.accuracy
     baseline = float(table["accuracy"].iloc[0])
     if relative and not baseline:
         raise InputError(
@@ -53,13 +55,13 @@ def accuracy(
     scale = 100 / baseline if relative else 100 if judged.is_share else 1
     ax = ax or new_axes()
     for score in wanted:
-        points = sorted((row for row in rows(table) if row.score == score), key=lambda row: row.share_realised)
+        points = sorted((row for row in rows(table) if row.curve == score), key=lambda row: row.share_realised)
         x = [0.0, *(100 * row.share_realised for row in points)]
         style = score_style(score)
         if score in bands:
             low, high = ([0.0, *(getattr(row, side) for row in points)] for side in ("change_low", "change_high"))
             bottom, top = (
-                [scale * bound for bound in results.possible(baseline + change for change in changes)]
+                [scale * bound for bound in possible(judged, [baseline + change for change in changes])]
                 for changes in (low, high)
             )
             ax.fill_between(x, bottom, top, color=style.light, alpha=0.15, linewidth=0)
@@ -79,7 +81,11 @@ def accuracy(
 
 
 def removable(
-    outcomes: pd.DataFrame, *, metric: str | None = None, higher_is_better: bool | None = None, ax: Axes | None = None
+    outcomes: pd.DataFrame | RunResults,
+    *,
+    metric: str | None = None,
+    higher_is_better: bool | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """The share of heads that each score lets one zero within 1 point, with 95% intervals; an arrow where it is open.
 
@@ -96,13 +102,13 @@ def removable(
     table = rows(results.removable)
     ax = ax or new_axes(height=0.5 + 0.2 * len(table))
     for at, row in enumerate(table):
-        colour = GREY if row.score == "random" else ACCENT
+        colour = GREY if is_random(row.curve) else ACCENT
         low, share, high = 100 * row.low, 100 * row.removable_share, 100 * row.high
         ax.plot([low, high], [at, at], color=colour, alpha=0.4, linewidth=2.5, solid_capstyle="butt")
         if open_above(row):
             ax.plot(high, at, marker=">", color=colour, alpha=0.6, markersize=4)
         ax.plot(share, at, marker="o", color=colour, markersize=4.5)
-    ax.set_yticks(range(len(table)), [plain(row.score, 40) for row in table])
+    ax.set_yticks(range(len(table)), [plain(row.curve, 40) for row in table])
     ax.set(
         xlabel=f"Heads that can be zeroed within {fall_name(MARGIN, results.judged)}",
         xlim=(0, None),
@@ -113,10 +119,14 @@ def removable(
     return ax
 
 
-def evaluated(outcomes: pd.DataFrame, metric: str | None, higher_is_better: bool | None = None) -> RunResults:
+def evaluated(
+    outcomes: pd.DataFrame | RunResults, metric: str | None, higher_is_better: bool | None = None
+) -> RunResults:
     """Results that have at least one score beside the baseline. Raises InputError where there is none."""
-    settings = Settings(metric=metric, higher_is_better=higher_is_better)
-    results = RunResults(manifest=Manifest(settings=settings), outcomes=outcomes)
+    results = outcomes
+    if not isinstance(results, RunResults):
+        settings = Settings(metric=metric, higher_is_better=higher_is_better)
+        results = RunResults.of(Manifest(settings=settings), outcomes=results)
     if results.judged.doubt:
         raise InputError(results.judged.doubt)
     if results.removable.empty:

@@ -10,10 +10,11 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from headcount.analysis import score_agreement, threshold_stability
 from headcount.errors import InputError, nearest
+from headcount.policies import is_random
 from headcount.report.plot.outcomes import evaluated
 from headcount.report.plot.paper import MARKERS, line_style, new_axes, plain
 from headcount.report.published import paper_ranks, published_shares
-from headcount.report.results import MARGIN
+from headcount.report.results import MARGIN, RunResults
 from headcount.report.style import ACCENT, GREY, score_style
 from headcount.report.wording import fall_name, names_of, rows
 from headcount.thresholding import thresholds
@@ -81,12 +82,16 @@ def stability(tables: Mapping[str, xr.Dataset], *, share: float = 0.15, ax: Axes
 
 
 def ranks(
-    outcomes: pd.DataFrame, *, metric: str | None = None, higher_is_better: bool | None = None, ax: Axes | None = None
+    outcomes: pd.DataFrame | RunResults,
+    *,
+    metric: str | None = None,
+    higher_is_better: bool | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Each score's rank by the normalised area under its curve; a grey bar is its mean rank among them in the paper.
 
     Args:
-        outcomes: one row a policy and question, the baseline among them.
+        outcomes: one row a policy and question, the baseline among them; or a run's results.
         metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
         higher_is_better: which way it is better, where its tasks are not to be asked.
         ax: where to draw; None for a new figure.
@@ -115,7 +120,7 @@ def ranks(
 
 
 def paper(
-    outcomes: pd.DataFrame,
+    outcomes: pd.DataFrame | RunResults,
     *,
     metric: str | None = None,
     higher_is_better: bool | None = None,
@@ -128,7 +133,7 @@ def paper(
     The paper's are on MMLU, 5-shot.
 
     Args:
-        outcomes: one row a policy and question, the baseline among them.
+        outcomes: one row a policy and question, the baseline among them; or a run's results.
         metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
         higher_is_better: which way it is better, where its tasks are not to be asked.
         name: what to call this run.
@@ -143,9 +148,9 @@ def paper(
             f"The paper's removable shares are within 1 point of accuracy; those by {names_of([results.judged])} cannot "
             "stand beside them. Give a metric between 0 and 1 that is better when higher."
         )
-    own = {row.score: row for row in rows(results.removable)}
+    own = {row.curve: row for row in rows(results.removable)}
     published = published_shares()
-    scores = sorted({**published, **own}, key=lambda score: score == "random")
+    scores = sorted({**published, **own}, key=is_random)
     ax = ax or new_axes(height=2.6)
     for at, score in enumerate(scores):
         shares = published.get(score, np.array([]))

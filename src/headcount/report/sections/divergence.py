@@ -1,0 +1,77 @@
+"""How far answers move: finer than right and wrong."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from headcount.policies import is_random
+from headcount.report import wording
+from headcount.report.results import Report
+from headcount.report.sections.section import Section, floats, line, percentages
+from headcount.report.tables import Table, policy_columns, table
+
+
+def divergence_table(divergence: pd.DataFrame) -> Table:
+    """``divergence`` is as from ``headcount.analysis.divergence_table``, with the column ``task``."""
+    policy, *shares = policy_columns()
+    return table(
+        "divergence",
+        "How far answers move under each policy",
+        "KL: divergence of the answers' probabilities from the untouched model's, nats. Log-likelihood: change of the right "
+        "answer's, nats, or where a benchmark is of texts, of theirs a token (the loss with its sign turned). Means over "
+        "questions, paired with the untouched model's, with 95% bootstrap intervals.",
+        divergence,
+        [
+            policy,
+            ("Benchmark", lambda row: wording.shown(row.task, 60), False),
+            *shares,
+            ("KL [95%]", lambda row: wording.nats(row.kl, row.kl_low, row.kl_high), True),
+            ("Log-likelihood [95%]", _gold, True),
+            ("Questions", lambda row: f"{row.num_questions:,}", True),
+        ],
+    )
+
+
+def _gold(row: Any) -> str:
+    ends = row.gold_loglikelihood, row.gold_loglikelihood_low, row.gold_loglikelihood_high
+    return wording.nats(*ends, signed=True)
+
+
+def _tables(report: Report) -> Iterator[Table]:
+    if not report.run.divergence.empty:
+        yield divergence_table(report.run.divergence)
+
+
+def _data(report: Report) -> list[dict[str, Any]] | None:
+    """For each benchmark, how far answers move, in nats: by measure the lines, curves in order and random last."""
+    run, panels = report.run, []
+    if run.divergence.empty:
+        return None
+    order = {curve: number for number, curve in enumerate(run.removable["curve"] if run.evaluated else ())}
+    for task, of_task in run.divergence.groupby("task", sort=False):
+        of_task = of_task.loc[of_task["curve"] != ""]
+        measures = {}
+        for measure in ("kl", "gold_loglikelihood"):
+            known = of_task.loc[of_task[measure].notna()]
+            curves = sorted(dict.fromkeys(known["curve"]), key=lambda curve: (is_random(curve), order.get(curve, 0)))
+            if lines := [_line(known.loc[known["curve"] == curve], curve, measure) for curve in curves]:
+                measures[measure] = lines
+        if measures:
+            per_token = bool(of_task["per_token"].any())
+            panels.append({"task": wording.shown(task, 60), "per_token": per_token, "measures": measures})
+    return panels or None
+
+
+def _line(of_curve: pd.DataFrame, curve: str, measure: str) -> dict[str, Any]:
+    points = sorted(wording.rows(of_curve), key=lambda row: row.share_realised)
+    ends = {"y": measure, "low": f"{measure}_low", "high": f"{measure}_high"}
+    return {
+        **line(curve),
+        "label": ["untouched", *(wording.shown(row.policy) for row in points)],
+        "x": percentages([0.0, *(row.share_realised for row in points)]),
+        **{end: floats([0.0, *(getattr(row, name) for row in points)], 5) for end, name in ends.items()},
+    }
+
+
+SECTION = Section(id="divergence", heading="How far answers move", tables=_tables, data=_data)

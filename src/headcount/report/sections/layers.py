@@ -1,0 +1,55 @@
+"""Layer by layer: what heads have, and how often they are inactive."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from headcount.report import plot, wording
+from headcount.report.results import Report
+from headcount.report.sections.section import Drawing, Section, floats, line, panels
+from headcount.report.tables import Table, cell, table
+
+
+def _tables(report: Report) -> Iterator[Table]:
+    if not report.run.measured:
+        return
+    profile = report.run.profile
+    medians = profile.pivot(index="layer", columns="score", values="q50")
+    medians = medians[list(dict.fromkeys(profile["score"]))].reset_index()
+    yield table(
+        "layers",
+        "Median of each score, layer by layer",
+        "Over heads and inputs.",
+        profile,
+        [
+            ("Layer", lambda row: str(row[0]), True),
+            *((str(name), cell(at, wording.number), True) for at, name in enumerate(medians.columns) if at),
+        ],
+        read=medians,
+    )
+
+
+def _data(report: Report) -> dict[str, Any] | None:
+    """Each score layer by layer: mean and quantiles, and how often its heads are inactive at each share."""
+    if not report.run.measured:
+        return None
+    profile, frequency = report.run.profile, report.run.tables.frequency
+    found = []
+    for score, rows in profile.groupby("score", sort=False):
+        often = None
+        if frequency is not None and score in frequency:
+            often = floats(frequency[str(score)].mean("head").to_numpy(), 4)
+        quantiles = {name: floats(rows[name].to_numpy()) for name in ("mean", "q10", "q50", "q90")}
+        found.append({**line(str(score)), **quantiles, "often": often})
+    return {
+        "layers": profile["layer"].drop_duplicates().tolist(),
+        "shares": floats(frequency["share"].values) if frequency is not None else [],
+        "panels": found,
+    }
+
+
+def _figures(report: Report) -> Iterator[Drawing]:
+    if report.run.measured:
+        yield panels("layers", len(report.run.names), plot.layers, report.run.scores)
+
+
+SECTION = Section(id="layers", heading="Layer by layer", tables=_tables, data=_data, figures=_figures)

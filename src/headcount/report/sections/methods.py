@@ -1,0 +1,48 @@
+"""Methods: definitions, the command, and all that is known of the run."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from headcount.report import wording
+from headcount.report.results import Report
+from headcount.report.sections.section import Section
+from headcount.report.tables import Table, table
+from headcount.scores import SCORE_FACTS, Score, ScoreFacts, all_scores
+
+
+def _tables(report: Report) -> Iterator[Table]:
+    """The scores that the results name; all of them where they name none."""
+    run = report.run
+    named = {str(name) for name in run.scores.data_vars} if run.scores is not None else set()
+    if run.has_curves:
+        named |= set(run.answers.outcomes["score"]) - {""}
+    shown: list[ScoreFacts] = [score for score in all_scores() if not named or score.id in named]
+    if run.scores is not None:
+        shown += run.scores.attrs.get(SCORE_FACTS, {}).values()
+    columns = ("id", "name", "inactive_when", "unit", "source")
+    frame = pd.DataFrame({name: [getattr(score, name) for score in shown] for name in columns})
+    said = [wording.first_paragraph(score.function.__doc__) if isinstance(score, Score) else "" for score in shown]
+    frame.insert(2, "definition", said)
+    yield table(
+        "definitions",
+        "Definitions of the scores in this report",
+        "",
+        frame.rename(columns={"id": "score"}),
+        [
+            ("Score", lambda row: row.score, False),
+            ("Definition", lambda row: f"{row.name}. {row.definition}", False),
+            ("Inactive when", lambda row: row.inactive_when, False),
+            ("Unit", lambda row: row.unit, False),
+            ("Source", lambda row: row.source, False),
+        ],
+    )
+
+
+def _words(report: Report) -> dict[str, Any]:
+    command = wording.shown(report.run.manifest.command, 2000)  # without marks that could show it as something else
+    return {"command": command, "facts": list(report.run.facts())}
+
+
+SECTION = Section(id="methods", heading="Methods", tables=_tables, words=_words)

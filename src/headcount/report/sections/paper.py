@@ -1,0 +1,80 @@
+"""The removable shares beside those of the paper's models."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from headcount.policies import RANDOM, is_random
+from headcount.published import published_table
+from headcount.report import plot, wording
+from headcount.report.published import published_models, published_shares
+from headcount.report.results import MARGIN, Report
+from headcount.report.sections.section import Drawing, Section, line, on_axes, percentages
+from headcount.report.tables import Table, cell, table
+
+
+def _tables(report: Report) -> Iterator[Table]:
+    run = report.run
+    if not run.beside_paper:
+        return
+    published = published_table()
+    own = run.removable.set_index("curve")["removable_share"]
+    scores = [name for name in published.columns if name not in ("model", "task", "best_curve", "best")]
+    first = {"model": run.model, "task": ", ".join(run.answers.tasks)} | {
+        name: own.get(name, np.nan) for name in scores
+    }
+    best = own[[curve for curve in own.index if curve != "awft" and not is_random(curve)]]
+    first |= {"best_curve": best.idxmax(), "best": best.max()} if len(best) else {"best_curve": "", "best": np.nan}
+    frame = pd.concat([pd.DataFrame([first]), published], ignore_index=True)
+    yield table(
+        "paper",
+        f"Share of heads that can be zeroed within {wording.fall_name(MARGIN, run.judged)}: this run and the paper's models",
+        "The paper's on MMLU, 5-shot (its Table 2, recomputed from its points), this run's on its own questions, "
+        f"by {wording.names_of([run.judged])}. Best is "
+        "the best score but awft, picked on the same data. All scores are in the CSV.",
+        frame,
+        [
+            ("Model", lambda row: row.model, False),
+            ("Questions", lambda row: wording.shown(row.task, 40), False),
+            *(
+                (score, cell(list(frame.columns).index(score), wording.percent), True)
+                for score in ("awft", "ahon_ln", "lthon_ln", RANDOM)
+            ),
+            ("Best", lambda row: wording.percent(row.best), True),
+            ("Which", lambda row: row.best_curve if isinstance(row.best_curve, str) else wording.NOT_MEASURED, False),
+        ],
+    )
+
+
+def _data(report: Report) -> dict[str, Any] | None:
+    """Removable shares of the paper's 14 models, score by score, and this run's."""
+    run = report.run
+    if not run.beside_paper:
+        return None
+    published = published_shares()
+    own = {row.curve: row for row in wording.rows(run.removable)}
+    scores = sorted({**published, **own}, key=is_random)
+    return {
+        "models": published_models(),
+        "scores": [line(score) for score in scores],
+        "shares": [percentages(published.get(score, ())) for score in scores],
+        "own": [_own(own[score]) if score in own else None for score in scores],
+        "name": run.model,
+        "axis": f"Heads zeroed within {wording.fall_name(MARGIN, run.judged)}",
+    }
+
+
+def _own(row: Any) -> dict[str, Any]:
+    share, low, high = percentages([row.removable_share, row.low, row.high])
+    text, bound = wording.removable_with_interval(row), bool(row.is_lower_bound)
+    return {"share": share, "low": low, "high": high, "text": text, "bound": bound}
+
+
+def _figures(report: Report) -> Iterator[Drawing]:
+    if report.run.beside_paper:
+        yield on_axes("paper", "text", 0.45, plot.paper, report.run, name=report.run.model)
+
+
+SECTION = Section(id="paper", heading="Beside the paper's models", tables=_tables, data=_data, figures=_figures)
