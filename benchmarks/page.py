@@ -60,7 +60,8 @@ def _outcomes(ids: list[str], questions: int, rng: np.random.Generator) -> pd.Da
             right = np.where(rng.random(questions) < 0.1 * number * share, rng.random(questions) < 0.25, base)
             frames.append(pd.DataFrame({
                 "policy": f"{id}:{share:g}" if id else "baseline", "curve": id, "score": id,
-                "share_asked": share if id else np.nan, "task": "made_up", "doc_id": np.arange(questions), "acc": right.astype(float), "share_off": share,
+                "share_asked": share if id else np.nan, "task": "made_up",
+                "doc_id": np.arange(questions), "acc": right.astype(float), "share_off": share,
             }))  # fmt: skip
     return pd.concat(frames, ignore_index=True)
 
