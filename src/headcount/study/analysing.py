@@ -6,16 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from headcount.analysis import RunTables, Statistics, all_tables
-from headcount.models.batching import Progress
 from headcount.published import published_curves
 from headcount.store import Run, table_csv, write_atomically
 from headcount.study.cuts import cuts_of
 from headcount.study.folder import StudyFolder
 from headcount.study.verdicts import rule_of
+
+if TYPE_CHECKING:
+    from headcount.models.batching import Progress
 
 
 def analyse_runs(
@@ -48,7 +51,9 @@ def analyse_runs(
     return _tables(tables, published)
 
 
-def analyse_study(study: StudyFolder, *, announce: Callable[[str], Progress] | None = None) -> dict[str, pd.DataFrame]:
+def analyse_study(
+    study: StudyFolder, *, announce: "Callable[[str], Progress] | None" = None
+) -> dict[str, pd.DataFrame]:
     """Every table of a study's runs, kept in its folder; made anew only where a run has changed.
 
     Models and data are called as in the study.
