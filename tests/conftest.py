@@ -6,6 +6,7 @@ PyTorch and transformers are imported where they are used: the process that only
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from tests.runs import write_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from headcount.study.folder import StudyFolder
 
 
 @pytest.fixture(scope="session")
@@ -76,10 +79,36 @@ def subjects(tmp_path_factory: pytest.TempPathFactory, letters: PreTrainedTokeni
     return folder
 
 
-@pytest.fixture
-def fields(subjects: Path) -> dict[str, Any]:
-    """The fields of a small study."""
+def _fields(subjects: Path) -> dict[str, Any]:
     return {
         "models": [str(subjects / "model")], "data": ["sums"], "scores": ["ahon_ln", "awft", "random"],
         "shares": [0, 0.1, 0.3], "include_path": str(subjects / "tasks"), "offline": True, "shard": 4,
     }  # fmt: skip
+
+
+@pytest.fixture
+def fields(subjects: Path) -> dict[str, Any]:
+    """The fields of a small study."""
+    return _fields(subjects)
+
+
+@pytest.fixture(scope="session")
+def _done(subjects: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+
+    from headcount.study.running import run_study
+    from headcount.study.spec import Study
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the tests that continue it: sums may depend on it
+    path = run_study(Study(**_fields(subjects)), tmp_path_factory.mktemp("done") / "study").path
+    torch.set_num_threads(threads)
+    return path
+
+
+@pytest.fixture
+def done(_done: Path, tmp_path: Path) -> StudyFolder:
+    """The finished study of these fields, to change or continue: a copy of its own in ``tmp_path / "study"``."""
+    from headcount.study.folder import open_study
+
+    return open_study(shutil.copytree(_done, tmp_path / "study"))

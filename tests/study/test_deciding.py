@@ -141,8 +141,7 @@ def test_a_search_closes_in_on_the_removable_share(early, tmp_path, monkeypatch)
     run_study(study, tmp_path / "stopped")
 
 
-def test_a_run_is_asked_in_one_way(fields, early, tmp_path):
-    run_study(Study(**fields), tmp_path / "study")
+def test_a_run_is_asked_in_one_way(fields, done, tmp_path):
     before = contents(tmp_path / "study")
     with pytest.raises(RunError, match="until_decided is None there and"):
         run_study(Study(**fields, until_decided=True), tmp_path / "study")

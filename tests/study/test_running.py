@@ -85,8 +85,7 @@ def test_a_policy_that_zeroes_nothing_gives_the_untouched_models_answers_to_the_
         assert list(policy["loglikelihoods"][i]) == list(untouched["loglikelihoods"][i])
 
 
-def test_the_same_study_again_does_nothing(fields, tmp_path, monkeypatch):
-    run_study(Study(**fields), tmp_path / "study")
+def test_the_same_study_again_does_nothing(fields, done, tmp_path, monkeypatch):
     before = contents(tmp_path / "study")
     monkeypatch.setattr(
         "headcount.study.running.load_model", lambda *_, **__: pytest.fail("the model was loaded again")
@@ -100,8 +99,7 @@ def test_the_same_study_again_does_nothing(fields, tmp_path, monkeypatch):
     assert contents(tmp_path / "study") == before
 
 
-def test_a_damaged_shard_alone_is_made_anew(fields, tmp_path):
-    run_study(Study(**fields), tmp_path / "study")
+def test_a_damaged_shard_alone_is_made_anew(fields, done, tmp_path):
     before = contents(tmp_path / "study")
     files = sorted((tmp_path / "study").rglob("outcomes/*")) + sorted((tmp_path / "study").rglob("scores/*"))
     for file in (files[4], files[-1]):
@@ -136,8 +134,7 @@ def test_damaged_manifests_and_lost_files_are_made_anew_from_what_is_there(field
     assert find_faults(tmp_path / "study") == ([], [])
 
 
-def test_models_data_and_shares_can_be_added(fields, subjects, tmp_path, monkeypatch):
-    run_study(Study(**fields), tmp_path / "study")
+def test_models_data_and_shares_can_be_added(fields, done, subjects, tmp_path, monkeypatch):
     before = {name: held for name, held in contents(tmp_path / "study").items() if not name.startswith("tables")}
     loaded = []
     monkeypatch.setattr("headcount.study.subject.load", lambda name, **_: loaded.append(name) or load(name))
@@ -167,8 +164,7 @@ def test_models_data_and_shares_can_be_added(fields, subjects, tmp_path, monkeyp
         ({"data": [{"tasks": "sums", "limit": 3}]}, "'limit': None.* is there and not here"),
     ],
 )
-def test_another_study_is_refused(fields, tmp_path, changed, named):
-    run_study(Study(**fields), tmp_path / "study")
+def test_another_study_is_refused(fields, done, tmp_path, changed, named):
     before = contents(tmp_path / "study")
     with pytest.raises(RunError, match=f"is another study: .*{named}"):
         run_study(Study(**fields | changed), tmp_path / "study")
@@ -205,8 +201,8 @@ def test_a_damaged_manifest_is_an_error(tmp_path, content):
         open_study(tmp_path)
 
 
-def test_summaries_stand_in_for_scores(fields, tmp_path):
-    exact = run_study(Study(**fields), tmp_path / "exact").runs().popitem()[1]
+def test_summaries_stand_in_for_scores(fields, done, tmp_path):
+    exact = done.runs().popitem()[1]
     run = run_study(Study(**fields, summaries=True), tmp_path / "summaries").runs().popitem()[1]
     assert run.scores() is None
     summary = run.summary()
