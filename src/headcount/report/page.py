@@ -1,6 +1,7 @@
 """One self-contained HTML page from saved results."""
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Sequence
@@ -39,11 +40,11 @@ def render_page(runs: Sequence[RunResults]) -> str:
     tables = {table.id: table for table in result_tables(report)}
     data = {section.id: section.data(report) for section in SECTIONS}
     metric = wording.shown("".join(wording.metric_name(metric.name) for metric in run.metrics), 60)
-    script, plotly = _script(), get_plotlyjs()
+    script, (plotly, plotly_hash) = _script(), _plotly()
     packed = {f"score-{index}": profile for index, profile in enumerate(report.head_maps[1].values())}
     packed["tables"] = compressed(_json({id: table.csv() for id, table in tables.items()}).encode())
     if any(data.values()):
-        packed["plotly"] = compressed(plotly.encode())
+        packed["plotly"] = plotly
     return (
         _environment()
         .get_template("page.html.j2")
@@ -70,12 +71,20 @@ def render_page(runs: Sequence[RunResults]) -> str:
             script=script,
             json=_json(data),
             packed=packed,
-            policy=f"default-src 'none'; script-src {_hash(script)} {_hash(plotly)}; style-src 'unsafe-inline'; "
+            policy=f"default-src 'none'; script-src {_hash(script)} {plotly_hash}; style-src 'unsafe-inline'; "
             "img-src data: blob:; base-uri 'none'; form-action 'none'",
         )
     )
 
 
+@functools.cache  # packing it takes longer than all the rest of a small page
+def _plotly() -> tuple[str, str]:
+    """plotly.js, compressed, and its hash."""
+    source = get_plotlyjs()
+    return compressed(source.encode()), _hash(source)
+
+
+@functools.cache  # with the templates that it has compiled
 def _environment() -> jinja2.Environment:
     places = [jinja2.PackageLoader("headcount.report", folder) for folder in ("templates", "sections")]
     environment = jinja2.Environment(
