@@ -1,21 +1,27 @@
 """A command line to run, and tiny models and tasks for it to run on."""
 
+import functools
 import shutil
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+import typer.main
 
 from headcount import cli
 from tests.cli.finished import make_run, make_study
 from tests.runs import write_tasks
+
+#: The commands are made once: making them takes longer than most of them.
+_COMMANDS = functools.cache(typer.main.get_command)
 
 
 @pytest.fixture(autouse=True)
 def surroundings(tmp_path, monkeypatch):
     """A folder of its own to work in, and nothing left behind by a command."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("typer.main.get_command", _COMMANDS)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment on import alone
 
