@@ -4,14 +4,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import index
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from headcount.errors import InputError
 
 KindId = Literal["query", "group", "layer"]
+MOST_HEADS = 65_536  # of a layer that a file may speak of
+Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
+_Heads = Annotated[int, Field(strict=True, ge=1, le=MOST_HEADS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +62,15 @@ class LayerUnits:
     each query head its key-value head, where groups have several sizes; None where they have one.
     """
 
-    index: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    key_value_index: tuple[int, ...] | None = None
+    index: Count
+    num_attention_heads: _Heads
+    num_key_value_heads: _Heads
+    head_dim: _Heads
+    key_value_index: tuple[Count, ...] | None = None
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a file is parsed
+    __pydantic_config__: ClassVar[dict[str, str]] = {
+        "extra": "forbid"
+    }  # where files are parsed, which hold it as it is
 
     def __post_init__(self) -> None:
         if self.key_value_index is not None:  # a list, where it comes from JSON

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from headcount.errors import ModelError
+from headcount.models.capabilities import can_restart
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.removal.calibration import Calibration
-from headcount.removal.head_outputs import Covariance, head_output_statistics, walk_layers
+from headcount.removal.head_outputs import Covariance, Mean, head_output_statistics, walk_layers
 from headcount.removal.replace import parameters_restored
 from tests.models.families import build
 
@@ -40,3 +42,17 @@ def test_later_layers_are_read_on_the_changed_model(family):
     assert seen == sorted(layers)
     assert reports[-1] == (3 * len(layers), 3 * len(layers))
     assert torch.equal(model(torch.tensor(ROWS[:1])).logits, before)
+
+
+@pytest.mark.parametrize("walking", [False, True])
+def test_a_batch_that_does_not_fit_is_never_counted_twice(walking, tiny):
+    """Some layers have been read when memory runs out in a later one: half of the batch cannot be read again."""
+    model, calibration = tiny(), Calibration(rows=ROWS)
+    assert can_restart(model)  # seen on a few tokens, which do fit
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    model.model.layers[2].register_forward_pre_hook(full)
+    with pytest.raises(ModelError, match=r"A batch of \d+ tokens does not fit in memory.*--batch-tokens"):
+        dict(walk_layers(model, calibration, [2])) if walking else head_output_statistics(model, calibration, Mean)

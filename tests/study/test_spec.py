@@ -25,13 +25,14 @@ def test_names_stand_for_models_and_tasks():
 
 def test_sections_can_be_switched_on():
     study = Study(models=["demo"], data=["piqa"], scores=["awft", "random"], shares=[0, 0.1])
-    assert (study.rule(), study.share_search(), study.num_policies()) == (None, None, 3)
+    assert (study.rule(), study.search, study.num_policies()) == (None, None, 3)
     assert Study(**study.model_dump() | {"until_decided": True}).rule() == UntilDecided()
+    assert Study(**study.model_dump() | {"until_decided": UntilDecided(margin=0.2)}).rule() == UntilDecided(margin=0.2)
     rule = Study(**study.model_dump() | {"until_decided": {"margin": 0.02}}).rule()
     assert rule == UntilDecided(margin=0.02)
     searching = Study(**study.model_dump() | {"search": {"resolution": 0.05}})
     assert searching.rule() == UntilDecided()  # each look ends when it is decided
-    assert searching.share_search() == ShareSearch(resolution=0.05)
+    assert searching.search == ShareSearch(resolution=0.05)
     assert searching.num_policies() == 1 + 2 * 4  # 0.3 in 4 halvings: 0.3 itself, then to 0.15, 0.075 and 0.0375
     assert Study(**study.model_dump() | {"until_decided": False, "search": False}) == study
 

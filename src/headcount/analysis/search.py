@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import Annotated, ClassVar
 
 import pandas as pd
+from pydantic import Field
 
 from headcount.analysis.sequential import Verdict
 from headcount.errors import InputError
@@ -65,8 +67,10 @@ class ShareSearch:
         InputError: a share or resolution that makes no search.
     """
 
-    largest: float = 0.30
-    resolution: float = 0.01
+    largest: Annotated[float, Field(gt=0, le=1)] = 0.30
+    resolution: Annotated[float, Field(gt=0, lt=1)] = 0.01
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a study holds it
 
     def __post_init__(self) -> None:
         if not (0 < self.largest <= 1 and self.resolution > 0):

@@ -3,11 +3,12 @@
 import math
 from dataclasses import dataclass
 from random import Random
-from typing import Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from pydantic import Field
 
 from headcount.analysis.bootstrap import check_confidence
 from headcount.analysis.outcomes import MEASURES, metrics_of, pair_outcomes
@@ -167,10 +168,12 @@ class UntilDecided:
     """
 
     metric: str = "acc"
-    margin: float = 0.01
-    confidence: float = 0.95
-    questions_a_look: int = 64
+    margin: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    questions_a_look: Annotated[int, Field(ge=1)] = 64
     higher_is_better: bool | None = None
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}  # where a study holds it
 
     def __post_init__(self) -> None:
         self.test(total=1)

@@ -84,7 +84,7 @@ def batches(
         try:
             result = run(batch)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
+            if not out_of_memory(error):
                 raise
             if len(batch) == 1:
                 raise ModelError(
@@ -130,7 +130,8 @@ def batch_tokens_for(model: PreTrainedModel, given: int | None = None) -> int:
     return max(256, min(tokens, _MAX_BATCH_TOKENS))
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is why a pass failed, on whichever device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)

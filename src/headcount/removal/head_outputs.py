@@ -1,7 +1,7 @@
 """The mean and covariance of what reaches each attention layer's output projection while a model reads texts."""
 
-from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from typing import TypeVar
 
 import torch
@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headcount.errors import ModelError
-from headcount.models.batching import Progress, batches_by_tokens, no_progress, run_in_batches
+from headcount.models.batching import Progress, batches_by_tokens, no_progress, out_of_memory
+from headcount.models.capabilities import can_restart
 from headcount.models.observe import attention_modules, decoder_of
 from headcount.models.projection import output_projection
 from headcount.removal.calibration import Calibration, batch_of
@@ -86,17 +87,17 @@ def head_output_statistics(
         statistic: ``Mean`` or ``Covariance``.
         layers: attention layers by index; None for all.
         progress: called with (texts done, texts in all).
+
+    Raises:
+        ModelError: a batch does not fit in memory.
     """
     modules, texts = attention_modules(model), calibration.texts
     found = {layer: statistic() for layer in modules if layers is None or layer in layers}
-
-    def run(batch: list[int]) -> None:
-        tokens, mask, counted = batch_of(model, [texts[i] for i in batch])
-        with _added(modules, counted, found):
-            model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
-
-    with torch.inference_mode():
-        run_in_batches([len(text) for text in texts], calibration.batch_tokens, run, progress)
+    done = 0
+    for batch in batches_by_tokens([len(text) for text in texts], calibration.batch_tokens):
+        _read(model, [texts[i] for i in batch], modules, found)
+        done += len(batch)
+        progress(done, len(texts))
     return found
 
 
@@ -106,11 +107,11 @@ def walk_layers(
     """Each of ``layers``, in the model's order, with the covariance of its head outputs.
 
     Between one layer and the next the caller may change the model up to the layer just given; later layers are read on the
-    changed model. The decoder layers passed so far are not computed again: what enters that of the last attention layer
-    read is kept, one hidden state a token, and from there the walk goes on.
+    changed model. Where passes can start at a decoder layer, those before it are not computed again: what enters that of
+    the last attention layer read is kept, one hidden state a token, and from there the walk goes on.
 
     Args:
-        model: whose decoder layers are called once each, one after the other.
+        model: as it is.
         calibration: the texts.
         layers: attention layers by index.
         progress: called with (layers · texts done, in all).
@@ -120,25 +121,18 @@ def walk_layers(
     """
     modules, decoder, texts = attention_modules(model), decoder_of(model), calibration.texts
     order = [layer for layer in modules if layer in layers]
+    places = decoder.place_of if can_restart(model) else {}
     batches = list(batches_by_tokens([len(text) for text in texts], calibration.batch_tokens))
     entering: list[Tensor | None] = [None] * len(batches)  # what enters the decoder layer `start` in each of them
     start = done = 0
     for layer in order:
-        place, found = decoder.place_of.get(layer), Covariance()
+        place, found = places.get(layer), Covariance()
         for number, batch in enumerate(batches):
-            tokens, mask, counted = batch_of(model, [texts[i] for i in batch])
             with (
                 decoder.starting_at(start, entering[number]),
                 decoder.inputs_kept([] if place is None else [place]) as kept,
-                torch.inference_mode(),
-                _added(modules, counted, {layer: found}),
             ):
-                try:
-                    model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
-                except torch.OutOfMemoryError as error:
-                    raise ModelError(
-                        f"A batch of {tokens.numel()} tokens does not fit in memory. Use a smaller --batch-tokens (batch_tokens)."
-                    ) from error
+                _read(model, [texts[i] for i in batch], modules, {layer: found})
             entering[number] = kept[0] if kept else None
             done += len(batch)
             progress(done, len(order) * len(texts))
@@ -150,9 +144,14 @@ class _Enough(Exception):
     """Every layer that was asked for has been read."""
 
 
-@contextmanager
-def _added(modules: dict[int, nn.Module], counted: Tensor, to: dict[int, Statistic]) -> Iterator[None]:
-    """Inside, a pass adds what each layer of ``to`` gives its output projection, where ``counted``; at the last it ends."""
+def _read(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], modules: dict[int, nn.Module], to: dict[int, Statistic]
+) -> None:
+    """A pass that adds what each layer of ``to`` gives its output projection, and ends at the last of them.
+
+    One that fails has added some of it, so a batch is not tried again in parts.
+    """
+    tokens, mask, counted = batch_of(model, rows)
     last = [*to][-1]
 
     def adding(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -166,5 +165,12 @@ def _added(modules: dict[int, nn.Module], counted: Tensor, to: dict[int, Statist
     with ExitStack() as stack:
         for layer in to:
             stack.callback(output_projection(modules[layer]).register_forward_pre_hook(adding(layer)).remove)
-        with suppress(_Enough):
-            yield
+        try:
+            with torch.inference_mode(), suppress(_Enough):
+                model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not out_of_memory(error):
+                raise
+            raise ModelError(
+                f"A batch of {tokens.numel()} tokens does not fit in memory. Use a smaller --batch-tokens (batch_tokens)."
+            ) from error

@@ -9,19 +9,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from headcount.errors import RunError
 from headcount.store.files import NOTED, checksum, damaged, read_file
-from headcount.units import LayerUnits, UnitMap
+from headcount.units import Count, LayerUnits, UnitMap
 
 #: Inputs, or questions, whose results are written together.
 SHARD = 256
 _DEEPEST = 32
 
-Count = Annotated[int, Field(ge=0, le=10**9)]
-MOST_HEADS = 65_536
-Heads = Annotated[int, Field(ge=1, le=MOST_HEADS)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -35,23 +41,16 @@ class Facts(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
-class Layer(Facts):
-    """As ``LayerUnits.facts`` gives it."""
+def _fits(layer: LayerUnits) -> LayerUnits:
+    heads, groups, index = layer.num_attention_heads, layer.num_key_value_heads, layer.key_value_index
+    if index is None and heads % groups:
+        raise ValueError(f"{heads} query heads cannot share {groups} key-value heads evenly")
+    if index is not None and (len(index) != heads or max(index) >= groups):
+        raise ValueError(f"each of {heads} query heads uses one of {groups} key-value heads")
+    return layer
 
-    index: Count
-    num_attention_heads: Heads
-    num_key_value_heads: Heads
-    head_dim: Heads
-    key_value_index: list[Count] | None = None
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        heads, groups, index = self.num_attention_heads, self.num_key_value_heads, self.key_value_index
-        if index is None and heads % groups:
-            raise ValueError(f"{heads} query heads cannot share {groups} key-value heads evenly")
-        if index is not None and (len(index) != heads or max(index) >= groups):
-            raise ValueError(f"each of {heads} query heads uses one of {groups} key-value heads")
-        return self
+Layer = Annotated[LayerUnits, AfterValidator(_fits), PlainSerializer(LayerUnits.facts)]
 
 
 class ModelFacts(Facts):
@@ -71,8 +70,7 @@ class ModelFacts(Facts):
     @property
     def units(self) -> UnitMap | None:
         """Which heads the model has; None where that is not said."""
-        layers = tuple(LayerUnits(**layer.facts()) for layer in self.layers)
-        return UnitMap(layers=layers) if layers else None
+        return UnitMap(layers=tuple(self.layers)) if self.layers else None
 
 
 class DataFacts(Facts):

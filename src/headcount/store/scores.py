@@ -18,7 +18,7 @@ from xarray.core import indexing
 from headcount.errors import InputError
 from headcount.store.files import Shard, checksum, damaged, open_file
 from headcount.store.headers import Header, read_header
-from headcount.store.manifest import MOST_HEADS
+from headcount.units import MOST_HEADS
 
 DTYPES = ("float32", "float16")
 _TYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8"}

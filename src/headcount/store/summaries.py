@@ -17,8 +17,8 @@ from safetensors.numpy import save as save_safetensors
 
 from headcount.store.files import Shard, damaged, read_shard, shards, write_shard
 from headcount.store.headers import Header, read_header
-from headcount.store.manifest import MOST_HEADS
 from headcount.summaries import FINE_BITS, HEAD_BITS, HEAD_SPAN, Counts, Moments, ScoreSummary, Summary
+from headcount.units import MOST_HEADS
 
 #: Shards that are added up into one file: what a damaged file costs at most.
 _SEGMENT = 64

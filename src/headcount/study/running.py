@@ -124,7 +124,7 @@ def _run_cell(
             progress=announce(f"measuring {len(scores)} scores"),
         )  # fmt: skip
         cuts = find_thresholds(run, study.shares) if study.shares else None
-        rule, search = study.rule(), study.share_search()
+        rule, search = study.rule(), study.search
         if not study.ask or not facts.num_questions:
             return
         if search is not None and rule is not None:
@@ -186,7 +186,7 @@ def _is_finished(path: Path, study: Study, command: str) -> bool:
             return False
         if not study.ask or not progress.num_questions:
             return True
-        if search := study.share_search():
+        if search := study.search:
             known = run.manifest.searched
             if known is None or not asdict(search).items() <= known.facts().items():
                 return False

@@ -4,6 +4,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
+from inspect import signature
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -133,23 +134,6 @@ def _kind(given: Any) -> str:
 _Data = Annotated[Annotated[Tasks, Tag("tasks")] | Annotated[Texts, Tag("texts")], Discriminator(_kind)]
 
 
-class Rule(_Spec):
-    """When to stop asking questions under a policy, as ``headcount.UntilDecided``."""
-
-    metric: str = "acc"
-    margin: float = Field(default=0.01, ge=0, lt=1)
-    confidence: float = Field(default=0.95, gt=0, lt=1)
-    questions_a_look: int = Field(default=64, ge=1)
-    higher_is_better: bool | None = None
-
-
-class ShareRange(_Spec):
-    """Where the removable share of a score is looked for, as ``headcount.analysis.ShareSearch``."""
-
-    largest: float = Field(default=0.30, gt=0, le=1)
-    resolution: float = Field(default=0.01, gt=0, lt=1)
-
-
 #: ``true`` stands for the section as it is by default, ``false`` for none.
 _SWITCH = BeforeValidator(lambda given: {} if given is True else None if given is False else given)
 
@@ -195,8 +179,8 @@ class Study(_Spec):
     scores: _Names = ("all",)
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = SHARES
     ask: bool = True
-    until_decided: Annotated[Rule | None, _SWITCH] = None
-    search: Annotated[ShareRange | None, _SWITCH] = None
+    until_decided: Annotated[UntilDecided | None, _SWITCH] = None
+    search: Annotated[ShareSearch | None, _SWITCH] = None
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     batch_tokens: int = Field(default=4096, ge=1)
@@ -284,12 +268,7 @@ class Study(_Spec):
 
     def rule(self) -> UntilDecided | None:
         """When to stop asking under a policy; None to ask every question."""
-        given = self.until_decided or (Rule() if self.search else None)
-        return given and UntilDecided(**given.model_dump())
-
-    def share_search(self) -> ShareSearch | None:
-        """Where to look for removable shares; None to ask at every share."""
-        return self.search and ShareSearch(**self.search.model_dump())
+        return self.until_decided or (UntilDecided() if self.search else None)
 
     def num_policies(self, scores: Sequence[str] = ()) -> int:
         """Policies to ask under, the untouched model among them; 0 if nothing is to be asked. Of ``scores``, if given.
@@ -299,7 +278,7 @@ class Study(_Spec):
         if not self.ask or not (self.shares or self.search):
             return 0
         ids = scores or self.score_ids()
-        if search := self.share_search():
+        if search := self.search:
             return 1 + len(ids) * search.bisections()
         random = "random" in ids
         return 1 + len({share for share in self.shares if share > 0}) * (len(ids) - random + random * len(self.seeds))
@@ -329,11 +308,11 @@ def _wrong(details: Any) -> str:
     kind = place.pop(2) if place[0] == "data" and len(place) > 2 else None
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place).lstrip(".")
     cause = details.get("ctx", {}).get("error")
-    if details["type"] == "extra_forbidden":
+    if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
         data = Texts if kind == "texts" else Tasks
-        parts = {"models": ModelSpec, "data": data, "until_decided": Rule, "search": ShareRange}
+        parts = {"models": ModelSpec, "data": data, "until_decided": UntilDecided, "search": ShareSearch}
         spec = Study if len(place) == 1 else parts[place[0]]
-        said = f"there is no such field. {nearest(str(place[-1]), spec.model_fields)}"
+        said = f"there is no such field. {nearest(str(place[-1]), signature(spec).parameters)}"
     elif details["type"] == "missing":
         said = "is missing."
     elif details["type"] == "too_short":
