@@ -13,6 +13,7 @@ from headcount.attention.kernel import KernelUnavailable, load_kernel
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("HEADCOUNT_CACHE", str(tmp_path))
+    monkeypatch.setattr(kernel, "_FLAGS", ["-O0", *kernel._FLAGS[1:]])  # is built in a fraction of the time
     load_kernel.cache_clear()
     yield
     load_kernel.cache_clear()
