@@ -12,7 +12,7 @@ from headcount.errors import HeadcountError
 from headcount.store import begin_run, open_run
 from headcount.store.files import checksum
 from headcount.study.folder import open_study
-from headcount.study.progress import run_progress, study_progress, whats_left
+from headcount.study.progress import study_progress, whats_left
 from headcount.summaries import Summary
 from tests.cli.finished import FACTS, scores
 from tests.cli.test_damage import LOOKS, LOOKS_AT_STUDIES
@@ -39,7 +39,7 @@ def put(facts, path, value):
 
 def read_all():
     run = open_run("run")
-    known = (run.thresholds(), run.metrics(), run.outcomes(), run.summary(), run.missing(), run_progress(run))
+    known = (run.thresholds(), run.metrics(), run.outcomes(), run.summary(), run.missing())
     scores = run.scores()
     return known, whats_left(run), repr(run), run.manifest.model.units, scores is None or scores.load()
 

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from headcount.report.result_tables import result_tables
 
 from headcount.report import RunResults, render_page
+from headcount.report.results import Report
+from headcount.report.sections import result_tables
 from headcount.report.wording import shown
 from headcount.thresholding import thresholds
 from tests.report.conftest import (
@@ -227,10 +228,10 @@ def save(page, id):
 
 def test_downloads_hold_the_tables(window, results):
     page = window.fresh()
-    for table in result_tables([results]):
+    for table in result_tables(Report([results])):
         assert save(page, table.id) == table.csv()
     buttons = page.locator("[data-csv]").evaluate_all("all => all.map(button => button.dataset.csv)")
-    assert sorted(buttons) == sorted(["head-map", *(table.id for table in result_tables([results]))])
+    assert sorted(buttons) == sorted(["head-map", *(table.id for table in result_tables(Report([results])))])
 
 
 def test_the_head_map_downloads_as_shown(window, results):
