@@ -113,12 +113,12 @@ def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, units: UnitMap) 
         score; NaN for a group of which that never holds, and for one that a layer does not have.
 
     Raises:
-        InputError: no score with thresholds, or a units of other layers than the scores'.
+        InputError: no score with thresholds, or units of other layers than the scores'.
     """
     names = common_scores(scores, thresholds)
     if units.layer_indices != scores["layer"].values.tolist():
         raise InputError(
-            f"The units has layers {units.layer_indices}, the scores {scores['layer'].values.tolist()}. "
+            f"This map of units has layers {units.layer_indices}, the scores {scores['layer'].values.tolist()}. "
             "Pass that of the model that was measured."
         )
     most = max(len(layer.members("group")) for layer in units.layers)

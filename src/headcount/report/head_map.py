@@ -141,7 +141,7 @@ def _groups(layer: LayerUnits | None, heads: int) -> int | list[int]:
     if shared := layer.key_value_index:
         known = shared[:heads]
         return [*known, *[known[-1]] * (heads - len(known))]
-    return layer.num_attention_heads // layer.num_key_value_heads
+    return layer.group_size
 
 
 def score_facts(name: str, table: Table) -> dict[str, str]:
