@@ -24,10 +24,7 @@ from headcount.metrics import Metric, directed, directions_of
 from headcount.report import RunResults, plot, print_decided, print_tables, render_page
 from headcount.report.overview import print_overview
 from headcount.report.results import Report
-from headcount.report.sections import result_tables
-from headcount.report.sections.accuracy import SECTION as ACCURACY
-from headcount.report.sections.comparison import SECTION as COMPARISON
-from headcount.report.sections.paper import SECTION as PAPER
+from headcount.report.sections import comparison, paper, result_tables
 from headcount.report.wording import answer, caveats
 from headcount.store import Manifest
 from tests.report.conftest import results_of
@@ -213,7 +210,7 @@ def test_words_say_which_way_and_in_which_unit(outcomes):
     assert cells["Words"][:2] == ["35.2", "35.2"]  # 40 − 8 · 0.6, and 0.04 more
     assert not any("%" in cell for cell in cells["Words"])
     assert cells["Change [95%]"][2].startswith("+1.20 [")  # 30 of 200 answers, 8 words each
-    floors = {metric: ACCURACY.data(Report([run]))["floor"] for metric, run in results.items()}
+    floors = {metric: accuracy.data(Report([run]))["floor"] for metric, run in results.items()}
     assert floors == {"err": pytest.approx(41.0), "words": pytest.approx(35.21)}
     options = {"margin": 0.01, "confidence": 0.95}
     run = results["err"]
@@ -255,7 +252,7 @@ def test_every_section_of_a_page_is_by_the_metric(outcomes):
     assert "Which score keeps err lowest over its whole curve?" in said
     assert "the curve of err against realised share" in said
     assert "last crosses the line 1 point above the untouched model" in said
-    assert PAPER.data(Report([run])) is None
+    assert paper.data(Report([run])) is None
     assert "This run's are of err, which is better when lower: they cannot stand beside those." in said
     run, said = page_of(outcomes, "words")
     assert "last crosses the line 0.01 above the untouched model" in said
@@ -277,7 +274,7 @@ def test_runs_compared_are_said_to_be_by_their_own_metrics(outcomes):
         results_of(manifest={"model": {"name": metric}, "settings": {"metric": metric}}, outcomes=outcomes)
         for metric in ("err", "words", "acc")
     ]
-    assert COMPARISON.data(Report(runs[:1] * 2))["metric"] == "Err, lower is better"
+    assert comparison.data(Report(runs[:1] * 2))["metric"] == "Err, lower is better"
     table = {table.id: table for table in result_tables(Report(runs))}["comparison-removable"]
     assert table.title == "Share of heads that can be zeroed within 1 point or 0.01, run by run"
     assert "By err, lower is better; words, lower is better; accuracy." in table.note
@@ -286,7 +283,7 @@ def test_runs_compared_are_said_to_be_by_their_own_metrics(outcomes):
     assert "Err, lower is better; words, lower is better; accuracy, relative to each untouched model" in said
     spotless = outcomes.assign(err=np.where(outcomes["policy"] == "baseline", 0.0, outcomes["err"]))
     runs[1] = results_of(manifest={"model": {"name": "none"}, "settings": {"metric": "err"}}, outcomes=spotless)
-    data = COMPARISON.data(Report(runs))
+    data = comparison.data(Report(runs))
     assert data["unrelated"] == ["none"]
     assert {line["run"] for lines in data["curves"].values() for line in lines} == {0, 2}
     assert "Not drawn: none." in " ".join(text_of(render_page(runs)).split())

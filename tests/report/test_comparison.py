@@ -9,13 +9,7 @@ from headcount.published import published_curves
 from headcount.report import render_page
 from headcount.report.published import paper_ranks
 from headcount.report.results import Report
-from headcount.report.sections import result_tables
-from headcount.report.sections.agreement import SECTION as AGREEMENT
-from headcount.report.sections.comparison import SECTION as COMPARISON
-from headcount.report.sections.layers import SECTION as LAYERS
-from headcount.report.sections.paper import SECTION as PAPER
-from headcount.report.sections.ranks import SECTION as RANKS
-from headcount.report.sections.stability import SECTION as STABILITY
+from headcount.report.sections import agreement, comparison, layers, paper, ranks, result_tables, stability
 from tests.report.conftest import make_outcomes, make_results, make_scores, manifest, results_of
 from tests.report.test_page import text_of
 
@@ -50,19 +44,19 @@ def test_benchmarks_are_runs_of_the_same_weights(runs):
 
 
 def test_stability_is_of_the_first_runs_model(runs):
-    data = STABILITY.data(Report(runs))
+    data = stability.data(Report(runs))
     assert data["benchmarks"] == ["arc_easy", "piqa"]
     at = data["shares"].index(0.15)
     line = data["lines"][0]
     cuts = [runs[k].cuts["ahon_ln"].sel(share=0.15).item() for k in (0, 1)]
     assert line["threshold"][at] == pytest.approx(cuts, rel=1e-5)
     assert line["y"][at] == pytest.approx([cut / np.mean(cuts) for cut in cuts], rel=1e-4)
-    assert STABILITY.data(Report(runs[:1])) is None
+    assert stability.data(Report(runs[:1])) is None
 
 
 def test_comparison_sets_quantiles_and_relative_accuracy_beside_one_another(runs):
     apart = distances({"a": runs[0].scores, "b": runs[1].scores, "c": runs[2].scores})
-    data = COMPARISON.data(Report(runs))
+    data = comparison.data(Report(runs))
     assert data["runs"] == ["model, arc_easy", "model, piqa", "tuned, arc_easy"]
     panel = next(panel for panel in data["panels"] if panel["score"] == "awft")
     assert panel["runs"] == [0, 1, 2]
@@ -72,16 +66,16 @@ def test_comparison_sets_quantiles_and_relative_accuracy_beside_one_another(runs
         assert values[100] == pytest.approx(float(runs[k].scores["awft"].max()), rel=1e-5)
     curve = data["curves"]["random"][1]
     assert curve["y"][0] == 100.0
-    assert COMPARISON.data(Report(runs[:1])) is None
+    assert comparison.data(Report(runs[:1])) is None
 
 
 def test_agreement_and_layers_are_the_analysis(runs):
-    data = AGREEMENT.data(Report(runs))
-    agreement = score_agreement(runs[0].scores, runs[0].cuts)
-    np.testing.assert_allclose(data["kinds"]["precision"][2], agreement["precision"][2], atol=1e-3)
-    layers = LAYERS.data(Report(runs))
-    assert layers["layers"] == list(range(30))
-    panel = layers["panels"][0]
+    data = agreement.data(Report(runs))
+    expected = score_agreement(runs[0].scores, runs[0].cuts)
+    np.testing.assert_allclose(data["kinds"]["precision"][2], expected["precision"][2], atol=1e-3)
+    profile = layers.data(Report(runs))
+    assert profile["layers"] == list(range(30))
+    panel = profile["panels"][0]
     assert panel["q50"][3] == pytest.approx(float(runs[0].scores["ahon_ln"][:, 3].median()), rel=1e-5)
     values = runs[0].scores["ahon_ln"].to_numpy()[:, 3]
     assert panel["often"][2][3] == pytest.approx((values < runs[0].cuts["ahon_ln"][2].item()).mean(), rel=1e-3)
@@ -90,7 +84,7 @@ def test_agreement_and_layers_are_the_analysis(runs):
 def test_ranks_by_task_stand_beside_all_questions():
     rows = [make_outcomes(task="a", questions=400), make_outcomes(task="b", questions=100)]
     both = run(outcomes=pd.concat(rows, ignore_index=True))
-    data = RANKS.data(Report([both]))
+    data = ranks.data(Report([both]))
     assert data["tasks"] == ["all questions", "a", "b"]
     assert sorted(data["ranks"][0]) == [1, 2, 3, 4]
     scores = [line["score"] for line in data["scores"]]
@@ -115,7 +109,7 @@ def test_paper_ranks_are_among_the_scores_given():
 
 
 def test_the_papers_models_are_all_there(runs):
-    data = PAPER.data(Report(runs))
+    data = paper.data(Report(runs))
     assert len(data["models"]) == 14
     scores = [line["score"] for line in data["scores"]]
     assert data["own"][scores.index("aeqd")] is None

@@ -1,7 +1,5 @@
 """How large a share of the heads can be zeroed before accuracy falls by more than a margin."""
 
-from collections.abc import Iterator, Sequence
-
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
@@ -11,8 +9,6 @@ from headcount.analysis.bootstrap import check_confidence, interval, resampled_m
 from headcount.analysis.outcomes import pair_outcomes
 from headcount.analysis.statistics import Statistics
 from headcount.errors import InputError
-
-_Curves = tuple[NDArray[np.float64], NDArray[np.float64]]  # shares and gains, each [curve, point]
 
 #: Of ``removable_table``.
 COLUMNS = ["curve", "removable_share", "is_lower_bound", "low", "high", "share_shown", "largest_share_measured"]
@@ -89,24 +85,6 @@ def removable_table(
         InputError: no baseline, an unknown metric or one of which is not known which way it is better, no common
             questions, a margin below 0, or a confidence outside 0…1.
     """
-    of_metric = {"metric": metric, "higher_is_better": higher_is_better}
-    draws = {"confidence": confidence, "resamples": resamples, "seed": seed}
-    both = removable_tables(outcomes, **of_metric, margin=margin, **draws, margins=[relative])
-    return next(both)
-
-
-def removable_tables(
-    outcomes: pd.DataFrame,
-    *,
-    metric: str,
-    higher_is_better: bool | None,
-    margin: float,
-    confidence: float,
-    resamples: int,
-    seed: int,
-    margins: Sequence[bool] = (False, True),
-) -> Iterator[pd.DataFrame]:
-    """``removable_table`` with each of ``margins`` (whether it is relative), from the same draws."""
     check_confidence(confidence)
     if not margin >= 0:
         raise InputError(
@@ -119,40 +97,29 @@ def removable_tables(
     values = np.hstack([paired.share_off, paired.gain, paired.values[:, :1]])  # [question, 2 · policy + 1]
     samples = resampled_means(values, paired.tasks, resamples=resamples, rng=rng)
     measured = np.nanmean(values, axis=0, keepdims=True)
-    for relative in margins:
-        floors = [
-            -margin * np.abs(means[:, -1]) if relative else np.full(len(means), -margin)
-            for means in (measured, samples)
-        ]
-        judged = accuracy_table(
-            outcomes, metric=metric, higher_is_better=higher_is_better, margin=abs(float(floors[0][0])),
-            confidence=confidence, resamples=resamples, seed=seed,
-        )  # fmt: skip
-        rows = []
-        for curve in dict.fromkeys(filter(None, paired.curves)):
-            points = [i for i, other in enumerate(paired.curves) if other == curve]
-            shown = _share_shown(judged.iloc[points])
-            of_curve = [_curves(means[:, :-1], points) for means in (measured, samples)]
-            found = _removable(*of_curve, floors, shown=shown, confidence=confidence, tasks=paired.tasks)
-            rows.append((curve, *found))
-        yield pd.DataFrame(rows, columns=COLUMNS)
-
-
-def _removable(
-    measured: _Curves, samples: _Curves, floors: list[NDArray[np.float64]], *,
-    shown: float, confidence: float, tasks: NDArray[np.integer],
-) -> tuple[float, bool, float, float, float, float]:  # fmt: skip
-    """One curve's row of the table."""
-    removable, is_lower_bound = _last_crossings(*measured, floors[0])
-    largest = float(measured[0].max())
-    crossings, never = _last_crossings(*samples, floors[1])
-    bounds = interval(np.where(never, largest, np.minimum(crossings, largest))[:, None], confidence, tasks)
-    low, high = (float(bound[0]) for bound in bounds)
-    if np.isnan(samples[1][:, 1:]).all():  # one question: it could be anywhere
-        low, high = 0.0, largest
-    if low >= largest:  # no draw falls below: where hardly a question changed, resampling takes luck for certainty
-        low = shown
-    return float(removable[0]), bool(is_lower_bound[0]), low, high, shown, largest
+    floors = [
+        -margin * np.abs(means[:, -1]) if relative else np.full(len(means), -margin) for means in (measured, samples)
+    ]
+    judged = accuracy_table(
+        outcomes, metric=metric, higher_is_better=higher_is_better, margin=abs(float(floors[0][0])),
+        confidence=confidence, resamples=resamples, seed=seed,
+    )  # fmt: skip
+    rows = []
+    for curve in dict.fromkeys(filter(None, paired.curves)):
+        points = [i for i, other in enumerate(paired.curves) if other == curve]
+        x, y = _curves(measured[:, :-1], points)
+        removable, is_lower_bound = _last_crossings(x, y, floors[0])
+        largest = float(x.max())
+        crossings, never = _last_crossings(*_curves(samples[:, :-1], points), floors[1])
+        bounds = interval(np.where(never, largest, np.minimum(crossings, largest))[:, None], confidence, paired.tasks)
+        low, high = (float(bound[0]) for bound in bounds)
+        if np.isnan(samples[0, 0]):  # one question: it could be anywhere
+            low, high = 0.0, largest
+        shown = _share_shown(judged.iloc[points])
+        if low >= largest:  # no draw falls below: where hardly a question changed, resampling takes luck for certainty
+            low = shown
+        rows.append((curve, float(removable[0]), bool(is_lower_bound[0]), low, high, shown, largest))
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def _share_shown(judged: pd.DataFrame) -> float:
@@ -162,7 +129,7 @@ def _share_shown(judged: pd.DataFrame) -> float:
     return float(np.max(ordered["share_realised"].to_numpy()[shown], initial=0.0))
 
 
-def _curves(means: NDArray[np.float64], points: list[int]) -> _Curves:
+def _curves(means: NDArray[np.float64], points: list[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Shares and gains, [curve, point], from ``means`` [curve, 2 · policy]; (0, 0) stands first."""
     share, gain = np.hsplit(means, 2)
     origin = np.zeros((len(means), 1))

@@ -22,7 +22,7 @@ from headcount.analysis.distributions import cumulative, distances, layer_profil
 from headcount.analysis.divergence import divergence_table
 from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
 from headcount.analysis.outcomes import by_benchmark, check_metric, main_metric
-from headcount.analysis.removable import COLUMNS, removable_tables
+from headcount.analysis.removable import COLUMNS, removable_table
 from headcount.analysis.search import decided_shares
 from headcount.analysis.sequential import UntilDecided
 from headcount.analysis.stability import head_stability, threshold_stability, threshold_transfer
@@ -39,40 +39,33 @@ class Answers:
         outcomes: one row a policy and question.
         metric: that accuracy is measured by; as from ``main_metric`` if not given, so None where there is none.
         higher_is_better: which way it is better, where its tasks are not to be asked.
-        statistics: of the tables.
     """
 
     def __init__(
-        self,
-        outcomes: pd.DataFrame,
-        *,
-        metric: str | None = None,
-        higher_is_better: bool | None = None,
+        self, outcomes: pd.DataFrame, *, metric: str | None = None, higher_is_better: bool | None = None,
         statistics: Statistics | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.outcomes, self.statistics = outcomes, statistics or Statistics()
         self.metric = metric or main_metric(outcomes)
-        self._of_metric = {"metric": self.metric, "higher_is_better": higher_is_better}
+        self.of_metric = {"metric": self.metric, "higher_is_better": higher_is_better}
 
     @cached_property
     def judged(self) -> Metric:
         """``metric``, and which way it is better. Raises InputError for one that the outcomes do not have."""
         name = check_metric(self.outcomes, str(self.metric))
-        return Metric.of(self.outcomes, name, self._of_metric["higher_is_better"])
+        return Metric.of(self.outcomes, name, self.of_metric["higher_is_better"])
 
     @cached_property
     def accuracy(self) -> pd.DataFrame:
         """As from ``accuracy_table``. Raises InputError without a baseline or the metric."""
-        return accuracy_table(self.outcomes, **self._of_metric, **vars(self.statistics))
+        return accuracy_table(self.outcomes, **self.of_metric, **vars(self.statistics))
 
     @cached_property
     def removable(self) -> pd.DataFrame:
-        """As from ``removable_table``, and beside it with the relative margin; of a metric that is not judged no row."""
+        """As from ``removable_table``; of a metric that is not judged no row."""
         if self.judged.higher_is_better is None:
             return pd.DataFrame({name: [] for name in COLUMNS})
-        absolute, relative = removable_tables(self.outcomes, **self._of_metric, **vars(self.statistics))
-        ends = ["removable_share", "is_lower_bound", "low", "high", "share_shown"]
-        return absolute.join(relative[ends].add_suffix("_relative"))
+        return removable_table(self.outcomes, **self.of_metric, **vars(self.statistics))
 
     @cached_property
     def divergence(self) -> pd.DataFrame:
@@ -100,9 +93,7 @@ class RunTables:
         scores: one variable a score, dims (example, layer, head), or their summary.
         thresholds: one variable a score, dim (share,).
         units: the model's layers.
-        metric: as ``Answers`` takes it.
-        higher_is_better: as ``Answers`` takes it.
-        statistics: of all tables.
+        metric, higher_is_better, statistics: as ``Answers`` takes them.
     """
 
     model: str = ""
@@ -154,14 +145,19 @@ class RunTables:
             return None
         return head_frequency(self.scores, self.thresholds)
 
+    @property
+    def known_units(self) -> UnitMap | None:
+        """``units``; None where they are of other layers than the scores."""
+        if self.units is None or not isinstance(self.scores, xr.Dataset):
+            return self.units
+        return self.units if self.units.layer_indices == self.scores["layer"].values.tolist() else None
+
     @cached_property
     def groups(self) -> xr.Dataset | None:
         """As from ``group_frequency``; None from a summary."""
-        if not isinstance(self.scores, xr.Dataset) or self.thresholds is None or self.units is None:
+        if not isinstance(self.scores, xr.Dataset) or self.thresholds is None or self.known_units is None:
             return None
-        if self.units.layer_indices != self.scores["layer"].values.tolist():  # those of other layers
-            return None
-        return group_frequency(self.scores, self.thresholds, self.units)
+        return group_frequency(self.scores, self.thresholds, self.known_units)
 
     @cached_property
     def inactive(self) -> pd.DataFrame | None:
@@ -175,16 +171,6 @@ class RunTables:
             return None
         return score_agreement(self.scores, self.thresholds)
 
-    @cached_property
-    def layers(self) -> pd.DataFrame | None:
-        """As from ``layer_profile``; None from a summary."""
-        return layer_profile(self.scores) if isinstance(self.scores, xr.Dataset) else None
-
-    @cached_property
-    def cumulative(self) -> pd.DataFrame | None:
-        """As from ``cumulative``."""
-        return None if self.scores is None else cumulative(self.scores)
-
 
 def _accuracy(answers: Answers) -> pd.DataFrame | None:
     return None if answers.metric is None else answers.accuracy.assign(metric=answers.metric)
@@ -197,7 +183,10 @@ def _points(answers: Answers) -> pd.DataFrame | None:
 
 
 def _removable(answers: Answers) -> pd.DataFrame | None:
-    return None if answers.metric is None else answers.removable
+    if answers.metric is None or answers.removable.empty:
+        return None
+    relative = removable_table(answers.outcomes, **answers.of_metric, **vars(answers.statistics), relative=True)
+    return answers.removable.join(relative[COLUMNS[1:-1]].add_suffix("_relative"))
 
 
 #: A study's tables in their order, by where their rows come from. Of answers, with model and task (a benchmark) in front:
@@ -215,8 +204,8 @@ _OF_RUNS: Mapping[str, Callable[[RunTables], pd.DataFrame | None]] = {
     "inactive": lambda run: run.inactive,
     "heads": lambda run: _long(run.frequency, "frequency"),
     "groups": lambda run: _long(run.groups, "frequency"),
-    "layers": lambda run: run.layers,
-    "cumulative": lambda run: run.cumulative,
+    "layers": lambda run: layer_profile(run.scores) if isinstance(run.scores, xr.Dataset) else None,
+    "cumulative": lambda run: None if run.scores is None else cumulative(run.scores),
 }
 
 

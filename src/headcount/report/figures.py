@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from headcount.errors import InputError, nearest
 from headcount.report.plot.paper import TEMPLATES, paper_style
 from headcount.report.results import Report, RunResults
-from headcount.report.sections import SECTIONS, result_tables
+from headcount.report.sections import of_each, result_tables
 from headcount.store.whole import files_together
 
 # What would make two runs of the same command differ is left out.
@@ -45,7 +45,7 @@ def write_figures(runs: Sequence[RunResults], folder: Path, *, template: str = "
 
 def _files(runs: Sequence[RunResults], folder: Path, template: str) -> Iterator[Path]:
     report = Report(runs)
-    for drawing in (drawing for section in SECTIONS for drawing in section.figures(report)):
+    for drawing in (drawing for of_section in of_each("figures", report).values() for drawing in of_section):
         width = getattr(TEMPLATES[template], drawing.width)
         with paper_style(), warnings.catch_warnings():
             warnings.filterwarnings(

@@ -1,7 +1,6 @@
 """The tables of an analysis in a terminal, readable at 80 columns: those that matter, at one share."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -10,7 +9,8 @@ from headcount.analysis import Statistics
 from headcount.metrics import Metric
 from headcount.policies import RANDOM
 from headcount.published import published_table
-from headcount.report.tables import cell, nearest_share, table
+from headcount.report import wording
+from headcount.report.tables import nearest_share, num, table, text
 from headcount.report.terminal import (
     DIVERGENCE_NOTE,
     print_decided,
@@ -18,18 +18,6 @@ from headcount.report.terminal import (
     print_note,
     print_removable_by_curve,
     relative_share,
-)
-from headcount.report.wording import (
-    fall_name,
-    judged_in,
-    left_out,
-    margins_of,
-    names_of,
-    percent,
-    ratio,
-    removable_with_interval,
-    rows,
-    shown,
 )
 
 #: Columns of Table 2 of the paper.
@@ -58,7 +46,7 @@ def print_overview(
         columns = [column for column in TABLE_2 if column in tables["by_curve"]]
         judged = [metric for metric in metrics.values() if metric.higher_is_better is not None]
         console.print()
-        title = f"Heads that can be zeroed within {margins_of(Statistics.margin, judged)}, percent"
+        title = f"Heads that can be zeroed within {wording.margins_of(Statistics.margin, judged)}, percent"
         print_removable_by_curve(console, tables["by_curve"], columns, title=title)
         beside_paper = any(metric.is_accuracy for metric in judged)
         if published and beside_paper:
@@ -68,7 +56,7 @@ def print_overview(
         if "ranks" in tables:
             _ranks(console, tables["ranks"], set(tables["by_curve"]["model"]))
             if published and not beside_paper:
-                print_note(console, f"Published ranks are by accuracy, these by {names_of(judged)}.")
+                print_note(console, f"Published ranks are by accuracy, these by {wording.names_of(judged)}.")
     for name, show in (
         ("divergence", _divergence),
         ("inactive", _inactive),
@@ -87,31 +75,31 @@ def print_overview(
 
 
 def _parts(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """The rows of each model and task, or data, with a line between what is printed of them."""
+    """The rows of each model and task, or data."""
     for key, part in frame.groupby(["model", by], sort=False):
         model, name = (str(label) for label in key)
         yield model, name, part
 
 
 def _named(model: str, name: str) -> str:
-    return f"{shown(model, 40)}, {shown(name, 24)}"
+    return f"{wording.shown(model, 40)}, {wording.shown(name, 24)}"
 
 
 def _not_judged(console: Console, accuracy: pd.DataFrame) -> None:
     """Of which benchmarks no change is judged, and of which questions were left out."""
     for model, task, of_task in _parts(accuracy, "task"):
-        metric = judged_in(of_task)
+        metric = wording.judged_in(of_task)
         said = [] if metric.higher_is_better is not None else [
-            f"Which way {shown(metric.name, 40)} is better is not known, or not the same in all tasks: its changes are not "
-            "judged. Say it with --higher-is-better or --lower-is-better, or analyse the tasks one at a time."
+            f"Which way {wording.shown(metric.name, 40)} is better is not known, or not the same in all tasks: its changes "
+            "are not judged. Say it with --higher-is-better or --lower-is-better, or analyse the tasks one at a time."
         ]  # fmt: skip
-        for sentence in said + left_out(of_task, metric):
+        for sentence in said + wording.left_out(of_task, metric):
             print_note(console, f"{_named(model, task)}: {sentence}")
 
 
 def _metrics(accuracy: pd.DataFrame) -> dict[tuple[str, str], Metric]:
     """(model, task) → what it was judged by."""
-    return {(model, task): judged_in(of_task) for model, task, of_task in _parts(accuracy, "task")}
+    return {(model, task): wording.judged_in(of_task) for model, task, of_task in _parts(accuracy, "task")}
 
 
 def _removable(console: Console, removable: pd.DataFrame, metrics: Mapping[tuple[str, str], Metric]) -> None:
@@ -119,18 +107,16 @@ def _removable(console: Console, removable: pd.DataFrame, metrics: Mapping[tuple
         metric = metrics[model, task]
         made = table(
             "removable",
-            f"{_named(model, task)}: within {fall_name(Statistics.margin, metric)}"
-            + f" of {names_of([metric])}" * (metric.name not in ("", "acc")),
+            f"{_named(model, task)}: within {wording.fall_name(Statistics.margin, metric)}"
+            + f" of {wording.names_of([metric])}" * (metric.name not in ("", "acc")),
             "",
             group.sort_values("removable_share", ascending=False, kind="stable"),
             [
-                ("Score", lambda row: shown(row.curve, 40), False),
-                ("Removable [95%]", removable_with_interval, True),
-                ("Shown", lambda row: percent(row.share_shown), True),
-                ("Relative", relative_share, True),
-                ("Rank", lambda row: f"{row.rank:g}", True),
+                text("Score", lambda row: wording.shown(row.curve, 40)),
+                num("Removable [95%]", wording.removable_with_interval), num("Shown", "share_shown", wording.percent),
+                num("Relative", relative_share), num("Rank", "rank", "{:g}".format),
             ],
-        )
+        )  # fmt: skip
         if number:
             console.print()
         console.print(made.terminal())
@@ -150,7 +136,7 @@ def _decided(console: Console, decided: pd.DataFrame) -> None:
     for number, (model, data, of_run) in enumerate(_parts(decided, "data")):
         if number:
             console.print()
-        name = f"{_named(model, data)}, {rows(of_run)[0].metric}"
+        name = f"{_named(model, data)}, {wording.rows(of_run)[0].metric}"
         console.print(name, style="bold", highlight=False, markup=False)
         print_decided(console, of_run)
 
@@ -159,7 +145,7 @@ def _divergence(console: Console, divergence: pd.DataFrame, share: float) -> Non
     for number, (model, task, of_task) in enumerate(_parts(divergence, "task")):
         if number:
             console.print()
-        title = f"{_named(model, task)}: how far answers move at {percent(share, 0)}"
+        title = f"{_named(model, task)}: how far answers move at {wording.percent(share, 0)}"
         print_divergence(console, of_task.sort_values("kl", kind="stable"), title=title)
     print_note(console, DIVERGENCE_NOTE)
 
@@ -175,9 +161,9 @@ def _ranks(console: Console, ranks: pd.DataFrame, own: set[str]) -> None:
         "",
         pd.DataFrame({"pairs": list(pairs)}),
         [
-            ("Pairs", lambda row: row.pairs, False),
-            ("Rank correlation", lambda row: _spread(pairs[row.pairs]["rank_correlation"]), True),
-            ("Top 5 overlap", lambda row: _spread(pairs[row.pairs]["top_5_overlap"]), True),
+            text("Pairs", "pairs"),
+            num("Rank correlation", lambda row: _spread(pairs[row.pairs]["rank_correlation"])),
+            num("Top 5 overlap", lambda row: _spread(pairs[row.pairs]["top_5_overlap"])),
         ],
     )
     if pairs:
@@ -187,27 +173,24 @@ def _ranks(console: Console, ranks: pd.DataFrame, own: set[str]) -> None:
 
 def _spread(values: pd.Series) -> str:
     if values.isna().all():
-        return ratio(float("nan"))
+        return wording.ratio(float("nan"))
     return f"{values.median():.2f} ({values.min():.2f} to {values.max():.2f})".replace("-", "−")
 
 
 def _inactive(console: Console, inactive: pd.DataFrame, share: float) -> None:
     grouped = "groups" in inactive and bool((inactive["groups"] < inactive["heads"]).any())
-    columns: list[Any] = [
-        ("Inactive by", lambda row: shown(row.score, 40), False),
-        *(
-            (name.title(), lambda row, name=name: f"{getattr(row, name)}", True)
-            for name in ("always", "sometimes", "never")
-        ),
+    columns = [
+        text("Inactive by", lambda row: wording.shown(row.score, 40)),
+        *(num(name.title(), name) for name in ("always", "sometimes", "never")),
     ]
     if grouped:
         columns += [
-            ("Groups", lambda row: f"{row.groups_always:g} / {row.groups_sometimes:g} / {row.groups_never:g}", True),
-            ("On an input", lambda row: f"{row.groups_mean_inactive:.1f}", True),
+            num("Groups", lambda row: f"{row.groups_always:g} / {row.groups_sometimes:g} / {row.groups_never:g}"),
+            num("On an input", "groups_mean_inactive", "{:.1f}".format),
         ]
     for model, data, of_run in _parts(inactive, "data"):
-        first = rows(of_run)[0]
-        title = f"{_named(model, data)}: {first.heads} heads at {percent(share, 0)}"
+        first = wording.rows(of_run)[0]
+        title = f"{_named(model, data)}: {first.heads} heads at {wording.percent(share, 0)}"
         title += f", in {first.groups:g} groups" if grouped else ""
         console.print(table("inactive", title, "", of_run, columns).terminal())
     if grouped:
@@ -223,18 +206,15 @@ def _agreement(console: Console, agreement: pd.DataFrame, share: float) -> None:
         once = of_run.loc[of_run["score"] < of_run["other"]].sort_values("iou", ascending=False, kind="stable")
         most = once.head(_PAIRS).reset_index(drop=True)
         frame = most[list(measures.values())].assign(
-            pair=[shown(f"{row.score}, {row.other}", 60) for row in rows(most)]
+            pair=[wording.shown(f"{row.score}, {row.other}", 60) for row in wording.rows(most)]
         )
         frame.loc[len(most)] = {**once[list(measures.values())].median(), "pair": "median of all pairs"}
         made = table(
             "agreement",
-            f"{_named(model, data)}: agreement at {percent(share, 0)}",
+            f"{_named(model, data)}: agreement at {wording.percent(share, 0)}",
             "",
             frame,
-            [
-                ("Scores", lambda row: row.pair, False),
-                *((said, lambda row, name=name: f"{getattr(row, name):.2f}", True) for said, name in measures.items()),
-            ],
+            [text("Scores", "pair"), *(num(said, name, "{:.2f}".format) for said, name in measures.items())],
         )
         console.print(made.terminal())
 
@@ -248,13 +228,13 @@ def _thresholds(console: Console, thresholds: pd.DataFrame, share: float) -> Non
             lines.append([score, *of_data["threshold"].loc[names], of_data["spread"].iloc[0]])
         made = table(
             "thresholds",
-            f"{shown(model, 40)}: thresholds at {percent(share, 0)}",
+            f"{wording.shown(model, 40)}: thresholds at {wording.percent(share, 0)}",
             "",
             pd.DataFrame(lines),
             [
-                ("Score", cell(0, lambda score: shown(score, 40)), False),
-                *((shown(name, 16), cell(at, "{:.4g}".format), True) for at, name in enumerate(names, 1)),
-                ("Spread", cell(len(names) + 1, lambda spread: percent(spread, 0)), True),
+                text("Score", lambda row: wording.shown(row[0], 40)),
+                *(num(wording.shown(name, 16), at, "{:.4g}".format) for at, name in enumerate(names, 1)),
+                num("Spread", len(names) + 1, lambda spread: wording.percent(spread, 0)),
             ],
         )
         console.print(made.terminal())

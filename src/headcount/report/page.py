@@ -17,7 +17,7 @@ from headcount.policies import PRUNED
 from headcount.report import wording
 from headcount.report.head_map import compressed
 from headcount.report.results import MARGIN, Report, RunResults
-from headcount.report.sections import SECTIONS, result_tables
+from headcount.report.sections import SECTIONS, of_each, result_tables
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -38,43 +38,39 @@ def render_page(runs: Sequence[RunResults]) -> str:
     report = Report(runs)
     run = report.run
     tables = {table.id: table for table in result_tables(report)}
-    data = {section.id: section.data(report) for section in SECTIONS}
+    data = of_each("data", report)
     metric = wording.shown("".join(wording.metric_name(metric.name) for metric in run.metrics), 60)
     script, (plotly, plotly_hash) = _script(), _plotly()
     packed = {f"score-{index}": profile for index, profile in enumerate(report.head_maps[1].values())}
     packed["tables"] = compressed(_json({id: table.csv() for id, table in tables.items()}).encode())
     if any(data.values()):
         packed["plotly"] = plotly
-    return (
-        _environment()
-        .get_template("page.html.j2")
-        .render(
-            run=run,
-            title=run.model,
-            subtitle=_subtitle(run),
-            left=[
-                f"{name}: {other.left}" if len(runs) > 1 else other.left
-                for name, other in zip(report.labels, runs, strict=True)
-                if other.left
-            ],
-            contents=[
-                (section.id, section.heading.format(wording.titled(metric or "accuracy"))) for section in SECTIONS
-            ],
-            tables=tables,
-            data=data,
-            metric_name=metric,
-            margin_name=wording.fall_name(MARGIN, run.judged) if run.evaluated else "",
-            lower=any(metric.sign < 0 for metric in run.metrics),
-            pruned=run.asked and bool((run.answers.outcomes["curve"] == PRUNED).any()),
-            **{name: word for section in SECTIONS for name, word in section.words(report).items()},
-            style=_asset("templates", "page.css"),
-            script=script,
-            json=_json(data),
-            packed=packed,
-            policy=f"default-src 'none'; script-src {_hash(script)} {plotly_hash}; style-src 'unsafe-inline'; "
-            "img-src data: blob:; base-uri 'none'; form-action 'none'",
-        )
-    )
+    words = {name: word for of_section in of_each("words", report).values() for name, word in of_section.items()}
+    return _environment().get_template("page.html.j2").render(
+        run=run,
+        subtitle=_subtitle(run),
+        left=[
+            f"{name}: {other.left}" if len(runs) > 1 else other.left
+            for name, other in zip(report.labels, runs, strict=True)
+            if other.left
+        ],
+        contents=[
+            (name, section.HEADING.format(wording.titled(metric or "accuracy"))) for name, section in SECTIONS.items()
+        ],
+        tables=tables,
+        data=data,
+        metric_name=metric,
+        margin_name=wording.fall_name(MARGIN, run.judged) if run.evaluated else "",
+        lower=any(metric.sign < 0 for metric in run.metrics),
+        pruned=run.asked and bool((run.answers.outcomes["curve"] == PRUNED).any()),
+        **words,
+        style=_asset("templates", "page.css"),
+        script=script,
+        json=_json(data),
+        packed=packed,
+        policy=f"default-src 'none'; script-src {_hash(script)} {plotly_hash}; style-src 'unsafe-inline'; "
+        "img-src data: blob:; base-uri 'none'; form-action 'none'",
+    )  # fmt: skip
 
 
 @functools.cache  # packing it takes longer than all the rest of a small page
@@ -87,29 +83,19 @@ def _plotly() -> tuple[str, str]:
 @functools.cache  # with the templates that it has compiled
 def _environment() -> jinja2.Environment:
     places = [jinja2.PackageLoader("headcount.report", folder) for folder in ("templates", "sections")]
-    environment = jinja2.Environment(
-        loader=jinja2.ChoiceLoader(places),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
+    return jinja2.Environment(
+        loader=jinja2.ChoiceLoader(places), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
-    )
-    environment.filters |= {"percent": wording.percent}
-    return environment
+    )  # fmt: skip
 
 
 def _script() -> str:
     """What all sections use, then theirs in order, then what begins to draw."""
-    beside = sorted(file.name for file in files("headcount.report").joinpath("sections").iterdir())
-    of_sections = [
-        ("sections", name)
-        for section in SECTIONS
-        for name in beside
-        if name in (f"{section.id}.js", f"{section.id}_details.js")
-    ]
-    first = [("templates", f"{name}.js") for name in ("core", "colours", "profiles", "charts", "grid")]
-    parts = [_asset(*place) for place in (*first, *of_sections, ("templates", "main.js"))]
-    return "(() => {\n'use strict';\n" + "\n".join(parts) + "})();"
+    parts = [("templates", f"{name}.js") for name in ("core", "colours", "profiles", "charts", "grid", "details")]
+    beside = files("headcount.report").joinpath("sections")
+    parts += [("sections", f"{name}.js") for name in SECTIONS if beside.joinpath(f"{name}.js").is_file()]
+    script = "\n".join(_asset(*place) for place in (*parts, ("templates", "main.js")))
+    return f"(() => {{\n'use strict';\n{script}}})();"
 
 
 def _subtitle(run: RunResults) -> str:

@@ -33,7 +33,6 @@ from headcount.study.cuts import usual_thresholds
 from headcount.study.progress import whats_left
 from headcount.summaries import Summary
 from headcount.thresholding import said_not_finite
-from headcount.units import UnitMap
 
 MARGIN, CONFIDENCE = Statistics.margin, Statistics.confidence
 TOGETHER = "all questions"  # in the place of a task's name
@@ -56,12 +55,7 @@ class RunResults:
 
     @classmethod
     def of(
-        cls,
-        manifest: Manifest,
-        *,
-        outcomes: pd.DataFrame | None = None,
-        scores: xr.Dataset | None = None,
-        left: str = "",
+        cls, manifest: Manifest, outcomes: pd.DataFrame | None = None, scores: xr.Dataset | None = None, left: str = ""
     ) -> Self:
         """Those of tables that are not, or not yet, in a run on disk."""
         facts, said = manifest.model, manifest.settings
@@ -75,11 +69,6 @@ class RunResults:
     @property
     def model(self) -> str:
         return shown(self.manifest.model.name or "Unnamed model")
-
-    @property
-    def fingerprint(self) -> str:
-        """Of the model's weights; empty if the manifest does not say."""
-        return self.manifest.model.fingerprint or ""
 
     @property
     def data(self) -> str:
@@ -162,12 +151,6 @@ class RunResults:
         return [str(name) for name, values in scores.items() if bool(values.notnull().any())]
 
     @property
-    def known_scores(self) -> xr.Dataset:
-        """``scores``, those that have thresholds."""
-        assert self.scores is not None
-        return self.scores[[str(name) for name in self.scores.data_vars if name in self.cuts]]
-
-    @property
     def cuts(self) -> xr.Dataset:
         """Thresholds; of no score where there are none."""
         return xr.Dataset(coords={"share": []}) if self.tables.thresholds is None else self.tables.thresholds
@@ -183,18 +166,10 @@ class RunResults:
         return [said_not_finite(shown(name, 40), cut.attrs) for name, cut in self.cuts.data_vars.items() if cut.attrs]
 
     @cached_property
-    def units(self) -> UnitMap | None:
-        """Which heads the model has, from the manifest; None where that does not say, or speaks of other layers."""
-        units = self.manifest.model.units
-        if units is None or self.scores is None:
-            return units
-        return units if units.layer_indices == self.scores["layer"].values.tolist() else None
-
-    @cached_property
     def profile(self) -> pd.DataFrame:
         """As from ``layer_profile``."""
         assert self.scores is not None
-        return layer_profile(self.scores) if self.tables.layers is None else self.tables.layers
+        return layer_profile(self.scores)
 
     def _of(self, task: str) -> Answers:
         """Those to one task's questions, judged as all together are."""
@@ -278,9 +253,9 @@ class Report:
     @cached_property
     def benchmarks(self) -> dict[str, RunResults]:
         """The runs of the first run's model with thresholds, itself first, by short names."""
-        first = self.run.fingerprint
-        alike = [run for run in self.runs if run is self.run or (first and run.fingerprint == first)]
-        alike = [run for run in alike if run.measured and run.has_cuts]
+        first = self.run.manifest.model.fingerprint
+        alike = [run for run in self.runs if run is self.run or (first and run.manifest.model.fingerprint == first)]
+        alike = [run for run in alike if run.has_cuts]
         return dict(zip(_labels(alike), alike, strict=True))
 
     @cached_property

@@ -1,7 +1,8 @@
 """Tables as readers get them: rounded on the page, in a terminal and in LaTeX, in full as CSV."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import pandas as pd
@@ -52,12 +53,13 @@ class Table:
         return list(zip(*(column.cells for column in self.columns), strict=True))
 
     def terminal(
-        self, headings: Mapping[str, str] | None = None, *, title: str = "", bold: str = ""
+        self, only: Collection[str] = (), called: Mapping[str, str] | None = None, *, title: str = "", bold: str = ""
     ) -> rich.table.Table:
         """For a terminal of 80 columns: the first column folds, the others are flush right.
 
         Args:
-            headings: of the columns that there is room for, and how to call them there; None for all as they are.
+            only: headings of the columns that there is room for; all if none is given.
+            called: how to call some of them there.
             title: instead of the table's own.
             bold: the first cell of rows in bold.
         """
@@ -66,13 +68,13 @@ class Table:
             title=Text(shown(title or self.title)), title_justify="left", title_style="bold", box=None,
             padding=(0, 2, 0, 0), pad_edge=False,
         )  # fmt: skip
-        chosen = [(column, (headings or {}).get(column.heading, column.heading)) for column in self.columns]
-        chosen = [(column, said) for column, said in chosen if headings is None or column.heading in headings]
-        for at, (_, said) in enumerate(chosen):
+        columns = [column for column in self.columns if not only or column.heading in only]
+        for at, column in enumerate(columns):
+            said = (called or {}).get(column.heading, column.heading)
             wide = {"justify": "right", "no_wrap": len(said) > 12} if at else {"overflow": "fold"}
             made.add_column(Text(shown(said, 60)), **wide)
-        for cells in zip(*(column.cells for column, _ in chosen), strict=True):
-            made.add_row(*(Text(shown(text, 60)) for text in cells), style="bold" if cells[0] == bold else None)
+        for cells in zip(*(column.cells for column in columns), strict=True):
+            made.add_row(*(Text(shown(said, 60)) for said in cells), style="bold" if cells[0] == bold else None)
         return made
 
     def csv(self) -> str:
@@ -88,7 +90,7 @@ class Table:
         style = Styler(readable)
         style.format(latex_text)
         style.hide(axis="index")
-        text = style.to_latex(
+        written = style.to_latex(
             hrules=True,
             column_format="".join(_alignment(column) for column in self.columns),
             caption=latex_text(self.title),
@@ -97,7 +99,7 @@ class Table:
             position_float="centering",
         )
         begin, end = r"\begin{tabular}", r"\end{tabular}"
-        return text.replace(begin, f"{_SHRINK}{{%\n{begin}", 1).replace(end, f"{end}}}", 1)
+        return written.replace(begin, f"{_SHRINK}{{%\n{begin}", 1).replace(end, f"{end}}}", 1)
 
 
 def _alignment(column: Column) -> str:
@@ -108,16 +110,14 @@ def _alignment(column: Column) -> str:
     return r"p{0.55\linewidth}" if longest > 60 else r"p{0.3\linewidth}" if longest > 44 else "l"
 
 
+#: Heading, what of a row is its cell, and whether that is set flush right.
+Spec = tuple[str, Callable[[Any], str], bool]
+
+
 def table(
-    id: str,
-    title: str,
-    note: str,
-    frame: pd.DataFrame,
-    columns: Iterable[tuple[str, Callable[[Any], str], bool]],
-    *,
-    read: pd.DataFrame | None = None,
+    id: str, title: str, note: str, frame: pd.DataFrame, columns: Iterable[Spec], *, read: pd.DataFrame | None = None
 ) -> Table:
-    """A Table whose cells are written by a function of each row: (heading, function, numeric) for each column.
+    """A Table whose cells are written by a function of each row.
 
     ``read`` are the rows to be read, where they are not those of ``frame``.
     """
@@ -129,23 +129,30 @@ def table(
     return Table(id=id, title=title, note=note, columns=made, frame=frame)
 
 
-def policy_columns(digits: int = 0) -> list[tuple[str, Callable[[Any], str], bool]]:
+def text(heading: str, of: str | int | Callable[[Any], str]) -> Spec:
+    """A column of text: a column of the frame by its name or place, or a function of the row."""
+    return heading, of if callable(of) else _getter(of), False
+
+
+def num(heading: str, of: str | int | Callable[[Any], Any], say: Callable[[Any], str] = str) -> Spec:
+    """A column of numbers, as ``say`` says them."""
+    get = of if callable(of) else _getter(of)
+    return heading, lambda row: say(get(row)), True
+
+
+def _getter(of: str | int) -> Callable[[Any], Any]:
+    return itemgetter(of) if isinstance(of, int) else attrgetter(of)
+
+
+def policy_columns(digits: int = 0) -> list[Spec]:
     """Who answered, at which share: of tables with a row a policy; ``digits`` of the share that was asked for."""
-    return [
-        ("Policy", policy_name, False),
-        ("Share asked", lambda row: percent(row.share_asked, digits), True),
-        ("Realised", lambda row: percent(row.share_realised), True),
-    ]
+    asked = num("Share asked", "share_asked", lambda share: percent(share, digits))
+    return [text("Policy", policy_name), asked, num("Realised", "share_realised", percent)]
 
 
 def nearest_share(shares: Sequence[float], wanted: float) -> float:
     """The one of ``shares`` that is closest; of two as close the larger, which says more than the share of 0."""
     return min(shares, key=lambda share: (round(abs(share - wanted), 9), -share))
-
-
-def cell(at: int, write: Callable[[Any], str]) -> Callable[[Any], str]:
-    """Writes the cell at a place of a row."""
-    return lambda row: write(row[at])
 
 
 def latex_text(text: str) -> str:

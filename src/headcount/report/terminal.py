@@ -9,23 +9,12 @@ from rich.console import Console
 
 from headcount.analysis import Statistics, decided_shares
 from headcount.metrics import Metric
+from headcount.report import wording
 from headcount.report.sections.accuracy import accuracy_table
 from headcount.report.sections.answer import decided_table, removable_table
 from headcount.report.sections.divergence import divergence_table
-from headcount.report.tables import table
-from headcount.report.wording import (
-    ACCURACY,
-    NOT_MEASURED,
-    fall_name,
-    judged_in,
-    left_out,
-    metric_name,
-    percent,
-    points,
-    rows,
-    shown,
-    titled,
-)
+from headcount.report.tables import num, table, text
+from headcount.report.wording import percent
 
 #: What the numbers of ``print_divergence`` are.
 DIVERGENCE_NOTE = (
@@ -34,12 +23,14 @@ DIVERGENCE_NOTE = (
 )
 
 
-def print_note(console: Console, text: str) -> None:
+def print_note(console: Console, said: str) -> None:
     """Print a sentence about what stands above it."""
-    console.print(text, style="dim", highlight=False, soft_wrap=True, markup=False)
+    console.print(said, style="dim", highlight=False, soft_wrap=True, markup=False)
 
 
-def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFrame, metric: Metric = ACCURACY) -> None:
+def print_tables(
+    console: Console, accuracy: pd.DataFrame, removable: pd.DataFrame, metric: Metric = wording.ACCURACY
+) -> None:
     """Print the accuracy of each policy, then the removable share of each curve.
 
     Args:
@@ -48,24 +39,18 @@ def print_tables(console: Console, accuracy: pd.DataFrame, removable: pd.DataFra
         removable: as from ``headcount.analysis.removable_table``; nothing is printed for an empty one.
         metric: that accuracy is measured by.
     """
-    name = titled(shown(metric_name(metric.name), 40))
-    change = "Change, points [95%]" if metric.is_share else "Change [95%]"
-    headings = {
-        "Policy": "Score",
-        "Share asked": "Share asked",
-        "Realised": "Realised",
-        name: name,
-        "Change [95%]": change,
-    }
-    console.print(accuracy_table(accuracy, metric).terminal(headings, title=f"{name} with heads zeroed"))
+    name = wording.titled(wording.shown(wording.metric_name(metric.name), 40))
+    only = "Policy", "Share asked", "Realised", name, "Change [95%]"
+    called = {"Policy": "Score"} | ({"Change [95%]": "Change, points [95%]"} if metric.is_share else {})
+    console.print(accuracy_table(accuracy, metric).terminal(only, called, title=f"{name} with heads zeroed"))
     lower = f"{name} is better when lower: what counts is by how much it rises." if metric.sign < 0 else ""
-    for said in filter(None, [lower, metric.doubt, *left_out(accuracy, metric)]):
+    for said in filter(None, [lower, metric.doubt, *wording.left_out(accuracy, metric)]):
         print_note(console, said)
     if not removable.empty:
         console.print()
-        title = f"Heads that can be zeroed within {fall_name(Statistics.margin, metric)}"
-        headings = {name: name for name in ("Score", "Removable share [95%]", "Measured up to")}
-        console.print(removable_table(removable, metric).terminal(headings, title=title))
+        title = f"Heads that can be zeroed within {wording.fall_name(Statistics.margin, metric)}"
+        only = "Score", "Removable share [95%]", "Measured up to"
+        console.print(removable_table(removable, metric).terminal(only, title=title))
 
 
 def print_divergence(console: Console, divergence: pd.DataFrame, *, title: str) -> None:
@@ -78,13 +63,10 @@ def print_divergence(console: Console, divergence: pd.DataFrame, *, title: str) 
     """
     if divergence.empty:
         return
-    headings = {"Policy": "Score", "Share asked": "Share asked", "Realised": "Realised"}
-    headings |= {name: name.replace(" [95%]", ", nat [95%]") for name in ("KL [95%]", "Log-likelihood [95%]")}
-    if divergence["share_asked"].nunique() < 2:
-        del headings["Share asked"]
-    if divergence["kl"].isna().all():
-        del headings["KL [95%]"]
-    console.print(divergence_table(divergence.assign(task="")).terminal(headings, title=title))
+    several, choices = divergence["share_asked"].nunique() > 1, bool(divergence["kl"].notna().any())
+    only = ["Policy", *["Share asked"] * several, "Realised", *["KL [95%]"] * choices, "Log-likelihood [95%]"]
+    called = {name: name.replace(" [95%]", ", nat [95%]") for name in only} | {"Policy": "Score"}
+    console.print(divergence_table(divergence.assign(task="")).terminal(only, called, title=title))
 
 
 def print_decided(console: Console, decided: pd.DataFrame) -> None:
@@ -96,26 +78,24 @@ def print_decided(console: Console, decided: pd.DataFrame) -> None:
     """
     if decided.empty:
         return
+    rule = wording.rows(decided.head(1))[0]
     made = decided_table(decided.sort_values(["curve", "share_asked"], kind="stable"), unit="")
-    rule = rows(decided.head(1))[0]
-    headings = {column.heading: column.heading.replace("Policy", "Score") for column in made.columns}
     title = f"{made.title} Asked until known at {percent(rule.confidence, 0)}"
-    console.print(made.terminal(headings, title=title))
+    console.print(made.terminal(called={"Policy": "Score"}, title=title))
     between = decided_shares(decided)
     if between.empty:
         return
     shares = table(
         "searched",
-        f"Heads that can be zeroed within {fall_name(rule.margin, judged_in(decided))}",
+        f"Heads that can be zeroed within {wording.fall_name(rule.margin, wording.judged_in(decided))}",
         "",
         between,
         [
-            ("Score", lambda row: row.curve, False),
-            ("Share asked", lambda row: _between(row.within, row.beyond), True),
-            ("Realised", lambda row: _between(row.within_realised, row.beyond_realised), True),
-            ("Questions", lambda row: f"{row.num_questions:,} at {row.looks} share{'s' * (row.looks > 1)}", True),
+            text("Score", "curve"), num("Share asked", lambda row: _between(row.within, row.beyond)),
+            num("Realised", lambda row: _between(row.within_realised, row.beyond_realised)),
+            num("Questions", lambda row: f"{row.num_questions:,} at {row.looks} share{'s' * (row.looks > 1)}"),
         ],
-    )
+    )  # fmt: skip
     console.print()
     console.print(shares.terminal())
 
@@ -125,12 +105,9 @@ def _between(low: float, high: float) -> str:
 
 
 def print_removable_by_curve(
-    console: Console,
-    removable: pd.DataFrame,
-    columns: Sequence[str],
-    *,
+    console: Console, removable: pd.DataFrame, columns: Sequence[str],
     title: str = "Heads that can be zeroed within 1 point, percent",
-) -> None:
+) -> None:  # fmt: skip
     """Print removable shares side by side.
 
     Args:
@@ -144,20 +121,11 @@ def print_removable_by_curve(
     def share(row: Any, column: str) -> str:
         best = row.best_curve if column == "best" and isinstance(row.best_curve, str) else ""
         bound = "≥ " * ((best or column) in row.lower_bounds.split("; "))
-        cell = f"{100 * getattr(row, column):.1f}".replace("nan", NOT_MEASURED)
-        return f"{bound}{cell} {best}".rstrip()
+        return f"{bound}{f'{100 * getattr(row, column):.1f}'.replace('nan', wording.NOT_MEASURED)} {best}".rstrip()
 
-    made = table(
-        "removable-by-curve",
-        title,
-        "",
-        removable,
-        [
-            ("Model", lambda row: f"{row.model}, {row.task}" if several else row.model, False),
-            *((column, lambda row, column=column: share(row, column), True) for column in columns),
-        ],
-    )
-    console.print(made.terminal(bold="mean"))
+    name = text("Model", lambda row: f"{row.model}, {row.task}" if several else row.model)
+    shares = [num(column, lambda row, column=column: share(row, column)) for column in columns]
+    console.print(table("removable-by-curve", title, "", removable, [name, *shares]).terminal(bold="mean"))
 
 
 def print_curves(console: Console, curves: pd.DataFrame) -> None:
@@ -165,25 +133,21 @@ def print_curves(console: Console, curves: pd.DataFrame) -> None:
 
     A table for each model and task, the best rank first; one table over all models if there is but one curve.
     """
-    several_models = len(set(curves["curve"])) == 1
-    groups = [curves] if several_models else [group for _, group in curves.groupby(["model", "task"], sort=False)]
-    for group in groups:
-        first = rows(group)[0]
-        of_one = f"{first.model}, {first.task}: {percent(first.baseline)} untouched"
-        made = table(
-            "curves",
-            f"{first.curve}, {first.task}" if several_models else of_one,
-            "",
-            group if several_models else group.sort_values("rank", kind="stable"),
-            [
-                ("Model", lambda row: row.model, False) if several_models else ("Score", lambda row: row.curve, False),
-                ("Within 1 point", lambda row: f"{'≥ ' * row.is_lower_bound}{percent(row.removable_share)}", True),
-                ("Within 1 percent", relative_share, True),
-                ("Area", lambda row: percent(row.normalised_area), True),
-                ("Rank", lambda row: f"{row.rank:g}", True),
-            ],
-        )
-        console.print(made.terminal())
+    columns = [
+        num("Within 1 point", lambda row: f"{'≥ ' * row.is_lower_bound}{percent(row.removable_share)}"),
+        num("Within 1 percent", relative_share), num("Area", "normalised_area", percent),
+        num("Rank", "rank", "{:g}".format),
+    ]  # fmt: skip
+    first = wording.rows(curves)[0]
+    if len(set(curves["curve"])) == 1:
+        title = f"{first.curve}, {first.task}"
+        console.print(table("curves", title, "", curves, [text("Model", "model"), *columns]).terminal())
+        return
+    for _, group in curves.groupby(["model", "task"], sort=False):
+        first = wording.rows(group)[0]
+        title = f"{first.model}, {first.task}: {percent(first.baseline)} untouched"
+        ordered = group.sort_values("rank", kind="stable")
+        console.print(table("curves", title, "", ordered, [text("Score", "curve"), *columns]).terminal())
 
 
 def relative_share(row: Any) -> str:
@@ -193,19 +157,17 @@ def relative_share(row: Any) -> str:
 
 def print_points(console: Console, curve: pd.DataFrame) -> None:
     """Print one curve's points, as from ``headcount.analysis.against_random``."""
-    first = rows(curve)[0]
+    first = wording.rows(curve)[0]
     made = table(
         "points",
         f"{first.model}, {first.task}: {first.curve}, {percent(first.baseline)} untouched",
         "",
         curve,
         [
-            ("Share asked", lambda row: percent(row.share_asked, 0), True),
-            ("Threshold", lambda row: f"{row.threshold:.4g}", True),
-            ("Realised", lambda row: percent(row.share_realised), True),
-            ("Accuracy", lambda row: percent(row.accuracy), True),
-            ("Change", lambda row: points(row.accuracy - row.baseline), True),
-            ("Random at this share", lambda row: percent(row.random_accuracy), True),
+            num("Share asked", "share_asked", lambda share: percent(share, 0)), num("Threshold", "threshold", "{:.4g}".format),
+            num("Realised", "share_realised", percent), num("Accuracy", "accuracy", percent),
+            num("Change", lambda row: wording.points(row.accuracy - row.baseline)),
+            num("Random at this share", "random_accuracy", percent),
         ],
-    )
+    )  # fmt: skip
     console.print(made.terminal())

@@ -14,9 +14,12 @@ from headcount.report.style import ACCENT, GREY, score_style
 from headcount.report.wording import fall_name, names_of, open_above, possible, rows, titled
 from headcount.store.manifest import Manifest, Settings
 
+#: One row a policy and question; or all that a report is made from.
+Outcomes = pd.DataFrame | RunResults
+
 
 def accuracy(
-    outcomes: pd.DataFrame | RunResults,
+    outcomes: Outcomes,
     *,
     metric: str | None = None,
     higher_is_better: bool | None = None,
@@ -81,11 +84,7 @@ def accuracy(
 
 
 def removable(
-    outcomes: pd.DataFrame | RunResults,
-    *,
-    metric: str | None = None,
-    higher_is_better: bool | None = None,
-    ax: Axes | None = None,
+    outcomes: Outcomes, *, metric: str | None = None, higher_is_better: bool | None = None, ax: Axes | None = None
 ) -> Axes:
     """The share of heads that each score lets one zero within 1 point, with 95% intervals; an arrow where it is open.
 
@@ -119,9 +118,7 @@ def removable(
     return ax
 
 
-def evaluated(
-    outcomes: pd.DataFrame | RunResults, metric: str | None, higher_is_better: bool | None = None
-) -> RunResults:
+def evaluated(outcomes: Outcomes, metric: str | None, higher_is_better: bool | None = None) -> RunResults:
     """Results that have at least one score beside the baseline. Raises InputError where there is none."""
     results = outcomes
     if not isinstance(results, RunResults):

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
@@ -11,10 +10,10 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from headcount.analysis import score_agreement, threshold_stability
 from headcount.errors import InputError, nearest
 from headcount.policies import is_random
-from headcount.report.plot.outcomes import evaluated
+from headcount.report.plot.outcomes import Outcomes, evaluated
 from headcount.report.plot.paper import MARKERS, line_style, new_axes, plain
 from headcount.report.published import paper_ranks, published_shares
-from headcount.report.results import MARGIN, RunResults
+from headcount.report.results import MARGIN
 from headcount.report.style import ACCENT, GREY, score_style
 from headcount.report.wording import fall_name, names_of, rows
 from headcount.thresholding import thresholds
@@ -82,11 +81,7 @@ def stability(tables: Mapping[str, xr.Dataset], *, share: float = 0.15, ax: Axes
 
 
 def ranks(
-    outcomes: pd.DataFrame | RunResults,
-    *,
-    metric: str | None = None,
-    higher_is_better: bool | None = None,
-    ax: Axes | None = None,
+    outcomes: Outcomes, *, metric: str | None = None, higher_is_better: bool | None = None, ax: Axes | None = None
 ) -> Axes:
     """Each score's rank by the normalised area under its curve; a grey bar is its mean rank among them in the paper.
 
@@ -120,7 +115,7 @@ def ranks(
 
 
 def paper(
-    outcomes: pd.DataFrame | RunResults,
+    outcomes: Outcomes,
     *,
     metric: str | None = None,
     higher_is_better: bool | None = None,

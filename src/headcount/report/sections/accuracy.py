@@ -8,8 +8,10 @@ import pandas as pd
 from headcount.metrics import Metric
 from headcount.report import plot, wording
 from headcount.report.results import MARGIN, Report, RunResults
-from headcount.report.sections.section import Drawing, Section, floats, line, on_axes, percentages
-from headcount.report.tables import Table, policy_columns, table
+from headcount.report.sections.section import Drawing, floats, line, on_axes, percentages
+from headcount.report.tables import Table, num, policy_columns, table, text
+
+HEADING = "{} as heads are zeroed"
 
 
 def accuracy_table(accuracy: pd.DataFrame, metric: Metric, tasks: Sequence[str] = ()) -> Table:
@@ -27,20 +29,22 @@ def accuracy_table(accuracy: pd.DataFrame, metric: Metric, tasks: Sequence[str] 
         f"whether a {fall} of less than {within} is shown or refuted with 95% confidence, each policy by itself.{said}",
         accuracy,
         [
-            *policy_columns(),
-            (wording.titled(name), lambda row: wording.mean_of(metric, row.accuracy), True),
-            ("Change [95%]", lambda row: wording.change_with_interval(row, metric), True),
-            (f"Within {within}", lambda row: wording.verdict(row.within_margin), False),
-            ("p", lambda row: wording.p_value(row.p_mcnemar), True),
-            ("Questions", lambda row: f"{row.num_questions:,}", True),
+            *policy_columns(), num(wording.titled(name), "accuracy", lambda mean: wording.mean_of(metric, mean)),
+            num("Change [95%]", lambda row: wording.change_with_interval(row, metric)),
+            text(f"Within {within}", lambda row: wording.verdict(row.within_margin)),
+            num("p", "p_mcnemar", wording.p_value), num("Questions", "num_questions", "{:,}".format),
         ],
-    )
+    )  # fmt: skip
 
 
-def _tables(report: Report) -> Iterator[Table]:
+def tables(report: Report) -> Iterator[Table]:
     if report.run.evaluated:
         answers = report.run.answers
         yield accuracy_table(answers.accuracy, answers.judged, answers.tasks)
+
+
+def data(report: Report) -> dict[str, Any] | None:
+    return curves(report.run)
 
 
 def curves(run: RunResults) -> dict[str, Any] | None:
@@ -78,15 +82,6 @@ def curves(run: RunResults) -> dict[str, Any] | None:
     }
 
 
-def _figures(report: Report) -> Iterator[Drawing]:
+def figures(report: Report) -> Iterator[Drawing]:
     if report.run.has_curves:
         yield on_axes("accuracy", "text", 0.6, plot.accuracy, report.run)
-
-
-SECTION = Section(
-    id="accuracy",
-    heading="{} as heads are zeroed",
-    tables=_tables,
-    data=lambda report: curves(report.run),
-    figures=_figures,
-)

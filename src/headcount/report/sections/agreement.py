@@ -8,12 +8,14 @@ import pandas as pd
 
 from headcount.report import plot, wording
 from headcount.report.results import Report
-from headcount.report.sections.section import Drawing, Section, floats, on_axes
-from headcount.report.tables import USUAL_SHARE, Table, cell, nearest_share, table
+from headcount.report.sections.section import Drawing, floats, on_axes
+from headcount.report.tables import USUAL_SHARE, Table, nearest_share, num, table, text
 from headcount.scores import facts_of
 
+HEADING = "Agreement of scores"
 
-def _tables(report: Report) -> Iterator[Table]:
+
+def tables(report: Report) -> Iterator[Table]:
     if (agreement := report.run.tables.agreement) is None:
         return
     share = nearest_share(agreement["share"].values.tolist(), USUAL_SHARE)
@@ -25,15 +27,12 @@ def _tables(report: Report) -> Iterator[Table]:
         f"Overlap (intersection over union) of the heads that two scores call inactive, at {wording.percent(share, 0)}",
         "",
         agreement.to_dataframe(["share", "score", "other"]).reset_index(),
-        [
-            ("Score", lambda row: row.score, False),
-            *((name, cell(1 + at, wording.ratio), True) for at, name in enumerate(names)),
-        ],
+        [text("Score", 0), *(num(name, at, wording.ratio) for at, name in enumerate(names, 1))],
         read=matrix,
     )
 
 
-def _data(report: Report) -> dict[str, Any] | None:
+def data(report: Report) -> dict[str, Any] | None:
     """Matrices of every kind and share, [kind][share][score][other]."""
     if (agreement := report.run.tables.agreement) is None:
         return None
@@ -44,7 +43,7 @@ def _data(report: Report) -> dict[str, Any] | None:
     }
 
 
-def _words(report: Report) -> dict[str, str]:
+def words(report: Report) -> dict[str, str]:
     """A sentence on the two scores of different kinds that agree most; empty where there are none."""
     if (agreement := report.run.tables.agreement) is None:
         return {"alike": ""}
@@ -65,13 +64,8 @@ def _words(report: Report) -> dict[str, str]:
     return {"alike": f"At {wording.percent(share, 0)} the scores of different kinds that overlap most are {said}"}
 
 
-def _figures(report: Report) -> Iterator[Drawing]:
+def figures(report: Report) -> Iterator[Drawing]:
     run = report.run
     known = [name for name in run.names if facts_of(name, run.scores)] if run.scores is not None else []
     if run.scores is not None and known and not run.summarised:
         yield on_axes("agreement", "text", 0.85, plot.agreement, run.scores[known], share=USUAL_SHARE)
-
-
-SECTION = Section(
-    id="agreement", heading="Agreement of scores", tables=_tables, data=_data, words=_words, figures=_figures
-)

@@ -7,10 +7,13 @@ from typing import Any
 import pandas as pd
 
 from headcount.metrics import Metric
+from headcount.policies import PRUNED, is_random
 from headcount.report import plot, wording
 from headcount.report.results import CONFIDENCE, MARGIN, Report, RunResults
-from headcount.report.sections.section import Drawing, Section, on_axes
-from headcount.report.tables import Table, policy_columns, table
+from headcount.report.sections.section import Drawing, on_axes
+from headcount.report.tables import Table, num, policy_columns, table, text
+
+HEADING = "The answer"
 
 
 def removable_table(removable: pd.DataFrame, metric: Metric) -> Table:
@@ -26,12 +29,11 @@ def removable_table(removable: pd.DataFrame, metric: Metric) -> Table:
         f"{within} with 95% confidence.",
         removable,
         [
-            ("Score", lambda row: row.curve, False),
-            ("Removable share [95%]", wording.removable_with_interval, True),
-            ("Shown up to", lambda row: wording.percent(row.share_shown), True),
-            ("Measured up to", lambda row: wording.percent(row.largest_share_measured), True),
+            text("Score", "curve"), num("Removable share [95%]", wording.removable_with_interval),
+            num("Shown up to", "share_shown", wording.percent),
+            num("Measured up to", "largest_share_measured", wording.percent),
         ],
-    )
+    )  # fmt: skip
 
 
 def decided_table(decided: pd.DataFrame, unit: str = " questions") -> Table:
@@ -47,15 +49,14 @@ def decided_table(decided: pd.DataFrame, unit: str = " questions") -> Table:
         f"{'points' if metric.is_share else 'its own unit'}.",
         decided,
         [
-            *policy_columns(digits=1),
-            ("Change", lambda row: wording.change_of(metric, row.change), True),
-            ("Verdict", lambda row: row.verdict or "not known yet", False),
-            ("Stopped after", lambda row: f"{row.num_questions:,} of {row.total:,}{unit}", True),
+            *policy_columns(digits=1), num("Change", "change", lambda change: wording.change_of(metric, change)),
+            text("Verdict", lambda row: row.verdict or "not known yet"),
+            num("Stopped after", lambda row: f"{row.num_questions:,} of {row.total:,}{unit}"),
         ],
-    )
+    )  # fmt: skip
 
 
-def _tables(report: Report) -> Iterator[Table]:
+def tables(report: Report) -> Iterator[Table]:
     run = report.run
     if run.has_curves:
         yield removable_table(run.removable, run.judged)
@@ -63,17 +64,17 @@ def _tables(report: Report) -> Iterator[Table]:
         yield decided_table(run.decided)
 
 
-def _words(report: Report) -> dict[str, Any]:
+def words(report: Report) -> dict[str, Any]:
     run = report.run
     if not run.evaluated:
         return {"caveats": [], "shares": None, "answer": "", "proof": "", "untouched": ""}
     removable, accuracy = run.removable, run.answers.accuracy
-    asked = {"num_questions": int(accuracy["num_questions"].iloc[0]), "margin": MARGIN, "confidence": CONFIDENCE}
-    limits = {"margin": MARGIN, "confidence": CONFIDENCE, "chance": run.chance, "metric": run.judged}
+    said = {"margin": MARGIN, "confidence": CONFIDENCE}
+    asked = said | {"num_questions": int(accuracy["num_questions"].iloc[0])}
     return {
         "answer": _claim(run, **asked),
         "proof": wording.proof(removable, **asked),
-        "caveats": wording.caveats(accuracy, removable, **limits),
+        "caveats": wording.caveats(accuracy, removable, chance=run.chance, metric=run.judged, **said),
         "shares": None if removable.empty else _shares(removable),
         "untouched": wording.mean_of(run.judged, float(accuracy["accuracy"].iloc[0])),
     }
@@ -81,7 +82,7 @@ def _words(report: Report) -> dict[str, Any]:
 
 def _claim(run: RunResults, **asked: Any) -> str:
     """The sentence; empty where nothing was tried but checkpoints whose heads are gone."""
-    if not any(wording.by_score(curve) or wording.is_random(curve) for curve in run.removable["curve"]):
+    if (run.removable["curve"] == PRUNED).all():
         return ""
     tasks = [wording.shown(task, 60) for task in run.answers.tasks]
     named = tasks if len(tasks) <= 3 else [f"{len(tasks)} tasks"]
@@ -93,23 +94,16 @@ def _shares(removable: pd.DataFrame) -> dict[str, Any]:
     most = 10 * max(1, math.ceil(10 * removable["largest_share_measured"].max()))
     rows = [
         {
-            "score": wording.shown(row.curve, 40),
-            "random": wording.is_random(row.curve),
-            "at": round(10_000 * row.removable_share / most, 2),
-            "low": round(10_000 * row.low / most, 2),
-            "high": round(10_000 * row.high / most, 2),
-            "open": wording.open_above(row),
-            "text": wording.removable_with_interval(row),
+            "score": wording.shown(row.curve, 40), "random": is_random(row.curve), "open": wording.open_above(row),
+            "at": round(10_000 * row.removable_share / most, 2), "low": round(10_000 * row.low / most, 2),
+            "high": round(10_000 * row.high / most, 2), "text": wording.removable_with_interval(row),
         }
         for row in wording.rows(removable)
-    ]
+    ]  # fmt: skip
     return {"rows": rows, "most": most}
 
 
-def _figures(report: Report) -> Iterator[Drawing]:
+def figures(report: Report) -> Iterator[Drawing]:
     run = report.run
     if run.has_curves:
         yield on_axes("removable", "column", 0.2 + 0.045 * len(run.removable), plot.removable, run)
-
-
-SECTION = Section(id="answer", heading="The answer", tables=_tables, words=_words, figures=_figures)

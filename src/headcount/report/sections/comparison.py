@@ -9,11 +9,13 @@ import pandas as pd
 from headcount.report import plot, wording
 from headcount.report.results import MARGIN, Report
 from headcount.report.sections.accuracy import curves
-from headcount.report.sections.section import Drawing, Section, floats, line, panels
-from headcount.report.tables import Table, table
+from headcount.report.sections.section import Drawing, floats, line, panels
+from headcount.report.tables import Table, num, table, text
+
+HEADING = "Runs compared"
 
 
-def _tables(report: Report) -> Iterator[Table]:
+def tables(report: Report) -> Iterator[Table]:
     evaluated = {name: run for name, run in zip(report.labels, report.runs, strict=True) if run.has_curves}
     if evaluated and len(report.runs) > 1:
         parts = [run.removable.assign(run=name, metric=run.judged.name) for name, run in evaluated.items()]
@@ -24,13 +26,12 @@ def _tables(report: Report) -> Iterator[Table]:
             f"By {wording.names_of(metrics)}. With 95% bootstrap intervals.",
             pd.concat(parts, ignore_index=True),
             [
-                ("Run", lambda row: row.run, False),
-                *[("Metric", lambda row: wording.metric_name(row.metric), False)] * (len(set(metrics)) > 1),
-                ("Score", lambda row: row.curve, False),
-                ("Removable share [95%]", wording.removable_with_interval, True),
-                ("Measured up to", lambda row: wording.percent(row.largest_share_measured), True),
+                text("Run", "run"),
+                *[text("Metric", lambda row: wording.metric_name(row.metric))] * (len(set(metrics)) > 1),
+                text("Score", "curve"), num("Removable share [95%]", wording.removable_with_interval),
+                num("Measured up to", "largest_share_measured", wording.percent),
             ],
-        )
+        )  # fmt: skip
     if not report.distances.empty:
         yield table(
             "distances",
@@ -38,15 +39,15 @@ def _tables(report: Report) -> Iterator[Table]:
             "In the score's unit.",
             report.distances,
             [
-                ("Score", lambda row: row.score, False),
-                ("One", lambda row: row.one, False),
-                ("Other", lambda row: row.other, False),
-                ("Distance", lambda row: wording.number(row.distance), True),
+                text("Score", "score"),
+                text("One", "one"),
+                text("Other", "other"),
+                num("Distance", "distance", wording.number),
             ],
         )
 
 
-def _data(report: Report) -> dict[str, Any] | None:
+def data(report: Report) -> dict[str, Any] | None:
     if len(report.runs) < 2:
         return None
     relative, metrics, unrelated = {}, [], []
@@ -88,12 +89,9 @@ def _distributions(report: Report) -> list[dict[str, Any]]:
     ]
 
 
-def _figures(report: Report) -> Iterator[Drawing]:
+def figures(report: Report) -> Iterator[Drawing]:
     scores = {name: run.scores for name, run in report.measured.items() if run.scores is not None}
     if len(scores) > 1:
         first, *others = scores.values()
         if common := [name for name in first.data_vars if all(name in other for other in others)]:
             yield panels("comparison", len(common), plot.comparison, scores)
-
-
-SECTION = Section(id="comparison", heading="Runs compared", tables=_tables, data=_data, figures=_figures)

@@ -7,11 +7,13 @@ import pandas as pd
 from headcount.report import plot, wording
 from headcount.report.head_map import score_facts
 from headcount.report.results import Report
-from headcount.report.sections.section import Drawing, Section, panels
-from headcount.report.tables import Table, cell, table
+from headcount.report.sections.section import Drawing, panels
+from headcount.report.tables import Table, num, table, text
+
+HEADING = "Distributions and thresholds"
 
 
-def _tables(report: Report) -> Iterator[Table]:
+def tables(report: Report) -> Iterator[Table]:
     run = report.run
     if run.scores is None or not run.has_cuts:
         return
@@ -27,22 +29,17 @@ def _tables(report: Report) -> Iterator[Table]:
         + "".join(f" {said}" for said in run.left_out),
         frame,
         [
-            ("Score", lambda row: row.score, False),
-            ("Inactive when", lambda row: row.inactive_when, False),
-            *((f"{100 * share:g}%", cell(2 + at, wording.number), True) for at, share in enumerate(shares)),
+            text("Score", "score"), text("Inactive when", "inactive_when"),
+            *(num(f"{100 * share:g}%", at, wording.number) for at, share in enumerate(shares, 2)),
         ],
-    )
+    )  # fmt: skip
 
 
-def _figures(report: Report) -> Iterator[Drawing]:
+def data(report: Report) -> bool | None:
+    """What its script draws is the head map's."""
+    return report.run.measured or None
+
+
+def figures(report: Report) -> Iterator[Drawing]:
     if report.run.measured:
         yield panels("distributions", len(report.run.names), plot.distributions, report.run.scores)
-
-
-SECTION = Section(
-    id="distributions",
-    heading="Distributions and thresholds",
-    tables=_tables,
-    data=lambda report: report.head_maps[0] is not None or None,  # its script draws what the head map's has
-    figures=_figures,
-)

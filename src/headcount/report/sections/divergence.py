@@ -8,8 +8,10 @@ import pandas as pd
 from headcount.policies import is_random
 from headcount.report import wording
 from headcount.report.results import Report
-from headcount.report.sections.section import Section, floats, line, percentages
-from headcount.report.tables import Table, policy_columns, table
+from headcount.report.sections.section import floats, line, percentages
+from headcount.report.tables import Table, num, policy_columns, table, text
+
+HEADING = "How far answers move"
 
 
 def divergence_table(divergence: pd.DataFrame) -> Table:
@@ -23,14 +25,11 @@ def divergence_table(divergence: pd.DataFrame) -> Table:
         "questions, paired with the untouched model's, with 95% bootstrap intervals.",
         divergence,
         [
-            policy,
-            ("Benchmark", lambda row: wording.shown(row.task, 60), False),
-            *shares,
-            ("KL [95%]", lambda row: wording.nats(row.kl, row.kl_low, row.kl_high), True),
-            ("Log-likelihood [95%]", _gold, True),
-            ("Questions", lambda row: f"{row.num_questions:,}", True),
+            policy, text("Benchmark", lambda row: wording.shown(row.task, 60)), *shares,
+            num("KL [95%]", lambda row: wording.nats(row.kl, row.kl_low, row.kl_high)),
+            num("Log-likelihood [95%]", _gold), num("Questions", "num_questions", "{:,}".format),
         ],
-    )
+    )  # fmt: skip
 
 
 def _gold(row: Any) -> str:
@@ -38,12 +37,12 @@ def _gold(row: Any) -> str:
     return wording.nats(*ends, signed=True)
 
 
-def _tables(report: Report) -> Iterator[Table]:
+def tables(report: Report) -> Iterator[Table]:
     if not report.run.divergence.empty:
         yield divergence_table(report.run.divergence)
 
 
-def _data(report: Report) -> list[dict[str, Any]] | None:
+def data(report: Report) -> list[dict[str, Any]] | None:
     """For each benchmark, how far answers move, in nats: by measure the lines, curves in order and random last."""
     run, panels = report.run, []
     if run.divergence.empty:
@@ -72,6 +71,3 @@ def _line(of_curve: pd.DataFrame, curve: str, measure: str) -> dict[str, Any]:
         "x": percentages([0.0, *(row.share_realised for row in points)]),
         **{end: floats([0.0, *(getattr(row, name) for row in points)], 5) for end, name in ends.items()},
     }
-
-
-SECTION = Section(id="divergence", heading="How far answers move", tables=_tables, data=_data)

@@ -5,11 +5,13 @@ from typing import Any
 
 from headcount.report import plot, wording
 from headcount.report.results import Report
-from headcount.report.sections.section import Drawing, Section, floats, line, panels
-from headcount.report.tables import Table, cell, table
+from headcount.report.sections.section import Drawing, floats, line, panels
+from headcount.report.tables import Table, num, table
+
+HEADING = "Layer by layer"
 
 
-def _tables(report: Report) -> Iterator[Table]:
+def tables(report: Report) -> Iterator[Table]:
     if not report.run.measured:
         return
     profile = report.run.profile
@@ -20,15 +22,12 @@ def _tables(report: Report) -> Iterator[Table]:
         "Median of each score, layer by layer",
         "Over heads and inputs.",
         profile,
-        [
-            ("Layer", lambda row: str(row[0]), True),
-            *((str(name), cell(at, wording.number), True) for at, name in enumerate(medians.columns) if at),
-        ],
+        [num("Layer", 0), *(num(str(name), at, wording.number) for at, name in enumerate(medians.columns) if at)],
         read=medians,
     )
 
 
-def _data(report: Report) -> dict[str, Any] | None:
+def data(report: Report) -> dict[str, Any] | None:
     """Each score layer by layer: mean and quantiles, and how often its heads are inactive at each share."""
     if not report.run.measured:
         return None
@@ -47,9 +46,6 @@ def _data(report: Report) -> dict[str, Any] | None:
     }
 
 
-def _figures(report: Report) -> Iterator[Drawing]:
+def figures(report: Report) -> Iterator[Drawing]:
     if report.run.measured:
         yield panels("layers", len(report.run.names), plot.layers, report.run.scores)
-
-
-SECTION = Section(id="layers", heading="Layer by layer", tables=_tables, data=_data, figures=_figures)

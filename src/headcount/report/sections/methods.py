@@ -7,12 +7,13 @@ import pandas as pd
 
 from headcount.report import wording
 from headcount.report.results import Report
-from headcount.report.sections.section import Section
-from headcount.report.tables import Table, table
+from headcount.report.tables import Table, table, text
 from headcount.scores import SCORE_FACTS, Score, ScoreFacts, all_scores
 
+HEADING = "Methods"
 
-def _tables(report: Report) -> Iterator[Table]:
+
+def tables(report: Report) -> Iterator[Table]:
     """The scores that the results name; all of them where they name none."""
     run = report.run
     named = {str(name) for name in run.scores.data_vars} if run.scores is not None else set()
@@ -31,18 +32,12 @@ def _tables(report: Report) -> Iterator[Table]:
         "",
         frame.rename(columns={"id": "score"}),
         [
-            ("Score", lambda row: row.score, False),
-            ("Definition", lambda row: f"{row.name}. {row.definition}", False),
-            ("Inactive when", lambda row: row.inactive_when, False),
-            ("Unit", lambda row: row.unit, False),
-            ("Source", lambda row: row.source, False),
+            text("Score", "score"), text("Definition", lambda row: f"{row.name}. {row.definition}"),
+            text("Inactive when", "inactive_when"), text("Unit", "unit"), text("Source", "source"),
         ],
-    )
+    )  # fmt: skip
 
 
-def _words(report: Report) -> dict[str, Any]:
+def words(report: Report) -> dict[str, Any]:
     command = wording.shown(report.run.manifest.command, 2000)  # without marks that could show it as something else
     return {"command": command, "facts": list(report.run.facts())}
-
-
-SECTION = Section(id="methods", heading="Methods", tables=_tables, words=_words)

@@ -11,11 +11,13 @@ from headcount.published import published_table
 from headcount.report import plot, wording
 from headcount.report.published import published_models, published_shares
 from headcount.report.results import MARGIN, Report
-from headcount.report.sections.section import Drawing, Section, line, on_axes, percentages
-from headcount.report.tables import Table, cell, table
+from headcount.report.sections.section import Drawing, line, on_axes, percentages
+from headcount.report.tables import Table, num, table, text
+
+HEADING = "Beside the paper's models"
 
 
-def _tables(report: Report) -> Iterator[Table]:
+def tables(report: Report) -> Iterator[Table]:
     run = report.run
     if not run.beside_paper:
         return
@@ -36,19 +38,15 @@ def _tables(report: Report) -> Iterator[Table]:
         "the best score but awft, picked on the same data. All scores are in the CSV.",
         frame,
         [
-            ("Model", lambda row: row.model, False),
-            ("Questions", lambda row: wording.shown(row.task, 40), False),
-            *(
-                (score, cell(list(frame.columns).index(score), wording.percent), True)
-                for score in ("awft", "ahon_ln", "lthon_ln", RANDOM)
-            ),
-            ("Best", lambda row: wording.percent(row.best), True),
-            ("Which", lambda row: row.best_curve if isinstance(row.best_curve, str) else wording.NOT_MEASURED, False),
+            text("Model", "model"), text("Questions", lambda row: wording.shown(row.task, 40)),
+            *(num(score, score, wording.percent) for score in ("awft", "ahon_ln", "lthon_ln", RANDOM)),
+            num("Best", "best", wording.percent),
+            text("Which", lambda row: row.best_curve if isinstance(row.best_curve, str) else wording.NOT_MEASURED),
         ],
-    )
+    )  # fmt: skip
 
 
-def _data(report: Report) -> dict[str, Any] | None:
+def data(report: Report) -> dict[str, Any] | None:
     """Removable shares of the paper's 14 models, score by score, and this run's."""
     run = report.run
     if not run.beside_paper:
@@ -72,9 +70,6 @@ def _own(row: Any) -> dict[str, Any]:
     return {"share": share, "low": low, "high": high, "text": text, "bound": bound}
 
 
-def _figures(report: Report) -> Iterator[Drawing]:
+def figures(report: Report) -> Iterator[Drawing]:
     if report.run.beside_paper:
         yield on_axes("paper", "text", 0.45, plot.paper, report.run, name=report.run.model)
-
-
-SECTION = Section(id="paper", heading="Beside the paper's models", tables=_tables, data=_data, figures=_figures)

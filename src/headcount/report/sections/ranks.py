@@ -9,11 +9,13 @@ import pandas as pd
 from headcount.report import plot, wording
 from headcount.report.published import paper_ranks
 from headcount.report.results import TOGETHER, Report
-from headcount.report.sections.section import Drawing, Section, floats, line, on_axes
-from headcount.report.tables import Table, cell, table
+from headcount.report.sections.section import Drawing, floats, line, on_axes
+from headcount.report.tables import Table, num, table, text
+
+HEADING = "Ranks of scores"
 
 
-def _tables(report: Report) -> Iterator[Table]:
+def tables(report: Report) -> Iterator[Table]:
     run = report.run
     if not run.has_curves:
         return
@@ -35,19 +37,18 @@ def _tables(report: Report) -> Iterator[Table]:
         "over its 14 models, by accuracy.",
         frame,
         [
-            ("Score", lambda row: row.curve, False),
-            ("Area", lambda row: wording.mean_of(run.judged, row.normalised_area), True),
-            *((f"Rank, {task}", cell(2 + at, _rank), True) for at, task in enumerate(tasks)),
-            ("Paper's mean rank", lambda row: _rank(row.paper_mean_rank), True),
+            text("Score", "curve"), num("Area", "normalised_area", lambda area: wording.mean_of(run.judged, area)),
+            *(num(f"Rank, {task}", at, _rank) for at, task in enumerate(tasks, 2)),
+            num("Paper's mean rank", "paper_mean_rank", _rank),
         ],
-    )
+    )  # fmt: skip
 
 
 def _rank(rank: float) -> str:
     return wording.NOT_MEASURED if np.isnan(rank) else f"{rank:.1f}".removesuffix(".0")
 
 
-def _data(report: Report) -> dict[str, Any] | None:
+def data(report: Report) -> dict[str, Any] | None:
     """Each curve's rank on all questions and on each task, beside its mean rank among them over the paper's 14 models."""
     if not report.run.has_curves:
         return None
@@ -60,9 +61,6 @@ def _data(report: Report) -> dict[str, Any] | None:
     }
 
 
-def _figures(report: Report) -> Iterator[Drawing]:
+def figures(report: Report) -> Iterator[Drawing]:
     if report.run.has_curves:
         yield on_axes("ranks", "column", 0.2 + 0.045 * len(report.run.removable), plot.ranks, report.run)
-
-
-SECTION = Section(id="ranks", heading="Ranks of scores", tables=_tables, data=_data, figures=_figures)

@@ -1,22 +1,17 @@
-"""What a section of the page is made of, and how its charts' numbers travel."""
+"""What sections have in common: figures, and how the numbers of charts travel."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from headcount.report.results import Report
 from headcount.report.style import score_style
-from headcount.report.tables import Table
 from headcount.report.wording import shown
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawing:
+class Drawing(NamedTuple):
     """One figure: its file name, which of a template's widths it has, its height over its width, and how to draw it."""
 
     name: str
@@ -25,38 +20,14 @@ class Drawing:
     draw: Callable[[Figure], Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """One part of the page, all of it in the files of one name here: ``ID.py``, and beside it ``ID.html.j2`` and ``ID*.js``.
-
-    Attributes:
-        id: its anchor, and the name of its files.
-        heading: above it; {} is what accuracy is measured by.
-        tables: those that its template shows, by their ids in ``tables``, and that figures are written beside.
-        data: for its script, which sets ``sections.ID``; None where there is nothing to draw. All templates see it as
-            ``data.ID``.
-        words: what its template needs besides, names of its own.
-        figures: for papers.
-    """
-
-    id: str
-    heading: str
-    tables: Callable[[Report], Iterable[Table]] = lambda report: ()
-    data: Callable[[Report], Any] = lambda report: None
-    words: Callable[[Report], Mapping[str, Any]] = lambda report: {}
-    figures: Callable[[Report], Iterable[Drawing]] = lambda report: ()
-
-
 def on_axes(name: str, width: str, aspect: float, draw: Callable[..., Any], /, *given: Any, **options: Any) -> Drawing:
-    """A figure that is drawn by one of ``headcount.plot`` on axes of its own."""
-    draw = partial(draw, *given, **options)
-    return Drawing(name=name, width=width, aspect=aspect, draw=lambda figure: draw(ax=figure.subplots()))
+    """A figure that one of ``headcount.plot`` draws on axes of its own."""
+    return Drawing(name, width, aspect, lambda figure: draw(*given, ax=figure.subplots(), **options))
 
 
 def panels(name: str, count: int, draw: Callable[..., Any], *given: Any) -> Drawing:
     """A figure of panels, one a score."""
-    aspect = 0.08 + 0.19 * -(-count // 4)
-    return Drawing(name=name, width="text", aspect=aspect, draw=lambda figure: draw(*given, figure=figure))
+    return Drawing(name, "text", 0.08 + 0.19 * -(-count // 4), lambda figure: draw(*given, figure=figure))
 
 
 def line(score: str) -> dict[str, Any]:

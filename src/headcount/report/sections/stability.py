@@ -5,13 +5,15 @@ from typing import Any
 
 from headcount.report import plot, wording
 from headcount.report.results import Report
-from headcount.report.sections.section import Drawing, Section, floats, line, on_axes
-from headcount.report.tables import Table, cell, nearest_share, table
+from headcount.report.sections.section import Drawing, floats, line, on_axes
+from headcount.report.tables import Table, nearest_share, num, table, text
+
+HEADING = "Stability across benchmarks"
 
 _SHARE = 0.15  # the paper's
 
 
-def _tables(report: Report) -> Iterator[Table]:
+def tables(report: Report) -> Iterator[Table]:
     if report.stability is None:
         return
     thresholds, heads = report.stability
@@ -22,12 +24,11 @@ def _tables(report: Report) -> Iterator[Table]:
         "Spread is the largest minus the smallest, over their mean. Other shares are in the CSV.",
         thresholds,
         [
-            ("Score", lambda row: row.score, False),
-            *((name, cell(2 + at, wording.number), True) for at, name in enumerate(report.benchmarks)),
-            ("Spread", lambda row: wording.percent(row.spread), True),
+            text("Score", "score"), *(num(name, at, wording.number) for at, name in enumerate(report.benchmarks, 2)),
+            num("Spread", "spread", wording.percent),
         ],
         read=thresholds.loc[thresholds["share"] == share],
-    )
+    )  # fmt: skip
     share = nearest_share(heads["share"].tolist(), _SHARE)
     yield table(
         "stability-heads",
@@ -36,17 +37,14 @@ def _tables(report: Report) -> Iterator[Table]:
         "as many as the share says.",
         heads,
         [
-            ("Score", lambda row: row.score, False),
-            ("One", lambda row: row.one, False),
-            ("Other", lambda row: row.other, False),
-            ("Correlation", lambda row: wording.number(row.correlation), True),
-            ("Overlap", lambda row: wording.number(row.iou), True),
+            text("Score", "score"), text("One", "one"), text("Other", "other"),
+            num("Correlation", "correlation", wording.number), num("Overlap", "iou", wording.number),
         ],
         read=heads.loc[heads["share"] == share],
-    )
+    )  # fmt: skip
 
 
-def _data(report: Report) -> dict[str, Any] | None:
+def data(report: Report) -> dict[str, Any] | None:
     """Each score's threshold on each benchmark, relative to its mean over benchmarks, at each share."""
     if report.stability is None:
         return None
@@ -59,10 +57,11 @@ def _data(report: Report) -> dict[str, Any] | None:
     return {"benchmarks": names, "shares": floats(thresholds["share"].unique()), "lines": lines}
 
 
-def _figures(report: Report) -> Iterator[Drawing]:
+def figures(report: Report) -> Iterator[Drawing]:
     if len(report.benchmarks) > 1:
-        scores = {name: run.known_scores for name, run in report.benchmarks.items()}
+        scores = {
+            name: run.scores[[score for score in run.scores.data_vars if score in run.cuts]]
+            for name, run in report.benchmarks.items()
+            if run.scores is not None
+        }
         yield on_axes("stability", "text", 0.55, plot.stability, scores)
-
-
-SECTION = Section(id="stability", heading="Stability across benchmarks", tables=_tables, data=_data, figures=_figures)
