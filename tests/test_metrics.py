@@ -205,8 +205,8 @@ def test_words_say_which_way_and_in_which_unit(outcomes):
     assert "the line 1 point above the untouched model" in said["err"]
     assert "words is better when lower" in said["words"]
     assert "the line 0.01 above the untouched model" in said["words"]
-    accuracy = {table.id: table for table in result_tables(Report([results["words"]]))}["accuracy"]
-    cells = {column.heading: column.cells for column in accuracy.columns}
+    made = {table.id: table for table in result_tables(Report([results["words"]]))}["accuracy"]
+    cells = {column.heading: column.cells for column in made.columns}
     assert cells["Words"][:2] == ["35.2", "35.2"]  # 40 − 8 · 0.6, and 0.04 more
     assert not any("%" in cell for cell in cells["Words"])
     assert cells["Change [95%]"][2].startswith("+1.20 [")  # 30 of 200 answers, 8 words each

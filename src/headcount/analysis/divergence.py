@@ -55,5 +55,5 @@ def per_token(outcomes: pd.DataFrame) -> bool:
     """Whether log-likelihoods are those of texts, a token, and not of answers."""
     if "gold_loglikelihood" not in outcomes or "loglikelihoods" not in outcomes:
         return False
-    known = outcomes[outcomes["gold_loglikelihood"].notna()]
+    known = outcomes.loc[outcomes["gold_loglikelihood"].notna()]
     return len(known) > 0 and bool(known["loglikelihoods"].isna().all())

@@ -217,15 +217,10 @@ def all_tables(runs: Sequence[RunTables], *, published: pd.DataFrame | None = No
         published: curves of other models to compare ranks with, as from ``curve_table``.
 
     Returns:
-        Data frames by name, each with model and task (a benchmark) or data (of a run) in front. Of answers: ``accuracy``,
-        ``points``, ``removable`` (with the relative margin beside the absolute one, areas and ranks; none of a metric that
-        is not judged), ``divergence`` (how far answers move: their KL divergence from the untouched model's, and the
-        log-likelihood of the right answer, or of texts; alone where there is no metric), ``by_curve``, ``ranks``
-        (correlation and overlap of every two); or, where questions were asked until it was decided, ``decided`` (each
-        policy's verdict) and ``searched`` (between which shares removable shares lie). Of scores: ``inactive`` (heads and
-        groups always, sometimes and never inactive), ``heads`` (how often each is), ``cumulative``, and not from a summary
-        ``groups``, ``agreement`` and ``layers``. Where a model has several data ``thresholds``, ``transfer`` and
-        ``stability``; where data have several models ``distances``. Only those that hold something.
+        Data frames by name, each with model and task (a benchmark) or data (of a run) in front: those above, and
+        ``by_curve`` and ``ranks`` (correlation and overlap of every two) of all curves; where a model has several data
+        ``thresholds``, ``transfer`` and ``stability``; where data have several models ``distances``. ``removable`` has the
+        relative margin beside the absolute one, areas and ranks. Only those that hold something.
 
     Raises:
         InputError: a metric or margin that cannot be used.

@@ -13,10 +13,6 @@ from headcount.published.results import (
 )
 
 __all__ = [
-    "published_curves",
-    "published_model",
-    "published_points",
-    "published_table",
-    "published_threshold",
+    "published_curves", "published_model", "published_points", "published_table", "published_threshold",
     "published_thresholds",
-]
+]  # fmt: skip

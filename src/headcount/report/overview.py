@@ -1,7 +1,9 @@
 """The tables of an analysis in a terminal, readable at 80 columns: those that matter, at one share."""
 
 from collections.abc import Iterator, Mapping
+from typing import cast
 
+import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -10,13 +12,14 @@ from headcount.metrics import Metric
 from headcount.policies import RANDOM
 from headcount.published import published_table
 from headcount.report import wording
-from headcount.report.tables import nearest_share, num, table, text
+from headcount.report.tables import nearest_share, num, text
 from headcount.report.terminal import (
     DIVERGENCE_NOTE,
     print_decided,
     print_divergence,
     print_note,
     print_removable_by_curve,
+    print_table,
     relative_share,
 )
 
@@ -41,7 +44,8 @@ def print_overview(
     if "accuracy" in tables:
         _not_judged(console, tables["accuracy"])
     if "removable" in tables:
-        metrics = _metrics(tables.get("accuracy", tables["removable"]))
+        judged_by = _parts(tables.get("accuracy", tables["removable"]), "task")
+        metrics = {_key(of_task): wording.judged_in(of_task) for _, of_task in judged_by}
         _removable(console, tables["removable"], metrics)
         columns = [column for column in TABLE_2 if column in tables["by_curve"]]
         judged = [metric for metric in metrics.values() if metric.higher_is_better is not None]
@@ -57,69 +61,54 @@ def print_overview(
             _ranks(console, tables["ranks"], set(tables["by_curve"]["model"]))
             if published and not beside_paper:
                 print_note(console, f"Published ranks are by accuracy, these by {wording.names_of(judged)}.")
-    for name, show in (
-        ("divergence", _divergence),
-        ("inactive", _inactive),
-        ("agreement", _agreement),
-        ("thresholds", _thresholds),
-    ):
-        if name in tables:
-            frame = tables[name]
-            column = "share_asked" if name == "divergence" else "share"
-            known = frame[column].dropna().unique().tolist()
-            if not known:
-                continue
+    at_one_share = {
+        "divergence": _divergence,
+        "inactive": _inactive,
+        "agreement": _agreement,
+        "thresholds": _thresholds,
+    }
+    for name, show in at_one_share.items():
+        column = "share_asked" if name == "divergence" else "share"
+        if name in tables and (known := tables[name][column].dropna().unique().tolist()):
             nearest = nearest_share(known, share)
             console.print()
-            show(console, frame.loc[frame[column] == nearest], nearest)
+            show(console, tables[name].loc[tables[name][column] == nearest], nearest)
 
 
-def _parts(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, str, pd.DataFrame]]:
-    """The rows of each model and task, or data."""
+def _parts(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The rows of each model and task, or data, with the names of both."""
     for key, part in frame.groupby(["model", by], sort=False):
-        model, name = (str(label) for label in key)
-        yield model, name, part
+        model, name = cast(tuple[str, str], key)
+        yield f"{wording.shown(model, 40)}, {wording.shown(name, 24)}", part
 
 
-def _named(model: str, name: str) -> str:
-    return f"{wording.shown(model, 40)}, {wording.shown(name, 24)}"
+def _key(part: pd.DataFrame) -> tuple[str, ...]:
+    return tuple(part[["model", "task"]].iloc[0])
 
 
 def _not_judged(console: Console, accuracy: pd.DataFrame) -> None:
     """Of which benchmarks no change is judged, and of which questions were left out."""
-    for model, task, of_task in _parts(accuracy, "task"):
+    for name, of_task in _parts(accuracy, "task"):
         metric = wording.judged_in(of_task)
         said = [] if metric.higher_is_better is not None else [
             f"Which way {wording.shown(metric.name, 40)} is better is not known, or not the same in all tasks: its changes "
             "are not judged. Say it with --higher-is-better or --lower-is-better, or analyse the tasks one at a time."
         ]  # fmt: skip
         for sentence in said + wording.left_out(of_task, metric):
-            print_note(console, f"{_named(model, task)}: {sentence}")
+            print_note(console, f"{name}: {sentence}")
 
 
-def _metrics(accuracy: pd.DataFrame) -> dict[tuple[str, str], Metric]:
-    """(model, task) → what it was judged by."""
-    return {(model, task): wording.judged_in(of_task) for model, task, of_task in _parts(accuracy, "task")}
-
-
-def _removable(console: Console, removable: pd.DataFrame, metrics: Mapping[tuple[str, str], Metric]) -> None:
-    for number, (model, task, group) in enumerate(_parts(removable, "task")):
-        metric = metrics[model, task]
-        made = table(
-            "removable",
-            f"{_named(model, task)}: within {wording.fall_name(Statistics.margin, metric)}"
-            + f" of {wording.names_of([metric])}" * (metric.name not in ("", "acc")),
-            "",
-            group.sort_values("removable_share", ascending=False, kind="stable"),
-            [
-                text("Score", lambda row: wording.shown(row.curve, 40)),
-                num("Removable [95%]", wording.removable_with_interval), num("Shown", "share_shown", wording.percent),
-                num("Relative", relative_share), num("Rank", "rank", "{:g}".format),
-            ],
-        )  # fmt: skip
-        if number:
-            console.print()
-        console.print(made.terminal())
+def _removable(console: Console, removable: pd.DataFrame, metrics: Mapping[tuple[str, ...], Metric]) -> None:
+    columns = [
+        text("Score", lambda row: wording.shown(row.curve, 40)), num("Removable [95%]", wording.removable_with_interval),
+        num("Shown", "share_shown", wording.percent), num("Relative", relative_share), num("Rank", "rank", "{:g}".format),
+    ]  # fmt: skip
+    for number, (name, group) in enumerate(_parts(removable, "task")):
+        metric = metrics[_key(group)]
+        title = f"{name}: within {wording.fall_name(Statistics.margin, metric)}"
+        title += f" of {wording.names_of([metric])}" * (metric.name not in ("", "acc"))
+        ordered = group.sort_values("removable_share", ascending=False, kind="stable")
+        print_table(console, title, ordered, columns, space=number > 0)
     below, above = (any(metric.sign == sign for metric in metrics.values()) for sign in (1, -1))
     moves = " or ".join(["falls below"] * below + ["rises above"] * above)
     change = " or ".join(["fall"] * below + ["rise"] * above)
@@ -133,19 +122,19 @@ def _removable(console: Console, removable: pd.DataFrame, metrics: Mapping[tuple
 
 def _decided(console: Console, decided: pd.DataFrame) -> None:
     """Verdicts on policies that were asked until it was decided."""
-    for number, (model, data, of_run) in enumerate(_parts(decided, "data")):
+    for number, (name, of_run) in enumerate(_parts(decided, "data")):
         if number:
             console.print()
-        name = f"{_named(model, data)}, {wording.rows(of_run)[0].metric}"
-        console.print(name, style="bold", highlight=False, markup=False)
+        metric = wording.rows(of_run)[0].metric
+        console.print(f"{name}, {metric}", style="bold", highlight=False, markup=False)
         print_decided(console, of_run)
 
 
 def _divergence(console: Console, divergence: pd.DataFrame, share: float) -> None:
-    for number, (model, task, of_task) in enumerate(_parts(divergence, "task")):
+    for number, (name, of_task) in enumerate(_parts(divergence, "task")):
         if number:
             console.print()
-        title = f"{_named(model, task)}: how far answers move at {wording.percent(share, 0)}"
+        title = f"{name}: how far answers move at {wording.percent(share, 0)}"
         print_divergence(console, of_task.sort_values("kl", kind="stable"), title=title)
     print_note(console, DIVERGENCE_NOTE)
 
@@ -154,69 +143,57 @@ def _ranks(console: Console, ranks: pd.DataFrame, own: set[str]) -> None:
     """How alike the ranks of one's own models are, and how alike those of the published ones."""
     one, other = (ranks[column].isin(list(own)) for column in ("model", "other_model"))
     kinds = {"among these": one & other, "these and published": one ^ other, "among published": ~(one | other)}
-    pairs = {f"{name} ({int(which.sum())})": ranks.loc[which] for name, which in kinds.items() if which.any()}
-    made = table(
-        "ranks",
-        "Do models and benchmarks rank the scores alike?",
-        "",
-        pd.DataFrame({"pairs": list(pairs)}),
-        [
-            text("Pairs", "pairs"),
-            num("Rank correlation", lambda row: _spread(pairs[row.pairs]["rank_correlation"])),
-            num("Top 5 overlap", lambda row: _spread(pairs[row.pairs]["top_5_overlap"])),
-        ],
-    )
-    if pairs:
-        console.print()
-        console.print(made.terminal())
+    lines = [
+        (
+            f"{name} ({np.count_nonzero(pairs)})",
+            *(_spread(ranks.loc[pairs, c]) for c in ("rank_correlation", "top_5_overlap")),
+        )
+        for name, pairs in kinds.items()
+        if np.any(pairs)
+    ]
+    if lines:
+        columns = [text("Pairs", 0), num("Rank correlation", 1), num("Top 5 overlap", 2)]
+        title = "Do models and benchmarks rank the scores alike?"
+        print_table(console, title, pd.DataFrame(lines), columns, space=True)
 
 
 def _spread(values: pd.Series) -> str:
     if values.isna().all():
-        return wording.ratio(float("nan"))
+        return wording.NOT_MEASURED
     return f"{values.median():.2f} ({values.min():.2f} to {values.max():.2f})".replace("-", "−")
 
 
 def _inactive(console: Console, inactive: pd.DataFrame, share: float) -> None:
     grouped = "groups" in inactive and bool((inactive["groups"] < inactive["heads"]).any())
-    columns = [
-        text("Inactive by", lambda row: wording.shown(row.score, 40)),
-        *(num(name.title(), name) for name in ("always", "sometimes", "never")),
-    ]
+    columns = [text("Inactive by", lambda row: wording.shown(row.score, 40))]
+    columns += [num(name.title(), name) for name in ("always", "sometimes", "never")]
     if grouped:
         columns += [
             num("Groups", lambda row: f"{row.groups_always:g} / {row.groups_sometimes:g} / {row.groups_never:g}"),
             num("On an input", "groups_mean_inactive", "{:.1f}".format),
         ]
-    for model, data, of_run in _parts(inactive, "data"):
+    for name, of_run in _parts(inactive, "data"):
         first = wording.rows(of_run)[0]
-        title = f"{_named(model, data)}: {first.heads} heads at {wording.percent(share, 0)}"
+        title = f"{name}: {first.heads} heads at {wording.percent(share, 0)}"
         title += f", in {first.groups:g} groups" if grouped else ""
-        console.print(table("inactive", title, "", of_run, columns).terminal())
+        print_table(console, title, of_run, columns)
     if grouped:
-        print_note(
-            console,
-            "Groups: key-value groups of which every query head is always / sometimes / never inactive at once.",
-        )
+        said = "Groups: key-value groups of which every query head is always / sometimes / never inactive at once."
+        print_note(console, said)
 
 
 def _agreement(console: Console, agreement: pd.DataFrame, share: float) -> None:
     measures = {"Overlap": "iou", "On an input": "iou_per_input", "Precision": "precision"}
-    for model, data, of_run in _parts(agreement, "data"):
+    columns = [text("Scores", 0), *(num(said, at, "{:.2f}".format) for at, said in enumerate(measures, 1))]
+    for name, of_run in _parts(agreement, "data"):
         once = of_run.loc[of_run["score"] < of_run["other"]].sort_values("iou", ascending=False, kind="stable")
-        most = once.head(_PAIRS).reset_index(drop=True)
-        frame = most[list(measures.values())].assign(
-            pair=[wording.shown(f"{row.score}, {row.other}", 60) for row in wording.rows(most)]
-        )
-        frame.loc[len(most)] = {**once[list(measures.values())].median(), "pair": "median of all pairs"}
-        made = table(
-            "agreement",
-            f"{_named(model, data)}: agreement at {wording.percent(share, 0)}",
-            "",
-            frame,
-            [text("Scores", "pair"), *(num(said, name, "{:.2f}".format) for said, name in measures.items())],
-        )
-        console.print(made.terminal())
+        lines = [
+            (wording.shown(f"{row.score}, {row.other}", 60), *(getattr(row, measure) for measure in measures.values()))
+            for row in wording.rows(once.head(_PAIRS))
+        ]
+        lines.append(("median of all pairs", *once[list(measures.values())].median()))
+        title = f"{name}: agreement at {wording.percent(share, 0)}"
+        print_table(console, title, pd.DataFrame(lines), columns)
 
 
 def _thresholds(console: Console, thresholds: pd.DataFrame, share: float) -> None:
@@ -225,16 +202,9 @@ def _thresholds(console: Console, thresholds: pd.DataFrame, share: float) -> Non
         lines = []
         for score, of_score in of_model.sort_values("spread", kind="stable").groupby("score", sort=False):
             of_data = of_score.set_index("data")
-            lines.append([score, *of_data["threshold"].loc[names], of_data["spread"].iloc[0]])
-        made = table(
-            "thresholds",
-            f"{wording.shown(model, 40)}: thresholds at {wording.percent(share, 0)}",
-            "",
-            pd.DataFrame(lines),
-            [
-                text("Score", lambda row: wording.shown(row[0], 40)),
-                *(num(wording.shown(name, 16), at, "{:.4g}".format) for at, name in enumerate(names, 1)),
-                num("Spread", len(names) + 1, lambda spread: wording.percent(spread, 0)),
-            ],
-        )
-        console.print(made.terminal())
+            lines.append([wording.shown(score, 40), *of_data["threshold"].loc[names], of_data["spread"].iloc[0]])
+        columns = [text("Score", 0)]
+        columns += [num(wording.shown(name, 16), at, "{:.4g}".format) for at, name in enumerate(names, 1)]
+        columns.append(num("Spread", len(names) + 1, lambda spread: wording.percent(spread, 0)))
+        title = f"{wording.shown(model, 40)}: thresholds at {wording.percent(share, 0)}"
+        print_table(console, title, pd.DataFrame(lines), columns)

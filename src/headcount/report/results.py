@@ -1,6 +1,6 @@
 """A run's tables, and beside them what only the page and the figures show."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -24,7 +24,6 @@ from headcount.analysis.divergence import per_token
 from headcount.analysis.outcomes import MEASURES
 from headcount.errors import RunError
 from headcount.metrics import Metric
-from headcount.policies import BASELINE
 from headcount.report.head_map import head_maps
 from headcount.report.wording import best_first, judged_in, shown
 from headcount.store import Manifest, Run
@@ -217,23 +216,6 @@ class RunResults:
         tables = [part.divergence.assign(task=name, per_token=per_token(part.outcomes)) for name, part in shown.items()]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
-    @cached_property
-    def chance(self) -> float | None:
-        """Accuracy of guessing: mean of 1 / choices over the baseline's questions; None when that is not known."""
-        outcomes, metric = self.answers.outcomes, self.answers.metric
-        if metric not in ("acc", "acc_norm") or "loglikelihoods" not in outcomes.columns:
-            return None
-        asked = outcomes[(outcomes["policy"] == BASELINE) & outcomes[metric].notna()]
-        choices = [
-            0 if values is None or pd.api.types.is_scalar(values) else len(values) for values in asked["loglikelihoods"]
-        ]
-        return sum(1 / count for count in choices) / len(choices) if choices and min(choices) > 1 else None
-
-    def facts(self) -> Iterator[tuple[str, str]]:
-        """Every entry of the manifest but the command as (dotted name, text), nested mappings opened."""
-        hidden = ("command", "thresholds", "scores", "files", "metrics")
-        return _facts({name: value for name, value in self.manifest.facts().items() if name not in hidden})
-
 
 @dataclass(frozen=True)
 class Report:
@@ -329,14 +311,3 @@ def _quantiles(summary: Summary) -> xr.Dataset:
     }
     heads = summary.heads.sizes["head"]
     return xr.Dataset(scores, coords={"layer": summary.layers, "head": np.arange(heads)}, attrs=summary.attrs)
-
-
-def _facts(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _facts(value, f"{prefix}{name}.")
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
-            yield shown(prefix + name), f"{len(value)} entries"
-        elif value is not None and value != []:
-            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            yield shown(prefix + name), shown(text, 400)

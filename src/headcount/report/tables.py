@@ -71,8 +71,8 @@ class Table:
         columns = [column for column in self.columns if not only or column.heading in only]
         for at, column in enumerate(columns):
             said = (called or {}).get(column.heading, column.heading)
-            wide = {"justify": "right", "no_wrap": len(said) > 12} if at else {"overflow": "fold"}
-            made.add_column(Text(shown(said, 60)), **wide)
+            numeric: dict[str, Any] = {"justify": "right", "no_wrap": len(said) > 12} if at else {"overflow": "fold"}
+            made.add_column(Text(shown(said, 60)), **numeric)
         for cells in zip(*(column.cells for column in columns), strict=True):
             made.add_row(*(Text(shown(said, 60)) for said in cells), style="bold" if cells[0] == bold else None)
         return made

@@ -1,7 +1,7 @@
 """A run's tables and the published ones in a terminal, readable at 80 columns."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,7 @@ from headcount.report import wording
 from headcount.report.sections.accuracy import accuracy_table
 from headcount.report.sections.answer import decided_table, removable_table
 from headcount.report.sections.divergence import divergence_table
-from headcount.report.tables import num, table, text
+from headcount.report.tables import Spec, num, table, text
 from headcount.report.wording import percent
 
 #: What the numbers of ``print_divergence`` are.
@@ -26,6 +26,15 @@ DIVERGENCE_NOTE = (
 def print_note(console: Console, said: str) -> None:
     """Print a sentence about what stands above it."""
     console.print(said, style="dim", highlight=False, soft_wrap=True, markup=False)
+
+
+def print_table(
+    console: Console, title: str, frame: pd.DataFrame, columns: Iterable[Spec], bold: str = "", *, space: bool = False
+) -> None:
+    """Print a table that is for a terminal alone, with a free line above it if ``space``."""
+    if space:
+        console.print()
+    console.print(table("", title, "", frame, columns).terminal(bold=bold))
 
 
 def print_tables(
@@ -85,19 +94,13 @@ def print_decided(console: Console, decided: pd.DataFrame) -> None:
     between = decided_shares(decided)
     if between.empty:
         return
-    shares = table(
-        "searched",
-        f"Heads that can be zeroed within {wording.fall_name(rule.margin, wording.judged_in(decided))}",
-        "",
-        between,
-        [
-            text("Score", "curve"), num("Share asked", lambda row: _between(row.within, row.beyond)),
-            num("Realised", lambda row: _between(row.within_realised, row.beyond_realised)),
-            num("Questions", lambda row: f"{row.num_questions:,} at {row.looks} share{'s' * (row.looks > 1)}"),
-        ],
-    )  # fmt: skip
-    console.print()
-    console.print(shares.terminal())
+    title = f"Heads that can be zeroed within {wording.fall_name(rule.margin, wording.judged_in(decided))}"
+    columns = [
+        text("Score", "curve"), num("Share asked", lambda row: _between(row.within, row.beyond)),
+        num("Realised", lambda row: _between(row.within_realised, row.beyond_realised)),
+        num("Questions", lambda row: f"{row.num_questions:,} at {row.looks} share{'s' * (row.looks > 1)}"),
+    ]  # fmt: skip
+    print_table(console, title, between, columns, space=True)
 
 
 def _between(low: float, high: float) -> str:
@@ -125,7 +128,7 @@ def print_removable_by_curve(
 
     name = text("Model", lambda row: f"{row.model}, {row.task}" if several else row.model)
     shares = [num(column, lambda row, column=column: share(row, column)) for column in columns]
-    console.print(table("removable-by-curve", title, "", removable, [name, *shares]).terminal(bold="mean"))
+    print_table(console, title, removable, [name, *shares], bold="mean")
 
 
 def print_curves(console: Console, curves: pd.DataFrame) -> None:
@@ -140,14 +143,11 @@ def print_curves(console: Console, curves: pd.DataFrame) -> None:
     ]  # fmt: skip
     first = wording.rows(curves)[0]
     if len(set(curves["curve"])) == 1:
-        title = f"{first.curve}, {first.task}"
-        console.print(table("curves", title, "", curves, [text("Model", "model"), *columns]).terminal())
-        return
+        return print_table(console, f"{first.curve}, {first.task}", curves, [text("Model", "model"), *columns])
     for _, group in curves.groupby(["model", "task"], sort=False):
         first = wording.rows(group)[0]
         title = f"{first.model}, {first.task}: {percent(first.baseline)} untouched"
-        ordered = group.sort_values("rank", kind="stable")
-        console.print(table("curves", title, "", ordered, [text("Score", "curve"), *columns]).terminal())
+        print_table(console, title, group.sort_values("rank", kind="stable"), [text("Score", "curve"), *columns])
 
 
 def relative_share(row: Any) -> str:
@@ -158,16 +158,11 @@ def relative_share(row: Any) -> str:
 def print_points(console: Console, curve: pd.DataFrame) -> None:
     """Print one curve's points, as from ``headcount.analysis.against_random``."""
     first = wording.rows(curve)[0]
-    made = table(
-        "points",
-        f"{first.model}, {first.task}: {first.curve}, {percent(first.baseline)} untouched",
-        "",
-        curve,
-        [
-            num("Share asked", "share_asked", lambda share: percent(share, 0)), num("Threshold", "threshold", "{:.4g}".format),
-            num("Realised", "share_realised", percent), num("Accuracy", "accuracy", percent),
-            num("Change", lambda row: wording.points(row.accuracy - row.baseline)),
-            num("Random at this share", "random_accuracy", percent),
-        ],
-    )  # fmt: skip
-    console.print(made.terminal())
+    columns = [
+        num("Share asked", "share_asked", lambda share: percent(share, 0)), num("Threshold", "threshold", "{:.4g}".format),
+        num("Realised", "share_realised", percent), num("Accuracy", "accuracy", percent),
+        num("Change", lambda row: wording.points(row.accuracy - row.baseline)),
+        num("Random at this share", "random_accuracy", percent),
+    ]  # fmt: skip
+    title = f"{first.model}, {first.task}: {first.curve}, {percent(first.baseline)} untouched"
+    print_table(console, title, curve, columns)

@@ -30,10 +30,10 @@ def find_thresholds(run: Run, shares: Iterable[float]) -> xr.Dataset:
     return cuts.sel(share=sorted(set(shares)))
 
 
-def saved_thresholds(run: Run, measured: xr.Dataset | Summary) -> xr.Dataset | None:
-    """The thresholds that a run keeps, of scores of which something says when they are inactive; None if there are none.
+def cuts_of(run: Run, measured: xr.Dataset | Summary) -> xr.Dataset | None:
+    """The thresholds that a run keeps, or else those at the paper's shares; None where no measured score can have any.
 
-    Scores that a file added which an older headcount did not note are named in a warning.
+    Scores that a file added which an older headcount did not note have none, and are named in a warning.
     """
     if unknown := sorted(set(score_names(measured)) - set(known_scores(measured))):
         warnings.warn(
@@ -43,14 +43,7 @@ def saved_thresholds(run: Run, measured: xr.Dataset | Summary) -> xr.Dataset | N
         )
     cuts = run.thresholds()
     cuts = None if cuts is None else cuts.drop_vars(unknown, errors="ignore")
-    return cuts if cuts else None
-
-
-def cuts_of(run: Run, measured: xr.Dataset | Summary) -> xr.Dataset | None:
-    """``saved_thresholds``, or else those at the paper's shares; None where no measured score can have any."""
-    if (cuts := saved_thresholds(run, measured)) is not None:
-        return cuts
-    return usual_thresholds(measured)
+    return cuts if cuts else usual_thresholds(measured)
 
 
 def usual_thresholds(measured: xr.Dataset | Summary) -> xr.Dataset | None:

@@ -9,14 +9,6 @@ from headcount.report.plot.panels import comparison, distributions, layers
 from headcount.report.plot.scores import agreement, paper, ranks, stability
 
 __all__ = [
-    "accuracy",
-    "agreement",
-    "comparison",
-    "distributions",
-    "head_map",
-    "layers",
-    "paper",
-    "ranks",
-    "removable",
+    "accuracy", "agreement", "comparison", "distributions", "head_map", "layers", "paper", "ranks", "removable",
     "stability",
-]
+]  # fmt: skip

@@ -6,29 +6,17 @@ its script draws, as ``sections.NAME``, and templates see as ``data.NAME`` (None
 that its template needs besides; ``figures`` for papers.
 """
 
+from importlib import import_module
 from typing import Any
 
 from headcount.report.results import Report
-from headcount.report.sections import (
-    accuracy,
-    agreement,
-    answer,
-    comparison,
-    distributions,
-    divergence,
-    heads,
-    layers,
-    methods,
-    paper,
-    ranks,
-    stability,
-)
 from headcount.report.tables import Table
 
 _ORDER = (
-    answer, accuracy, divergence, heads, distributions, agreement, stability, ranks, layers, comparison, paper, methods,
+    "answer", "accuracy", "divergence", "heads", "distributions", "agreement", "stability", "ranks", "layers", "comparison",
+    "paper", "methods",
 )  # fmt: skip
-SECTIONS = {module.__name__.rpartition(".")[2]: module for module in _ORDER}
+SECTIONS = {name: import_module(f"{__name__}.{name}") for name in _ORDER}
 
 
 def of_each(part: str, report: Report) -> dict[str, Any]:

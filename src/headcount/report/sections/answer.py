@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
+from headcount.analysis import Answers
 from headcount.metrics import Metric
-from headcount.policies import PRUNED, is_random
+from headcount.policies import BASELINE, PRUNED, is_random
 from headcount.report import plot, wording
 from headcount.report.results import CONFIDENCE, MARGIN, Report, RunResults
 from headcount.report.sections.section import Drawing, on_axes
@@ -69,12 +70,12 @@ def words(report: Report) -> dict[str, Any]:
     if not run.evaluated:
         return {"caveats": [], "shares": None, "answer": "", "proof": "", "untouched": ""}
     removable, accuracy = run.removable, run.answers.accuracy
-    said = {"margin": MARGIN, "confidence": CONFIDENCE}
+    said: dict[str, Any] = {"margin": MARGIN, "confidence": CONFIDENCE}
     asked = said | {"num_questions": int(accuracy["num_questions"].iloc[0])}
     return {
         "answer": _claim(run, **asked),
         "proof": wording.proof(removable, **asked),
-        "caveats": wording.caveats(accuracy, removable, chance=run.chance, metric=run.judged, **said),
+        "caveats": wording.caveats(accuracy, removable, chance=_chance(run.answers), metric=run.judged, **said),
         "shares": None if removable.empty else _shares(removable),
         "untouched": wording.mean_of(run.judged, float(accuracy["accuracy"].iloc[0])),
     }
@@ -82,16 +83,27 @@ def words(report: Report) -> dict[str, Any]:
 
 def _claim(run: RunResults, **asked: Any) -> str:
     """The sentence; empty where nothing was tried but checkpoints whose heads are gone."""
-    if (run.removable["curve"] == PRUNED).all():
+    if all(curve == PRUNED for curve in run.removable["curve"]):
         return ""
     tasks = [wording.shown(task, 60) for task in run.answers.tasks]
     named = tasks if len(tasks) <= 3 else [f"{len(tasks)} tasks"]
     return wording.answer(run.removable, metric=run.judged, tasks=named, **asked)
 
 
+def _chance(answers: Answers) -> float | None:
+    """Accuracy of guessing: mean of 1 / choices over the baseline's questions; None when that is not known."""
+    outcomes, metric = answers.outcomes, answers.metric
+    if metric not in ("acc", "acc_norm") or "loglikelihoods" not in outcomes.columns:
+        return None
+    asked = outcomes[(outcomes["policy"] == BASELINE) & outcomes[metric].notna()]
+    known = (None if pd.api.types.is_scalar(values) else values for values in asked["loglikelihoods"])
+    choices = [0 if values is None else len(values) for values in known]
+    return sum(1 / count for count in choices) / len(choices) if choices and min(choices) > 1 else None
+
+
 def _shares(removable: pd.DataFrame) -> dict[str, Any]:
     """The removable shares on a common scale, which ends at ``most`` percent."""
-    most = 10 * max(1, math.ceil(10 * removable["largest_share_measured"].max()))
+    most = 10 * max(1, math.ceil(10 * max(removable["largest_share_measured"])))
     rows = [
         {
             "score": wording.shown(row.curve, 40), "random": is_random(row.curve), "open": wording.open_above(row),

@@ -1,6 +1,6 @@
 """Methods: definitions, the command, and all that is known of the run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -39,5 +39,19 @@ def tables(report: Report) -> Iterator[Table]:
 
 
 def words(report: Report) -> dict[str, Any]:
+    hidden = ("command", "thresholds", "scores", "files", "metrics")
+    known = {name: value for name, value in report.run.manifest.facts().items() if name not in hidden}
     command = wording.shown(report.run.manifest.command, 2000)  # without marks that could show it as something else
-    return {"command": command, "facts": list(report.run.facts())}
+    return {"command": command, "facts": list(_facts(known))}
+
+
+def _facts(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Every entry as (dotted name, text), nested mappings opened."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _facts(value, f"{prefix}{name}.")
+        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+            yield wording.shown(prefix + name), f"{len(value)} entries"
+        elif value is not None and value != []:
+            text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            yield wording.shown(prefix + name), wording.shown(text, 400)

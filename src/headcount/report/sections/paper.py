@@ -27,8 +27,9 @@ def tables(report: Report) -> Iterator[Table]:
     first = {"model": run.model, "task": ", ".join(run.answers.tasks)} | {
         name: own.get(name, np.nan) for name in scores
     }
-    best = own[[curve for curve in own.index if curve != "awft" and not is_random(curve)]]
-    first |= {"best_curve": best.idxmax(), "best": best.max()} if len(best) else {"best_curve": "", "best": np.nan}
+    best = {curve: share for curve, share in own.items() if curve != "awft" and not is_random(str(curve))}
+    name = max(best, key=best.__getitem__, default="")
+    first |= {"best_curve": name, "best": best.get(name, np.nan)}
     frame = pd.concat([pd.DataFrame([first]), published], ignore_index=True)
     yield table(
         "paper",
