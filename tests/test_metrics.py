@@ -24,7 +24,7 @@ from headcount.metrics import Metric, directed, directions_of
 from headcount.report import RunResults, plot, print_decided, print_tables, render_page
 from headcount.report.overview import print_overview
 from headcount.report.results import Report
-from headcount.report.sections import comparison, paper, result_tables
+from headcount.report.sections import accuracy, comparison, paper, result_tables
 from headcount.report.wording import answer, caveats
 from headcount.store import Manifest
 from tests.report.conftest import results_of
