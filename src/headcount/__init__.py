@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from headcount.report import plot
     from headcount.scores import all_scores, get_score, score
     from headcount.store import Run, open_run
+    from headcount.study.evaluating import evaluate_run, measure_run
     from headcount.study.folder import StudyFolder, open_study
     from headcount.study.running import run_study
     from headcount.study.spec import Study
@@ -51,11 +52,13 @@ _MODULES = {
     "UntilDecided": "analysis",
     "all_scores": "scores",
     "evaluate": "evaluation.evaluate",
+    "evaluate_run": "study.evaluating",
     "get_score": "scores",
     "units_of": "models.observe",
     "instrument": "models.instrument",
     "load": "models.loading",
     "measure_heads": "measure",
+    "measure_run": "study.evaluating",
     "open_run": "store",
     "open_study": "study.folder",
     "prune_heads": "removal.prune",
@@ -88,10 +91,12 @@ __all__ = [
     "UntilDecided",
     "all_scores",
     "evaluate",
+    "evaluate_run",
     "get_score",
     "instrument",
     "load",
     "measure_heads",
+    "measure_run",
     "open_run",
     "open_study",
     "plot",

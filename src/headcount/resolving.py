@@ -1,4 +1,4 @@
-"""Policies written as text, with thresholds that were published or that a run measured."""
+"""Policies written as text or as a score at a share, with thresholds that were published or that a run measured."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,7 +9,28 @@ from headcount.errors import InputError, RunError
 from headcount.policies import Policy, Written, parse_policy
 from headcount.published import published_threshold
 from headcount.store import open_run
+from headcount.summaries import Summary
 from headcount.thresholding import thresholds
+
+
+def policy_at(
+    score: str,
+    share: float,
+    measured: xr.Dataset | Summary | None = None,
+    *,
+    seed: int = 0,
+    exclude_layers: Iterable[int] = (),
+) -> Written:
+    """The policy of a score at a share of heads; with its threshold, if it takes one and ``measured`` scores are given."""
+    policy = parse_policy(f"{score}:{share}", seed=seed, exclude_layers=exclude_layers)
+    return policy if measured is None else _found_in(policy, measured)
+
+
+def _found_in(policy: Written, measured: xr.Dataset | Summary) -> Written:
+    if policy.wants is None:
+        return policy
+    score, share, _ = policy.wants
+    return policy.found(thresholds(measured[[score]], [share]))
 
 
 def read_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0, model: str = "") -> Written:
@@ -36,7 +57,7 @@ def resolve_policy(text: str, *, thresholds_from: str | Path | None = None, seed
     policy = read_policy(text, seed=seed)
     if policy.wants is None:
         return policy
-    score, share, _ = policy.wants
+    score = policy.wants.score
     if thresholds_from is None:
         raise InputError(
             f"Policy {text!r} names a share of heads, so its threshold comes from measured scores: give thresholds_from=RUN "
@@ -45,4 +66,4 @@ def resolve_policy(text: str, *, thresholds_from: str | Path | None = None, seed
     scores = open_run(thresholds_from).measurements()
     if scores is None or score not in scores:
         raise RunError(f"{str(thresholds_from)!r} has no scores for {score}. Measure them with `headcount measure`.")
-    return policy.found(thresholds(scores[[score]], [share]))
+    return _found_in(policy, scores)

@@ -157,7 +157,7 @@ def test_a_study_that_was_not_begun_shows_what_is_left(headcount, small, fields,
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("headcount.study.running.ask_run", stop)
+    monkeypatch.setattr("headcount.study.evaluating.ask_run", stop)
     assert headcount("study", small)[0] == 130
     code, out, _ = headcount("status", "runs/small")
     assert code == 0

@@ -6,12 +6,13 @@ from typing import Annotated
 import typer
 
 from headcount.cli import options
-from headcount.cli.app import app
+from headcount.cli.app import app, grouped
 from headcount.cli.console import output
 from headcount.errors import RunError
 
 
 @app.command()
+@grouped()
 def analyse(
     runs: Annotated[
         list[Path],
@@ -20,8 +21,8 @@ def analyse(
     output_folder: Annotated[
         Path | None, options.path_option("--output", "-o", help="Write every table, in full, as CSV into this folder.")
     ] = None,
-    metric: options.Metric = None,
-    higher_is_better: options.HigherIsBetter = None,
+    *,
+    judging: options.Judging,
     share: Annotated[
         float,
         typer.Option(min=0, max=1, help="Share of heads at which to print agreement, frequencies and thresholds."),
@@ -44,7 +45,7 @@ def analyse(
     if output_folder is not None:
         check_writable(output_folder)
     opened = open_runs(runs)
-    tables = analyse_runs(opened, metric=metric, higher_is_better=higher_is_better, published=published)
+    tables = analyse_runs(opened, **vars(judging), published=published)
     if not tables:
         raise RunError(
             f"{', '.join(map(str, runs))} hold neither scores nor outcomes. Run `headcount measure` or `evaluate` first."

@@ -23,35 +23,32 @@ def demo(
     """Measure the demo model on ARC-Easy, zero its inactive heads, and show what that costs. A few minutes."""
     start = time.monotonic()
     with steps() as progress:
-        from headcount.cli.evaluate import evaluate_into, print_results
+        from headcount.cli.evaluate import print_results
         from headcount.cli.report import write_report
-        from headcount.cli.runs import command_line, default_folder, load_model, read_data, run_settings
-        from headcount.policies import parse_policy
+        from headcount.cli.runs import command_line, default_folder, keep_offline, load_model, read_data
+
+        keep_offline(True)
+        from headcount.resolving import policy_at
         from headcount.scores import all_scores
-        from headcount.store import begin_run
+        from headcount.study.asking import Asking
         from headcount.study.cuts import find_thresholds
-        from headcount.study.spec import Tasks
-        from headcount.study.stages import measure_run
+        from headcount.study.evaluating import ask, begun
+        from headcount.study.spec import ModelSpec, Tasks
+        from headcount.study.stages import measure_inputs
         from headcount.study.units import LocalEngine
         from headcount.thresholding import SHARES as ALL_SHARES
 
-        loaded = load_model("demo", progress, offline=True)
-        subject = read_data(
-            loaded, Tasks(tasks=(TASK,), limit=limit), progress, chat_template=False, offline=True, seed=seed,
-        )  # fmt: skip
+        questions = options.Questions(offline=True, chat_template=False)
+        loaded = load_model(ModelSpec(model="demo"), progress)
+        subject = read_data(loaded, Tasks(tasks=(TASK,), limit=limit), questions, progress, seed=seed)
         folder, facts = output_folder or default_folder("demo", [TASK]), subject.facts()
         progress.keep_in(folder, output_folder)
-        ids = [score.id for score in all_scores()]
-        with begin_run(
-            folder, model=facts.model, data=facts.data, settings=run_settings(folder, facts, seed=seed), command=command_line()
-        ) as run:  # fmt: skip
-            measure_run(
-                run, LocalEngine(subject), num_inputs=facts.num_inputs, scores=ids, seed=seed,
-                progress=progress.start(f"Measuring {len(ids)} scores", facts.num_inputs),
-            )  # fmt: skip
+        policies = tuple(policy_at(score, share, seed=seed) for score in SCORES for share in SHARES)
+        with begun(folder, facts, seed=seed, command=command_line()) as run:
+            scores = [score.id for score in all_scores()]
+            measure_inputs(run, LocalEngine(subject), scores, num_inputs=facts.num_inputs, announce=progress.start)
             find_thresholds(run, ALL_SHARES)
-            requests = [parse_policy(f"{score}:{share}", seed=seed) for score in SCORES for share in SHARES]
-            evaluate_into(run, subject, requests, progress, seed=seed)
+            ask(run, subject, Asking(policies=policies), progress.start)
         page = write_report([run])
     model = run.manifest.model
     output.print(

@@ -6,11 +6,12 @@ from typing import Annotated
 import typer
 
 from headcount.cli import options
-from headcount.cli.app import app
+from headcount.cli.app import app, grouped
 from headcount.cli.console import output
 
 
 @app.command()
+@grouped()
 def figures(
     runs: options.RunFolders,
     output_folder: Annotated[
@@ -18,8 +19,8 @@ def figures(
         options.path_option("--output", "-o", help="Folder for the files. [default: figures in the first run]"),
     ] = None,
     template: Annotated[str, typer.Option(help="Whose column widths: iclr, neurips, icml, acl or ieee.")] = "iclr",
-    metric: options.Metric = None,
-    higher_is_better: options.HigherIsBetter = None,
+    *,
+    judging: options.Judging,
     scores_from: options.ScoresFrom = None,
 ) -> None:
     """Write each figure as PDF, SVG and PNG, and each table as LaTeX (booktabs) and CSV."""
@@ -33,7 +34,7 @@ def figures(
     if output_folder is not None:
         check_writable(output_folder)
     opened = [open_run(run) for run in runs]
-    results = [read_results(run, metric=metric, higher_is_better=higher_is_better) for run in opened]
+    results = [read_results(run, **vars(judging)) for run in opened]
     files = write_figures(results, folder, template=template)
     output.say(f"{len(files)} files in {folder}")
     say_whats_left(opened)

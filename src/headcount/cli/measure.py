@@ -5,31 +5,22 @@ from typing import Annotated
 import typer
 
 from headcount.cli import options
-from headcount.cli.app import app
+from headcount.cli.app import app, grouped
 from headcount.cli.console import output, steps
 from headcount.errors import InputError
 
 
 @app.command()
+@grouped()
 def measure(
-    model: options.Model,
     task: options.Task = None,
-    texts: Annotated[
-        list[str] | None,
-        typer.Option(
-            help=".txt, .jsonl or .parquet files, or hub data sets; repeat for several.", rich_help_panel="Data"
-        ),
-    ] = None,
+    texts: options.Texts = None,
     output_folder: options.Output = None,
     score: Annotated[
         list[str] | None, typer.Option(help="Score to measure; repeat for several. [default: all]")
     ] = None,
     scores_from: options.ScoresFrom = None,
-    num_fewshot: options.NumFewshot = None,
-    limit: options.Limit = None,
-    text_column: Annotated[
-        str, typer.Option(help="Column or key that holds the text.", rich_help_panel="Data")
-    ] = "text",
+    text_column: options.TextColumn = "text",
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Keep this many first tokens of each text.", rich_help_panel="Data")
     ] = None,
@@ -39,15 +30,9 @@ def measure(
             help="A text longer than the model's positions: refuse, or cut its end off.", rich_help_panel="Data"
         ),
     ] = "refuse",
-    chat_template: options.ChatTemplate = None,
-    offline: options.Offline = False,
-    include_path: options.IncludePath = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    device_map: options.DeviceMap = None,
-    revision: options.Revision = None,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
+    *,
+    questions: options.Questions,
+    loading: options.Loading,
     batch_tokens: options.BatchTokens = None,
     seed: options.Seed = 0,
     scores_dtype: Annotated[
@@ -70,44 +55,29 @@ def measure(
     if scores_dtype not in DTYPES:
         raise InputError(f"Unknown --scores-dtype {scores_dtype!r}. Use {' or '.join(DTYPES)}.")
     with steps() as progress:
-        from headcount.cli.runs import command_line, default_folder, load_model, questions_of, read_data, run_settings
+        from headcount.cli.runs import command_line, default_folder, keep_offline, load_model, questions_of, read_data
+
+        keep_offline(questions.offline)
         from headcount.scores import select_scores
-        from headcount.store import begin_run
-        from headcount.study.spec import Texts
-        from headcount.study.stages import measure_run
-        from headcount.study.subject import read_texts
+        from headcount.study.evaluating import begun, named_texts
+        from headcount.study.stages import measure_inputs
         from headcount.study.units import LocalEngine
         from headcount.thresholding import not_finite, said_not_finite
 
         ids = [chosen.id for chosen in select_scores(score or "all")]
         if texts:
-            data = Texts.model_construct(
-                texts=tuple(texts), text_column=text_column, limit=_whole(limit), max_length=max_length,
-                too_long=too_long,
-            )  # fmt: skip
-            read_texts(data)  # what is wrong with them is said before the model is loaded
+            data = named_texts(
+                texts, text_column=text_column, limit=questions.limit, max_length=max_length, too_long=too_long
+            )
         else:
-            data = questions_of(
-                task or (), progress, limit=limit, num_fewshot=num_fewshot, include_path=include_path, offline=offline
-            )  # fmt: skip
-        loaded = load_model(
-            model, progress, offline=offline, dtype=dtype, device=device, device_map=device_map, revision=revision,
-            allow_pickle=allow_pickle, trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        subject = read_data(
-            loaded, data, progress, chat_template=chat_template, offline=offline,
-            include_path=None if include_path is None else str(include_path), batch_tokens=batch_tokens, seed=seed,
-        )  # fmt: skip
-        folder, facts = output_folder or default_folder(model, task or texts or []), subject.facts()
+            data = questions_of(task or (), questions, progress)
+        loaded = load_model(loading.spec(), progress, offline=questions.offline)
+        subject = read_data(loaded, data, questions, progress, batch_tokens=batch_tokens, seed=seed)
+        folder, facts = output_folder or default_folder(loading.model, task or texts or []), subject.facts()
         progress.keep_in(folder, output_folder)
-        settings = run_settings(folder, facts, seed=seed, scores_dtype=scores_dtype, summaries=summaries)
-        with begin_run(
-            folder, model=facts.model, data=facts.data, settings=settings, command=command_line()
-        ) as run:  # fmt: skip
-            measure_run(
-                run, LocalEngine(subject), num_inputs=facts.num_inputs, scores=ids, seed=seed,
-                progress=progress.start(f"Measuring {len(ids)} score{'s' * (len(ids) > 1)}", facts.num_inputs),
-            )  # fmt: skip
+        chosen = {"scores_dtype": scores_dtype, "summaries": summaries}
+        with begun(folder, facts, seed=seed, command=command_line(), **chosen) as run:
+            measure_inputs(run, LocalEngine(subject), ids, num_inputs=facts.num_inputs, announce=progress.start)
     measured = run.measurements()
     left_out = {} if measured is None else not_finite(measured)
     scores = f"{len(ids)} score{'s' * (len(ids) != 1)}"
@@ -116,9 +86,3 @@ def measure(
     for name, facts in left_out.items():
         output.print(said_not_finite(name, facts), highlight=False, soft_wrap=True, markup=False)
     output.say(f"Run: {run.path}")
-
-
-def _whole(limit: float | None) -> int | None:
-    if limit is not None and not limit.is_integer():
-        raise InputError(f"--limit is a whole number of texts, not {limit}.")
-    return None if limit is None else int(limit)

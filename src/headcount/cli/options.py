@@ -1,11 +1,15 @@
 """Options that several commands share."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from headcount.errors import RunError
+from headcount.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from headcount.study.spec import ModelSpec
 
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="Hub id, local folder, .gguf file, or **demo**.", show_default=False)
@@ -182,3 +186,77 @@ LearningRate = Annotated[
 Ridge = Annotated[
     float, typer.Option(help="Of the refit, in units of the mean variance.", rich_help_panel="Replacement")
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loading:
+    """Which model, and how it is loaded."""
+
+    model: Model
+    dtype: Dtype = "auto"
+    device: Device = "auto"
+    device_map: DeviceMap = None
+    revision: Revision = None
+    allow_pickle: AllowPickle = False
+    trust_remote_code: TrustRemoteCode = False
+
+    def spec(self) -> "ModelSpec":
+        from headcount.study.spec import ModelSpec
+
+        return ModelSpec.model_construct(**vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """Of tasks: how many, how they are put, and where they come from."""
+
+    num_fewshot: NumFewshot = None
+    limit: Limit = None
+    chat_template: ChatTemplate = None
+    offline: Offline = False
+    include_path: IncludePath = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """What accuracy is."""
+
+    metric: Metric = None
+    higher_is_better: HigherIsBetter = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopping:
+    """When to stop asking under a policy, and the scores whose removable share is searched for."""
+
+    until_decided: UntilDecided = False
+    margin: Margin = None
+    confidence: Confidence = None
+    search: SearchFor = None
+    largest_share: LargestShare = None
+    resolution: Resolution = None
+
+    def asked(self, judging: Judging) -> dict[str, Any]:
+        """For ``Asking``: rule, scores and range of the search; nothing to ask every question.
+
+        Raises:
+            InputError: an option that goes with another one that is not there, or a number that makes no sense.
+        """
+        from headcount import analysis
+        from headcount.scores import select_scores
+
+        of_rule: dict[str, Any] = {"margin": self.margin, "confidence": self.confidence}
+        of_search = {"largest": self.largest_share, "resolution": self.resolution}
+        if not self.search and any(value is not None for value in of_search.values()):
+            raise InputError("--largest-share and --resolution go with --search: say of which score, --search ahon_ln.")
+        if not (self.search or self.until_decided):
+            if any(value is not None for value in of_rule.values()):
+                raise InputError("--margin and --confidence go with --until-decided or --search. Add one of them.")
+            return {}
+        of_rule |= vars(judging)
+        ids = select_scores("all" if "all" in self.search else self.search) if self.search else []
+        return {
+            "rule": analysis.UntilDecided(**{name: value for name, value in of_rule.items() if value is not None}),
+            "searched": tuple(score.id for score in ids),
+            "search": analysis.ShareSearch(**{name: value for name, value in of_search.items() if value is not None}),
+        }

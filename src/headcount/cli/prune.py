@@ -99,10 +99,11 @@ def prune(
                 )
             if distill and not texts:
                 raise InputError("--distill needs texts to learn from: give --texts FILE.")
-        loaded = load_model(
-            model, progress, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle,
+        loading = options.Loading(
+            model=model, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
+        loaded = load_model(loading.spec(), progress)
         name = default_name(loaded.name)
         selection.check(loaded.model, name)
         uneven = uneven or ("repeat" if format == "gguf" else "index")

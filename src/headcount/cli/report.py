@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from headcount.cli import options
-from headcount.cli.app import app
+from headcount.cli.app import app, grouped
 from headcount.cli.console import output
 
 if TYPE_CHECKING:
@@ -12,14 +12,15 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@grouped()
 def report(
     runs: options.RunFolders,
     output_file: Annotated[
         Path | None,
         options.path_option("--output", "-o", help="HTML file. [default: report.html in the first run or study]"),
     ] = None,
-    metric: options.Metric = None,
-    higher_is_better: options.HigherIsBetter = None,
+    *,
+    judging: options.Judging,
     scores_from: options.ScoresFrom = None,
 ) -> None:
     """Write one HTML page that shows a run, or compares several, such as a study's; it needs no network and no server."""
@@ -29,7 +30,7 @@ def report(
     if output_file is None and is_study(runs[0]):
         output_file = runs[0] / "report.html"
     opened = open_runs(runs)
-    page = write_report(opened, output_file, metric=metric, higher_is_better=higher_is_better)
+    page = write_report(opened, output_file, **vars(judging))
     output.say(f"Page: {page}")
     say_whats_left(opened)
 

@@ -5,19 +5,18 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.cli.console import Steps, errors, output
+from headcount.cli.options import Questions
 from headcount.errors import InputError
 from headcount.store import Run, is_run, open_run
 
 if TYPE_CHECKING:
-    from headcount.evaluation.benchmark import Benchmark
-    from headcount.study.spec import Tasks, Texts
-    from headcount.study.subject import LoadedModel, Subject, SubjectFacts
+    from headcount.study.spec import ModelSpec, Tasks, Texts
+    from headcount.study.subject import LoadedModel, Subject
 
 
 def keep_offline(offline: bool) -> None:
@@ -25,71 +24,49 @@ def keep_offline(offline: bool) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: it reads this once
 
 
-def questions_of(
-    tasks: Sequence[str],
-    steps: Steps,
-    *,
-    limit: float | None,
-    num_fewshot: int | None,
-    include_path: Path | None = None,
-    offline: bool = False,
-) -> "Tasks":
+def questions_of(tasks: Sequence[str], questions: Questions, steps: Steps) -> "Tasks":
     """The questions asked for. What is wrong with their names and number is said before a model is loaded."""
-    keep_offline(offline)
+    keep_offline(questions.offline)
     done = steps.start("Looking up the tasks", 1)
-    from headcount.study.spec import Tasks
-    from headcount.tasks import check_tasks
+    from headcount.study.evaluating import named_tasks
 
-    check_tasks(tasks, limit=limit, include_path=include_path)
+    named = named_tasks(
+        tasks, num_fewshot=questions.num_fewshot, limit=questions.limit, include_path=questions.include_path
+    )
     done(1, 1)
-    return Tasks.model_construct(tasks=tuple(tasks), num_fewshot=num_fewshot, limit=limit)
+    return named
 
 
-def load_model(name: str, steps: Steps, *, offline: bool = False, **options: Any) -> "LoadedModel":
-    """Load a model; options are those of ``headcount.load``."""
+def load_model(spec: "ModelSpec", steps: Steps, *, offline: bool = False) -> "LoadedModel":
+    """Load a model."""
     keep_offline(offline)
     done = steps.start("Loading the model", 1)
-    from headcount.models.loading import load
-    from headcount.study.subject import LoadedModel
+    from headcount.study.subject import load_model
 
-    model, tokenizer = load(name, **options)
+    loaded = load_model(spec)
     done(1, 1)
-    return LoadedModel(name=name, model=model, tokenizer=tokenizer)
+    return loaded
 
 
-def read_data(loaded: "LoadedModel", data: "Tasks | Texts", steps: Steps, **options: Any) -> "Subject":
+def read_data(
+    loaded: "LoadedModel", data: "Tasks | Texts", questions: Questions, steps: Steps, **options: Any
+) -> "Subject":
     """Prepare what the model reads; options are those of ``study.subject.read_data``."""
     from headcount.study.subject import read_data
 
     done = steps.start("Preparing the questions" if hasattr(data, "tasks") else "Reading the texts", 1)
-    subject = read_data(loaded, data, **options)
+    subject = read_data(
+        loaded, data, chat_template=questions.chat_template, offline=questions.offline,
+        include_path=questions.include_path, **options,
+    )  # fmt: skip
     done(1, 1)
     has_template = getattr(loaded.tokenizer, "chat_template", None)
-    if subject.benchmark is not None and has_template and options.get("chat_template") is None:
+    if subject.benchmark is not None and has_template and questions.chat_template is None:
         used, why = loaded.expects_chat()
         where, otherwise = ("in", "--no-chat-template") if used else ("not in", "--chat-template")
         note = f"Prompts are {where} the model's chat template: {why}. Otherwise with {otherwise}."
         errors.print(note, highlight=False, soft_wrap=True, markup=False)
     return subject
-
-
-def prepare_benchmark(loaded: "LoadedModel", questions: "Tasks", steps: Steps, **options: Any) -> "Benchmark":
-    """The questions, for a model; options are those of ``study.subject.read_data``."""
-    benchmark = read_data(loaded, questions, steps, **options).benchmark
-    assert benchmark is not None
-    return benchmark
-
-
-def run_settings(folder: Path, facts: "SubjectFacts", *, seed: int, **chosen: Any) -> dict[str, Any]:
-    """The manifest's ``settings``: those of the run that is there, if there is one, but for what is chosen here."""
-    from headcount.store import manifest
-    from headcount.store.files import Damaged
-
-    known = manifest.Settings(shard=facts.shard(manifest.SHARD))
-    with suppress(Damaged):  # made anew with these
-        known = open_run(folder).settings if is_run(folder) else known
-    kept = {"shard": known.shard, "scores_dtype": known.scores_dtype, "summaries": known.summaries}
-    return {"seed": seed} | kept | chosen
 
 
 def open_runs(paths: Sequence[Path]) -> list[Run]:

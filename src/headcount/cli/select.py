@@ -1,7 +1,8 @@
 """``headcount select``: which heads to remove."""
 
+import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -88,7 +89,7 @@ def select(
         raise InputError(f"{str(output_file)!r} exists already. Choose another file with -o, or remove it first.")
     with steps() as progress:
         from headcount.cli.calibration import calibration_rows
-        from headcount.cli.runs import load_model, prepare_benchmark, questions_of
+        from headcount.cli.runs import load_model, questions_of, read_data
         from headcount.models.loading import default_name
         from headcount.removal.budget import Budget, select_within_budget
         from headcount.removal.calibration import Calibration
@@ -100,26 +101,29 @@ def select(
         if share is not None:
             check_share(share)
         wanted = Budget.parse(budget) if budget else None
-        known: dict[str, Any] = {"num_fewshot": num_fewshot, "include_path": include_path, "offline": offline}
-        chosen = questions_of(task, progress, limit=limit, **known) if task else None
-        kept = questions_of(wanted.tasks, progress, limit=None, **known) if wanted else None
-        loaded = load_model(
-            model, progress, offline=offline, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle,
+        asked = options.Questions(
+            num_fewshot=num_fewshot, limit=limit, chat_template=chat_template, offline=offline, include_path=include_path
+        )  # fmt: skip
+        chosen = questions_of(task, asked, progress) if task else None
+        kept = questions_of(wanted.tasks, dataclasses.replace(asked, limit=None), progress) if wanted else None
+        loading = options.Loading(
+            model=model, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
+        loaded = load_model(loading.spec(), progress, offline=offline)
         rows: list[list[int]] = []
         used: list[tuple[str, int]] = []
-        asked = {"chat_template": chat_template, "offline": offline, "seed": seed}
-        asked |= {"include_path": include_path, "batch_tokens": batch_tokens}
         if texts:
             rows = calibration_rows(
                 texts, loaded.tokenizer, column=text_column, num_texts=num_texts, max_length=max_length
             )
         if chosen:
-            chosen_on = prepare_benchmark(loaded, chosen, progress, **asked)
-            rows += [row for row in chosen_on.inputs() if len(row) > 1]
-            used = chosen_on.questions
-        held_out = prepare_benchmark(loaded, kept, progress, **asked) if kept else None
+            chosen_on = read_data(loaded, chosen, asked, progress, batch_tokens=batch_tokens, seed=seed)
+            rows += [row for row in chosen_on.rows if len(row) > 1]
+            used = chosen_on.benchmark.questions if chosen_on.benchmark else []
+        held_out = None
+        if kept:
+            held_out = read_data(loaded, kept, asked, progress, batch_tokens=batch_tokens, seed=seed).benchmark
         calibration = Calibration(rows=rows, ridge=ridge, batch_tokens=batch_tokens, seed=seed)
         selection = select_heads(
             loaded.model, calibration, share=share or 0.5, score=score, kind=unit, aggregate=aggregate, quantile=quantile,

@@ -1,6 +1,5 @@
 """``headcount study``: models × data × scores × shares, from one file."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,8 +68,9 @@ def study(
     if engine not in ("local", "ray"):
         raise InputError(f"Unknown engine {engine!r}. Use local or ray.")
     asked = Study.read(file)
-    if asked.offline:
-        os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: it reads this once
+    from headcount.cli.runs import command_line, keep_offline
+
+    keep_offline(asked.offline)
     with steps() as progress:
         from headcount.study.check import check_study
 
@@ -81,7 +81,6 @@ def study(
             _count(asked, progress)
             return
         asked = asked.with_own_scores()  # what is wrong with them is said before a cluster is joined
-        from headcount.cli.runs import command_line
         from headcount.study.running import LocalWorkers, run_study
 
         working: Workers = LocalWorkers()

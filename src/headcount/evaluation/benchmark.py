@@ -84,9 +84,7 @@ class Benchmark:
                 "The tokenizer has no chat template. Leave it off with --no-chat-template (chat_template=False)."
             )
         if not isinstance(tasks, TaskSet):
-            tasks = load_tasks(
-                tasks, num_fewshot=num_fewshot, offline=offline, include_path=include_path, seed=1234 + seed
-            )
+            tasks = load_tasks(tasks, num_fewshot=num_fewshot, offline=offline, include_path=include_path, seed=seed)
         self.task_set = tasks
         self.lm = HeadcountLM(model, tokenizer=tokenizer, batch_tokens=batch_tokens, seed=seed, decide=decide)
         self._requests: dict[tuple[str, int], list[Any]] = {}

@@ -13,11 +13,9 @@ from headcount.analysis.outcomes import main_metric
 from headcount.errors import InputError, seed_of
 from headcount.evaluation.benchmark import Answers, Benchmark
 from headcount.models.batching import Progress, no_progress
-from headcount.policies import Policy, check_policy
+from headcount.policies import BASELINE, Policy, check_policy
+from headcount.store.manifest import SHARD
 from headcount.tasks import TaskSet
-
-#: Questions asked between two calls of ``on_answers``, at most.
-SHARD = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +127,7 @@ def evaluate(
             on_answers(given)
             tables.append(given.outcomes)
             failures |= given.failures
-            done += len(asked) * int(given.outcomes.loc[given.outcomes["policy"] == "baseline", "num_inputs"].sum())
+            done += len(asked) * int(given.outcomes.loc[given.outcomes["policy"] == BASELINE, "num_inputs"].sum())
         finished = set(failures)
         if until_decided is not None:
             finished |= until_decided.decided(pd.concat(tables, ignore_index=True), benchmark.num_questions)

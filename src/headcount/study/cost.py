@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from headcount.models.loading import computes_in_bfloat16, outline, resolve_device
+from headcount.models.loading import DTYPES, computes_in_bfloat16, outline, resolve_device
 from headcount.study.spec import ModelSpec, Study
 from headcount.study.subject import LoadedModel, read_data
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 #: Part of a large matrix product's speed that a pass under a policy reaches: 0.59 to 0.75 on the demo model, by
 #: benchmarks/cost.py. Passes of the untouched model reach 1.0 to 2.0, since inputs share what they begin with.
 EFFICIENCY = 0.6
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 #: Bytes of one row of outcomes on disk, as measured on multiple-choice tasks.
 _ROW = 130
 
@@ -143,7 +142,7 @@ def study_costs(study: Study) -> dict[tuple[str, str], Cost]:
             model.model, revision=model.revision, allow_pickle=model.allow_pickle,
             trust_remote_code=model.trust_remote_code,
         )  # fmt: skip
-        loaded = LoadedModel(name=model.model, model=built, tokenizer=tokenizer)
+        loaded = LoadedModel(spec=model, model=built, tokenizer=tokenizer)
         for data in study.data:
             subject = read_data(loaded, data, **data_options(study, model))
             questions = subject.benchmark.num_questions if subject.benchmark and study.num_policies() else 0
@@ -159,7 +158,7 @@ def study_costs(study: Study) -> dict[tuple[str, str], Cost]:
 def machine_rate(model: ModelSpec, study: Study, *, seconds: float = 0.3) -> float:
     """Floating-point operations a second that a forward pass may reach here: EFFICIENCY × those of a matrix product."""
     device = resolve_device(model.device)
-    dtype = _DTYPES.get(model.dtype or study.dtype, torch.bfloat16 if computes_in_bfloat16(device) else torch.float32)
+    dtype = DTYPES.get(model.dtype or study.dtype, torch.bfloat16 if computes_in_bfloat16(device) else torch.float32)
     size = 1024
     left, right = torch.ones(size, size, dtype=dtype, device=device), torch.ones(size, size, dtype=dtype, device=device)
     (left @ right).sum().item()

@@ -1,7 +1,7 @@
 """Ask until it is decided: questions in random order, and no more of them under a policy than its verdict takes."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -12,12 +12,12 @@ from headcount.analysis import Look, Search, SequentialTest, ShareSearch, UntilD
 from headcount.evaluation.benchmark import Answers
 from headcount.evaluation.workload import Workload
 from headcount.models.batching import Progress, no_progress
-from headcount.policies import BASELINE, Policy, parse_policy, policy_facts
+from headcount.policies import BASELINE, Policy, policy_facts
+from headcount.resolving import policy_at
 from headcount.store import Run
-from headcount.study.stages import keep_answers, note_policies, note_rule, parts_left, together
+from headcount.study.stages import Announce, keep_answers, note_policies, note_rule, parts_left, silent, together
 from headcount.study.units import AskShard, Engine
 from headcount.summaries import Summary
-from headcount.thresholding import thresholds
 
 
 def ask_until_decided(
@@ -128,12 +128,13 @@ def search_run(
     run: Run,
     engine: Engine,
     scores: Sequence[str],
+    measured: xr.Dataset | Summary | None,
     *,
-    policy_at: Callable[[str, float], Policy],
     workload: Workload,
     rule: UntilDecided,
     search: ShareSearch,
-    announce: Callable[[str], Progress] = lambda _: no_progress,
+    exclude_layers: frozenset[int] = frozenset(),
+    announce: Announce = silent,
 ) -> dict[str, Search]:
     """Find the removable share of each score, asking at one share after the other, each until it is decided.
 
@@ -143,10 +144,11 @@ def search_run(
         run: begun with ``begin_run``.
         engine: where it is done.
         scores: ids.
-        policy_at: the policy of a score at a share.
+        measured: scores that thresholds come from; None where no score takes any.
         workload: of the benchmark.
         rule: when a look ends.
         search: the largest share and when to stop.
+        exclude_layers: layers never touched.
         announce: begins a step of progress.
 
     Returns:
@@ -161,7 +163,10 @@ def search_run(
     looks = 0
     while shares:
         looks += 1
-        policies = {score: policy_at(score, share) for score, share in shares.items()}
+        policies = {
+            score: policy_at(score, share, measured, seed=run.settings.seed, exclude_layers=exclude_layers)
+            for score, share in shares.items()
+        }
         tests = ask_until_decided(
             run, engine, list(policies.values()), workload=workload, rule=rule,
             progress=announce(f"look {looks} for {len(policies)} removable share{'s' * (len(policies) > 1)}"),
@@ -182,18 +187,3 @@ def search_run(
     if (before := run.manifest.searched) is None or before.facts() != kept:
         run.update(searched=kept)
     return found
-
-
-def policies_at(
-    measured: xr.Dataset | Summary | None, *, seed: int = 0, exclude_layers: frozenset[int] = frozenset()
-) -> Callable[[str, float], Policy]:
-    """The policy of a score at a share, with its threshold out of measured scores."""
-
-    def policy_at(score: str, share: float) -> Policy:
-        policy = parse_policy(f"{score}:{share}", seed=seed, exclude_layers=exclude_layers)
-        if policy.wants is None:
-            return policy
-        assert measured is not None
-        return policy.found(thresholds(measured[[score]], [share]))
-
-    return policy_at

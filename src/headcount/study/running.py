@@ -1,35 +1,27 @@
 """Run a study: every model on all data, one stage after the other, from wherever it was left."""
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
 import xarray as xr
 
-from headcount.models.batching import Progress, no_progress
-from headcount.policies import RANDOM, Policy, parse_policy
-from headcount.store import begin_run, continue_run, is_run, open_run
+from headcount.analysis import ShareSearch
+from headcount.policies import Policy
+from headcount.resolving import policy_at
+from headcount.store import continue_run, is_run, open_run
 from headcount.store.files import Damaged
 from headcount.study.analysing import analyse_study
+from headcount.study.asking import Asking
 from headcount.study.cuts import find_thresholds
-from headcount.study.deciding import ask_until_decided, policies_at, search_run
+from headcount.study.evaluating import ask_policies, begun
 from headcount.study.folder import StudyFolder, begin_study
 from headcount.study.progress import run_progress
 from headcount.study.spec import ModelSpec, Study, Tasks, Texts
-from headcount.study.stages import aggregate_run, ask_run, has_metrics, measure_run
+from headcount.study.stages import Announce, has_metrics, measure_inputs, silent
 from headcount.study.subject import LoadedModel, SubjectFacts, load_model, read_data
 from headcount.study.units import Engine, LocalEngine
-
-#: Begins a step with a name; what it returns is called with (done, in all).
-Announce = Callable[[str], Progress]
-
-
-def silent(step: str) -> Progress:
-    """Announce nothing."""
-    return no_progress
 
 
 class Workers(Protocol):
@@ -95,7 +87,13 @@ def run_study(
                 announce(f"{title} (done before)")(1, 1)
                 continue
             _run_cell(
-                study, model, data, path, workers, lambda step, title=title: announce(f"{title}: {step}"), command
+                study,
+                model,
+                data,
+                path,
+                workers,
+                lambda step, title=title: announce(f"{title}: {step[:1].lower()}{step[1:]}"),
+                command,
             )
         analyse_study(opened, announce=announce)
         return opened
@@ -113,38 +111,22 @@ def _run_cell(
     loading = announce("loading")
     facts, engine = workers.open(study, model, data)
     loading(1, 1)
-    shard = facts.shard(study.shard)
-    with suppress(Damaged):  # made anew
-        shard = open_run(path).shard_size if is_run(path) else shard
-    settings = run_settings(study) | {"shard": shard}
-    with begin_run(path, model=facts.model, data=facts.data, settings=settings, command=command) as run:
-        scores = study.score_ids()
-        measure_run(
-            run, engine, num_inputs=facts.num_inputs, scores=scores, seed=study.seeds[0],
-            progress=announce(f"measuring {len(scores)} scores"),
-        )  # fmt: skip
+    kept = {"scores_dtype": study.scores_dtype, "summaries": study.summaries}
+    with begun(path, facts, seed=study.seeds[0], shard=study.shard, command=command, **kept) as run:
+        scores, search = study.score_ids(), study.search
+        measure_inputs(run, engine, scores, num_inputs=facts.num_inputs, announce=announce)
         cuts = find_thresholds(run, study.shares) if study.shares else None
-        rule, search = study.rule(), study.search
-        if not study.ask or not facts.num_questions:
+        if not study.num_policies() or not facts.num_questions:
             return
-        if search is not None and rule is not None:
-            policy_at = policies_at(
-                run.measurements(), seed=study.seeds[0], exclude_layers=frozenset(study.exclude_layers)
-            )
-            search_run(
-                run, engine, scores, policy_at=policy_at, workload=facts.workload, rule=rule, search=search,
-                announce=announce,
-            )  # fmt: skip
-        elif cuts is not None:
-            policies = study_policies(study, cuts)
-            asking = announce(f"asking under {len(policies) + 1} policies")
-            if rule is not None and policies:
-                ask_until_decided(
-                    run, engine, policies, workload=facts.workload, rule=rule, progress=asking
-                )  # fmt: skip
-            else:
-                ask_run(run, engine, policies, workload=facts.workload, progress=asking)
-        aggregate_run(run, engine)
+        policies = study_policies(study, cuts) if cuts is not None and search is None else []
+        asking = Asking(
+            policies=tuple(policies), rule=study.rule() if policies or search else None,
+            searched=tuple(scores) if search else (), search=search or ShareSearch(),
+            exclude_layers=frozenset(study.exclude_layers),
+        )  # fmt: skip
+        ask_policies(
+            run, engine, policies, asking, workload=facts.workload, measured=run.measurements(), announce=announce
+        )
 
 
 def run_settings(study: Study) -> dict[str, Any]:
@@ -157,12 +139,13 @@ def run_settings(study: Study) -> dict[str, Any]:
 def study_policies(study: Study, cuts: xr.Dataset) -> list[Policy]:
     """Every policy of a study; share 0 is left out, since the untouched model is asked anyway."""
     excluded = frozenset(study.exclude_layers)
-    policies: list[Policy] = []
-    for score in study.score_ids():
-        for share in sorted({share for share in study.shares if share > 0}):
-            for seed in study.seeds if score == RANDOM else study.seeds[:1]:
-                policies.append(parse_policy(f"{score}:{share}", seed=seed, exclude_layers=excluded).found(cuts))
-    return policies
+    policies = (
+        policy_at(score, share, seed=seed, exclude_layers=excluded).found(cuts)
+        for score in study.score_ids()
+        for share in sorted({share for share in study.shares if share > 0})
+        for seed in study.seeds
+    )
+    return list(dict.fromkeys(policies))  # where nothing is drawn, each seed gives the same
 
 
 def _is_finished(path: Path, study: Study, command: str) -> bool:

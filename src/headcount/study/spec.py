@@ -23,6 +23,7 @@ from pydantic import (
 
 from headcount.analysis import ShareSearch, UntilDecided
 from headcount.errors import InputError, nearest
+from headcount.policies import RANDOM
 from headcount.scores import all_scores, is_registered, load_scores, select_scores
 from headcount.store.names import check_folder_name, slug
 from headcount.strict_yaml import read_yaml
@@ -280,7 +281,7 @@ class Study(_Spec):
         ids = scores or self.score_ids()
         if search := self.search:
             return 1 + len(ids) * search.bisections()
-        random = "random" in ids
+        random = RANDOM in ids
         return 1 + len({share for share in self.shares if share > 0}) * (len(ids) - random + random * len(self.seeds))
 
     def cells(self) -> Iterator[tuple[ModelSpec, Tasks | Texts]]:

@@ -1,7 +1,7 @@
 """The stages of a run: measure and ask. Each does what is not done yet, and keeps each unit as soon as it is done."""
 
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -22,29 +22,31 @@ from headcount.store.described import noted_facts
 from headcount.study.units import Aggregate, AskShard, Engine, MeasureShard
 from headcount.summaries import Summary
 
+#: Begins a step with a name; what it returns is called with (done, in all).
+Announce = Callable[[str], Progress]
 
-def measure_run(
-    run: Run,
-    engine: Engine,
-    *,
-    num_inputs: int,
-    scores: Sequence[str],
-    seed: int = 0,
-    progress: Progress = no_progress,
+
+def silent(step: str) -> Progress:
+    """Announce nothing."""
+    return no_progress
+
+
+def measure_inputs(
+    run: Run, engine: Engine, scores: Sequence[str], *, num_inputs: int, announce: Announce = silent
 ) -> None:
     """Measure every input that is not measured yet.
 
     Args:
-        run: begun with ``begin_run``; its settings say how large shards are and whether scores are summarised.
+        run: begun with ``begin_run``; its settings say how large shards are, whether scores are summarised, and the seed.
         engine: where it is done.
-        num_inputs: inputs in all.
         scores: ids.
-        seed: of the ``random`` score.
-        progress: called with (inputs measured, inputs in all), first with what was measured before.
+        num_inputs: inputs in all.
+        announce: begins a step of progress.
 
     Raises:
         RunError: the run was begun with other scores.
     """
+    progress = announce(f"Measuring {len(scores)} score{'s' * (len(scores) != 1)}")
     known, before = run.manifest.measured, run.scores_measured()
     if before not in (None, list(scores)):
         raise RunError(
@@ -56,8 +58,8 @@ def measure_run(
         run.update(measured={"scores": list(scores), "num_inputs": num_inputs})
     units = [
         MeasureShard(
-            shard=part.start // run.shard_size, first=part.start, last=part.stop, scores=tuple(scores), seed=seed,
-            summarise=run.settings.summaries,
+            shard=part.start // run.shard_size, first=part.start, last=part.stop, scores=tuple(scores),
+            seed=run.settings.seed, summarise=run.settings.summaries,
         )
         for part in inputs_left(run, num_inputs)
     ]  # fmt: skip

@@ -2,6 +2,7 @@
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from headcount.evaluation.workload import PART_BATCHES, Workload, even_size
@@ -19,15 +20,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    name: str
+    spec: ModelSpec
+    """How it was loaded."""
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+
+    @property
+    def name(self) -> str:
+        """For people and for manifests."""
+        return default_name(self.spec.model)
 
     def facts(self) -> dict[str, Any]:
         """The manifest's ``model``."""
         units = units_of(self.model)
         return {
-            "name": default_name(self.name),
+            "name": self.name,
             "fingerprint": fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "num_heads": units.num_heads,
@@ -37,7 +44,7 @@ class LoadedModel:
 
     def expects_chat(self) -> tuple[bool, str]:
         """Whether prompts go into its chat template unless something else is asked for, and why."""
-        return expects_chat(default_name(self.name), self.tokenizer)
+        return expects_chat(self.name, self.tokenizer)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,12 +101,12 @@ class SubjectFacts:
 
 
 def load_model(spec: ModelSpec, *, dtype: str = "auto") -> LoadedModel:
-    """The model of a study; ``dtype`` is the study's."""
+    """Load a model; ``dtype`` is for one that does not say its own."""
     model, tokenizer = load(
         spec.model, dtype=spec.dtype or dtype, device=spec.device, device_map=spec.device_map, revision=spec.revision,
         allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code,
     )  # fmt: skip
-    return LoadedModel(name=spec.model, model=model, tokenizer=tokenizer)
+    return LoadedModel(spec=spec, model=model, tokenizer=tokenizer)
 
 
 def read_data(
@@ -108,7 +115,7 @@ def read_data(
     *,
     chat_template: bool | None = None,
     offline: bool = False,
-    include_path: str | None = None,
+    include_path: str | Path | None = None,
     batch_tokens: int | None = None,
     seed: int = 0,
 ) -> Subject:

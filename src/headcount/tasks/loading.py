@@ -11,6 +11,9 @@ from headcount.tasks.catalogue import check_name, check_supported, reason, task_
 from headcount.tasks.quiet import quiet
 from headcount.tasks.sources import data_sources, hub_reachable, shots, source
 
+#: That lm-eval draws few-shot examples by.
+_FEWSHOT_SEED = 1234
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSet:
@@ -27,7 +30,7 @@ def load_tasks(
     num_fewshot: int | None = None,
     offline: bool | None = None,
     include_path: str | Path | None = None,
-    seed: int = 1234,
+    seed: int = 0,
 ) -> TaskSet:
     """Load lm-eval tasks, groups or tags, ready for ``build_all_requests``.
 
@@ -39,7 +42,7 @@ def load_tasks(
             package first, then local files and the hub's local cache. False takes the hub alone.
         include_path: Folder of task files, as for ``lm_eval --include_path``; they win over lm-eval's. Those of the tasks
             named here are code, which runs; all others are only read for their names.
-        seed: Draws the few-shot examples.
+        seed: Draws the few-shot examples, on from the one that lm-eval draws them by.
 
     Raises:
         TaskError: A task that does not exist, cannot be had, or asks for more than a text model.
@@ -95,7 +98,7 @@ def _set_fewshot(tasks: dict[str, Any], num_fewshot: int | None, seed: int) -> N
     fixed = [leaf for leaf, task in tasks.items() if num_fewshot and task.config.num_fewshot == 0]
     for task in tasks.values():
         task.set_config(key="num_fewshot", value=shots(task.config, num_fewshot))
-        task.set_fewshot_seed(seed=seed)
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED + seed)
     if fixed:
         more = f" and {len(fixed) - 3} more" if len(fixed) > 3 else ""
         warnings.warn(

@@ -2,27 +2,27 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from headcount.cli.console import Steps
 from headcount.errors import InputError, ModelError
+from headcount.evaluation.benchmark import Benchmark
+from headcount.models.loading import load
+from headcount.models.observe import units_of
+from headcount.models.source import refuse_pipes
+from headcount.policies import BASELINE, PRUNED, PolicyFacts
+from headcount.removal.selection import Selection
+from headcount.store import Run
+from headcount.study.stages import Announce, aggregate_run, compared, note_policies, parts_left, silent
+from headcount.study.subject import LoadedModel, Subject
+from headcount.study.units import LocalEngine
 
-if TYPE_CHECKING:
-    from headcount.store import Run
-    from headcount.study.subject import LoadedModel, Subject
 
-
-def check_pruned(folder: Path, original: "LoadedModel", *, trust_remote_code: bool) -> None:
+def check_pruned(folder: Path, original: LoadedModel) -> None:
     """What can be known of a pruned checkpoint before any question is asked.
 
     Raises:
         InputError: no pruned checkpoint.
         ModelError: it was made from another model, or needs code that is not trusted.
     """
-    from headcount.models.loading import default_name
-    from headcount.models.source import refuse_pipes
-    from headcount.removal.selection import Selection
-
     if folder.is_file():
         raise InputError(f"{str(folder)!r} is a file; expected the folder that `headcount prune … -o FOLDER` made.")
     config = folder / "config.json"
@@ -31,36 +31,27 @@ def check_pruned(folder: Path, original: "LoadedModel", *, trust_remote_code: bo
             f"{str(folder)!r} holds no checkpoint of transformers. Make one with `headcount prune … -o {folder}`."
         )
     refuse_pipes(folder)
-    Selection.load(folder / "selection.json").check(original.model, default_name(original.name))
+    Selection.load(folder / "selection.json").check(original.model, original.name)
     try:
         needs_code = "auto_map" in dict(json.loads(config.read_bytes()))
     except (ValueError, TypeError, RecursionError) as error:
         raise InputError(f"{str(config)!r} is no configuration of transformers. Make the checkpoint again.") from error
-    if needs_code and not trust_remote_code:
+    if needs_code and not original.spec.trust_remote_code:
         raise ModelError(
             f"{str(folder)!r} needs the modelling code that headcount prune wrote beside it. Give --trust-remote-code if you "
             "made it yourself or trust who did."
         )
 
 
-def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Steps, **options: Any) -> None:
+def ask_pruned(run: Run, folder: Path, subject: Subject, announce: Announce = silent) -> None:
     """Ask a benchmark's questions of a pruned checkpoint, and keep the answers as those of a policy, ``pruned:FOLDER``.
 
     Args:
         run: holds the untouched model's answers to these questions.
         folder: of the checkpoint, as ``check_pruned`` accepts it.
-        subject: the untouched model and its questions.
-        progress: where to report.
-        options: of ``load``.
+        subject: the untouched model and its questions; the checkpoint is loaded as the model was.
+        announce: begins a step of progress.
     """
-    from headcount.evaluation.benchmark import Benchmark
-    from headcount.models.loading import load
-    from headcount.models.observe import units_of
-    from headcount.policies import BASELINE, PRUNED, PolicyFacts
-    from headcount.removal.selection import Selection
-    from headcount.study.stages import aggregate_run, compared, note_policies, parts_left
-    from headcount.study.units import LocalEngine
-
     loaded, benchmark = subject.model, subject.benchmark
     assert benchmark is not None
     label = f"pruned:{folder.name}"
@@ -69,7 +60,8 @@ def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Step
     if not left:
         return
     selection = Selection.load(folder / "selection.json")
-    pruned, _ = load(folder, **options)
+    spec = loaded.spec
+    pruned, _ = load(folder, dtype=spec.dtype or "auto", device=spec.device, trust_remote_code=spec.trust_remote_code)
     # Zero-filled checkpoints still have the heads, so the share is what was selected where no head is gone.
     before, after = units_of(loaded.model).num_heads, units_of(pruned).num_heads
     share = (before - after) / before if after < before else len(selection.heads) / before
@@ -81,7 +73,7 @@ def ask_pruned_into(run: "Run", folder: Path, subject: "Subject", progress: Step
     note_policies(run, [facts])
     baseline = run.outcomes([BASELINE])
     assert baseline is not None
-    told = progress.start(label, benchmark.num_questions)
+    told = announce(label)
     for shard in (part.questions for part in left):
         answers = of_pruned.ask(questions=shard).outcomes
         answers = answers.assign(**facts.columns(), share_off=share)

@@ -1,0 +1,53 @@
+"""What a run asks of its questions beside the untouched model, and when it is enough."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from headcount.analysis import ShareSearch, UntilDecided
+from headcount.errors import InputError
+from headcount.policies import Policy
+from headcount.resolving import policy_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """What is asked, as a whole.
+
+    Attributes:
+        policies: to ask under; those of a share get their threshold from measured scores.
+        rule: when to stop asking under a policy; None asks every question.
+        searched: ids of scores whose removable share is searched for; needs a rule.
+        search: where it is searched for.
+        exclude_layers: layers that a search never touches.
+        thresholds_from: another run, whose scores give the thresholds; None for this run's own.
+        pruned: folders of checkpoints that ``headcount prune`` made from the model, to ask as well.
+
+    Raises:
+        InputError: nothing to stop asking under, or pruned checkpoints, which are asked every question, with a rule.
+    """
+
+    policies: tuple[Policy, ...] = ()
+    rule: UntilDecided | None = None
+    searched: tuple[str, ...] = ()
+    search: ShareSearch = field(default_factory=ShareSearch)
+    exclude_layers: frozenset[int] = frozenset()
+    thresholds_from: str | os.PathLike[str] | None = None
+    pruned: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.rule is not None and self.pruned:
+            raise InputError(
+                "Pruned checkpoints are asked every question: leave out --pruned, or --until-decided and --search."
+            )
+        if self.rule is not None and not (self.policies or self.searched):
+            raise InputError("Say under which policies to ask until it is decided: --policy ID:SHARE, or --search ID.")
+
+    def shares(self) -> list[float]:
+        """At which the policies need thresholds."""
+        return sorted({policy.wants.share for policy in self.policies if policy.wants})
+
+    def scores(self) -> list[str]:
+        """That thresholds come from."""
+        looked = (policy_at(score, self.search.largest) for score in self.searched)
+        return list(dict.fromkeys(policy.wants.score for policy in (*self.policies, *looked) if policy.wants))

@@ -1,0 +1,299 @@
+"""Measure a model, or evaluate it under policies, into the folder of a run: all that the commands of these names keep."""
+
+import os
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from headcount.analysis import ShareSearch, UntilDecided
+from headcount.errors import InputError, RunError
+from headcount.evaluation.workload import Workload
+from headcount.policies import Policy, check_policy
+from headcount.resolving import read_policy
+from headcount.scores import select_scores
+from headcount.store import Run, begin_run, is_run, manifest, open_run
+from headcount.store.files import Damaged
+from headcount.study.asking import Asking
+from headcount.study.cuts import find_thresholds
+from headcount.study.deciding import ask_until_decided, search_run
+from headcount.study.pruned import ask_pruned, check_pruned
+from headcount.study.spec import ModelSpec, Tasks, Texts
+from headcount.study.stages import Announce, aggregate_run, ask_run, inputs_left, measure_inputs, silent
+from headcount.study.subject import LoadedModel, Subject, SubjectFacts, load_model, read_data, read_texts
+from headcount.study.units import Engine, LocalEngine
+from headcount.summaries import Summary
+from headcount.tasks import check_tasks
+from headcount.thresholding import thresholds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def evaluate_run(
+    folder: str | os.PathLike[str],
+    model: "str | ModelSpec | PreTrainedModel",
+    tasks: str | Sequence[str],
+    policies: Sequence[str | Policy] = (),
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    num_fewshot: int | None = None,
+    limit: float | None = None,
+    chat_template: bool | None = None,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+    offline: bool = False,
+    include_path: str | Path | None = None,
+    exclude_layers: Iterable[int] = (),
+    thresholds_from: str | os.PathLike[str] | None = None,
+    pruned: Iterable[str | os.PathLike[str]] = (),
+    until_decided: UntilDecided | None = None,
+    search: Iterable[str] = (),
+    search_range: ShareSearch | None = None,
+    announce: Announce = silent,
+    command: str = "",
+) -> Run:
+    """Ask a benchmark's questions untouched and under policies, and keep the answers in a folder, as ``headcount evaluate``.
+
+    What the folder holds already is not done again, so that the same call continues an interrupted one. Scores that
+    thresholds come from are measured first.
+
+    Arguments are those of ``evaluate``, and:
+
+    Args:
+        folder: a new one, or a run of the same model, questions and seed.
+        model: as ``load`` takes it, a ``ModelSpec`` that says how to load it, or one that is loaded, with its ``tokenizer``.
+        policies: also as text, such as ``ahon_ln:0.1``, ``awft@0.8``, ``random:0.1`` or ``ahon_ln:published:0.1``.
+        chat_template: None puts prompts into the model's chat template if it is an instruct model.
+        offline: use the benchmark package only.
+        exclude_layers: of policies that are given as text, and of the search.
+        thresholds_from: run whose scores give the thresholds of policies with a share; these questions' own if not given.
+        pruned: folders of checkpoints that ``prune_heads`` made from this model, to ask as well.
+        search: scores whose removable share is searched for, each look until it is decided; ``all`` for all.
+        search_range: where it is searched for; ``ShareSearch()`` if not given.
+        announce: called with the name of each step; what it returns is called with (done, in all).
+        command: for the run's history.
+
+    Raises:
+        InputError, TaskError, ModelError: as ``load`` and ``evaluate``; or a policy was given up because the model's logits are
+            NaN under it, when the others are kept.
+        RunError: the folder holds another run, or a policy of this name with another threshold, or was asked in another way.
+    """
+    name, excluded = _name(model), frozenset(exclude_layers)
+    read = [
+        read_policy(policy, exclude_layers=excluded, seed=seed, model=name) if isinstance(policy, str) else policy
+        for policy in policies
+    ]
+    searched = tuple(score.id for score in select_scores("all" if "all" in search else search)) if search else ()
+    asking = Asking(
+        policies=tuple(dict.fromkeys(read)), rule=until_decided or (UntilDecided() if searched else None),
+        searched=searched, search=search_range or ShareSearch(), exclude_layers=excluded,
+        thresholds_from=thresholds_from, pruned=tuple(map(Path, pruned)),
+    )  # fmt: skip
+    for policy in asking.policies:
+        check_policy(policy)
+    data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path)
+    loaded = _loaded(model, tokenizer)
+    for checkpoint in asking.pruned:
+        check_pruned(checkpoint, loaded)
+    subject = read_data(
+        loaded, data, chat_template=chat_template, offline=offline, include_path=include_path,
+        batch_tokens=batch_tokens, seed=seed,
+    )  # fmt: skip
+    with begun(folder, subject.facts(), seed=seed, command=command) as run:
+        ask(run, subject, asking, announce)
+    return run
+
+
+def measure_run(
+    folder: str | os.PathLike[str],
+    model: "str | ModelSpec | PreTrainedModel",
+    tasks: str | Sequence[str] = (),
+    *,
+    texts: str | Sequence[str] | Texts = (),
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    scores: str | Iterable[str] = "all",
+    num_fewshot: int | None = None,
+    limit: float | None = None,
+    chat_template: bool | None = None,
+    batch_tokens: int | None = None,
+    seed: int = 0,
+    offline: bool = False,
+    include_path: str | Path | None = None,
+    scores_dtype: str = "float32",
+    summaries: bool = False,
+    announce: Announce = silent,
+    command: str = "",
+) -> Run:
+    """Measure every head on a benchmark's questions or on texts, and keep the scores in a folder, as ``headcount measure``.
+
+    What the folder holds already is not done again, so that the same call continues an interrupted one.
+
+    Arguments are those of ``evaluate_run`` and ``measure_heads``, and:
+
+    Args:
+        texts: what to read instead of tasks: files or hub data sets, or ``Texts`` that say more, as in a study.
+        scores_dtype: ``float32``, or ``float16`` for half the disk.
+        summaries: keep counts and moments of scores instead of every score.
+
+    Raises:
+        InputError, TaskError, ModelError: as ``load``, ``evaluate`` and ``measure_heads``.
+        RunError: the folder holds another run, or one of other scores.
+    """
+    if bool(tasks) == bool(texts):
+        raise InputError("Say what the model should read: either tasks or texts, not both.")
+    ids = [score.id for score in select_scores(scores)]
+    if tasks:
+        data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path)
+    else:
+        data = texts if isinstance(texts, Texts) else named_texts(texts, limit=limit)
+    subject = read_data(
+        _loaded(model, tokenizer), data, chat_template=chat_template, offline=offline, include_path=include_path,
+        batch_tokens=batch_tokens, seed=seed,
+    )  # fmt: skip
+    chosen = {"scores_dtype": scores_dtype, "summaries": summaries}
+    facts = subject.facts()
+    with begun(folder, facts, seed=seed, command=command, **chosen) as run:
+        measure_inputs(run, LocalEngine(subject), ids, num_inputs=facts.num_inputs, announce=announce)
+    return run
+
+
+def named_tasks(
+    tasks: str | Sequence[str], *, num_fewshot: int | None, limit: float | None, include_path: str | Path | None
+) -> Tasks:
+    """Questions by the names of their tasks. What is wrong with names and number is said before a model is loaded."""
+    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    check_tasks(names, limit=limit, include_path=include_path)
+    return Tasks.model_construct(tasks=names, num_fewshot=num_fewshot, limit=None if limit is None else float(limit))
+
+
+def named_texts(
+    texts: str | Sequence[str],
+    *,
+    limit: float | None,
+    text_column: str = "text",
+    max_length: int | None = None,
+    too_long: str = "refuse",
+) -> Texts:
+    """Texts by the names of their files or data sets. What is wrong with them is said before a model is loaded."""
+    if limit is not None and not float(limit).is_integer():
+        raise InputError(f"--limit is a whole number of texts, not {limit}.")
+    data = Texts.model_construct(
+        texts=(texts,) if isinstance(texts, str) else tuple(texts), text_column=text_column,
+        limit=None if limit is None else int(limit), max_length=max_length, too_long=too_long,
+    )  # fmt: skip
+    read_texts(data)
+    return data
+
+
+def begun(
+    folder: str | os.PathLike[str],
+    facts: SubjectFacts,
+    *,
+    seed: int,
+    shard: int | None = None,
+    command: str = "",
+    **chosen: Any,
+) -> AbstractContextManager[Run]:
+    """``begin_run`` of a subject, with the settings of the run that is there, if there is one, but for what is ``chosen``."""
+    known = manifest.Settings(shard=facts.shard(shard or manifest.SHARD))
+    with suppress(Damaged):  # made anew with these
+        known = open_run(folder).settings if is_run(Path(folder)) else known
+    kept = {"shard": known.shard, "scores_dtype": known.scores_dtype, "summaries": known.summaries}
+    return begin_run(
+        folder, model=facts.model, data=facts.data, settings={"seed": seed} | kept | chosen, command=command
+    )
+
+
+def ask(run: Run, subject: Subject, asking: Asking, announce: Announce = silent) -> None:
+    """Ask the questions untouched and as wanted, where that is not done; measures first what thresholds need.
+
+    Raises:
+        RunError: the run holds a policy of this name with another threshold, or was asked in another way.
+        InputError: a policy was given up because the model's logits are NaN under it; the others are kept.
+    """
+    engine, facts = LocalEngine(subject), subject.facts()
+    measured = _measured(run, engine, facts.num_inputs, asking, announce) if asking.scores() else None
+    cuts = None
+    if (shares := asking.shares()) and measured is not None:
+        cuts = find_thresholds(run, shares) if asking.thresholds_from is None else thresholds(measured, shares)
+    policies = [policy.found(cuts) for policy in asking.policies]
+    ask_policies(run, engine, policies, asking, workload=facts.workload, measured=measured, announce=announce)
+    asked = set(run.policies()) if asking.searched else {policy.label for policy in policies}
+    if failures := {label: why for label, why in run.failures().items() if label in asked}:
+        raise InputError(" ".join(f"{label} was given up: {why}" for label, why in failures.items()))
+    for checkpoint in asking.pruned:
+        ask_pruned(run, checkpoint, subject, announce)
+
+
+def ask_policies(
+    run: Run,
+    engine: Engine,
+    policies: Sequence[Policy],
+    asking: Asking,
+    *,
+    workload: Workload,
+    measured: xr.Dataset | Summary | None,
+    announce: Announce,
+) -> None:
+    """Ask under policies that have their thresholds, and search, whichever is wanted; thresholds of ``measured`` scores."""
+    if policies or not asking.searched:
+        told = announce(f"Asking under {len(policies) + 1} policies")
+        if asking.rule is not None and policies:
+            ask_until_decided(run, engine, policies, workload=workload, rule=asking.rule, progress=told)
+        else:
+            ask_run(run, engine, policies, workload=workload, progress=told)
+    if asking.searched and asking.rule is not None:
+        search_run(
+            run, engine, asking.searched, measured, exclude_layers=asking.exclude_layers, workload=workload,
+            rule=asking.rule, search=asking.search, announce=announce,
+        )  # fmt: skip
+    aggregate_run(run, engine)
+
+
+def _measured(run: Run, engine: Engine, num_inputs: int, asking: Asking, announce: Announce) -> xr.Dataset | Summary:
+    """The scores that give thresholds, of this run or of another one."""
+    wanted, source = asking.scores(), run
+    if asking.thresholds_from is None:
+        ids = run.scores_measured() or wanted
+        _check_has(wanted, ids, run)
+        if inputs_left(run, num_inputs):
+            measure_inputs(run, engine, ids, num_inputs=num_inputs, announce=announce)
+    else:
+        source = open_run(asking.thresholds_from)
+        theirs, ours = source.manifest.model, run.manifest.model
+        if theirs.fingerprint != ours.fingerprint:
+            raise RunError(
+                f"{str(asking.thresholds_from)!r} measured another model ({theirs.name}, {theirs.fingerprint}) than this "
+                f"one ({ours.name}, {ours.fingerprint}). Measure this model, or leave --thresholds-from out."
+            )
+        _check_has(wanted, source.scores_measured() or (), source)
+    measured = source.measurements()
+    if measured is None:
+        raise RunError(f"{str(source.path)!r} holds no scores. Measure some with `headcount measure … -o FOLDER`.")
+    return measured[wanted]
+
+
+def _check_has(wanted: Sequence[str], measured: Collection[str], source: Run) -> None:
+    if missing := [name for name in wanted if name not in measured]:
+        raise RunError(
+            f"{str(source.path)!r} has no scores for {', '.join(missing)}. Measure them with "
+            "`headcount measure` in a new folder and give it with --thresholds-from."
+        )
+
+
+def _name(model: "str | ModelSpec | PreTrainedModel") -> str:
+    if isinstance(model, ModelSpec):
+        return model.model
+    return model if isinstance(model, str) else model.name_or_path or ""
+
+
+def _loaded(model: "str | ModelSpec | PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None") -> LoadedModel:
+    spec = model if isinstance(model, ModelSpec) else ModelSpec.model_construct(model=_name(model))
+    if isinstance(model, str | ModelSpec):
+        return load_model(spec)
+    if tokenizer is None:
+        raise InputError("A model that is loaded goes with its tokenizer: pass both that `load` gave.")
+    return LoadedModel(spec=spec, model=model, tokenizer=tokenizer)
