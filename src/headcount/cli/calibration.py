@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from headcount.errors import InputError
+from headcount.cli.options import Calibrating
 from headcount.measure import token_ids
 from headcount.texts import load_texts
 
@@ -12,27 +12,19 @@ if TYPE_CHECKING:
 
 
 def calibration_rows(
-    sources: Sequence[str],
-    tokenizer: "PreTrainedTokenizerBase",
-    *,
-    column: str = "text",
-    num_texts: int = 128,
-    max_length: int = 512,
+    sources: Sequence[str], tokenizer: "PreTrainedTokenizerBase", chosen: Calibrating
 ) -> list[list[int]]:
     """The first tokens of up to ``num_texts`` texts, equally many from each source where they have enough.
 
     Args:
         sources: as of ``load_texts``.
         tokenizer: the model's.
-        column: that holds the text.
-        num_texts: in all.
-        max_length: tokens of each text.
+        chosen: which column, how many texts in all, and how many tokens of each.
 
     Raises:
-        InputError: texts that cannot be read, or an unusable number.
+        InputError: texts that cannot be read.
     """
-    if num_texts < 1 or max_length < 2:
-        raise InputError(f"Give at least 1 text of at least 2 tokens, not {num_texts} of {max_length}.")
+    column, num_texts, max_length = chosen.text_column, chosen.num_texts, chosen.max_length
     of_sources = [load_texts([source], column=column, limit=num_texts) for source in sources]
     taken: list[str] = []
     place = 0

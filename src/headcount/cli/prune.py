@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from headcount.cli import options
-from headcount.cli.app import app
+from headcount.cli.app import app, grouped
 from headcount.cli.console import output, steps
 from headcount.errors import InputError
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@grouped(without=["device_map"])
 def prune(
-    model: options.Model,
     heads: Annotated[
         Path, options.path_option("--heads", help="Selection, as from `headcount select`.", show_default=False)
     ],
@@ -27,14 +27,20 @@ def prune(
         Path | None,
         options.path_option("--output", "-o", help="New folder of the checkpoint. Without it, only show the plan."),
     ] = None,
-    replace: options.Replace = "refit",
     texts: options.Texts = None,
-    text_column: options.TextColumn = "text",
-    num_texts: options.NumTexts = 128,
-    max_length: options.CalibrationLength = 512,
-    ridge: options.Ridge = 0.01,
-    distill: options.Distill = 0,
-    learning_rate: options.LearningRate = None,
+    *,
+    calibrating: options.Calibrating,
+    distill: Annotated[
+        int,
+        options.replacement_option(
+            help="Then train what replaces the heads, in so many passes over the texts, towards the original model's "
+            "predictions; needs gradients. 0 for none.",
+            min=0,
+        ),
+    ] = 0,
+    learning_rate: Annotated[
+        float | None, options.replacement_option(help="For --distill: of AdamW, at its highest. [default: 3e-4]")
+    ] = None,
     format: Annotated[
         Literal["transformers", "gguf", "zeros"],
         typer.Option(
@@ -59,11 +65,7 @@ def prune(
     gguf_type: Annotated[
         Literal["f32", "f16", "bf16", "q8_0", "q4_1"], typer.Option(help="For gguf: type of the matrices.")
     ] = "bf16",
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    revision: options.Revision = None,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
+    loading: options.Loading,
     batch_tokens: options.CalibrationBatch = 4096,
     seed: Annotated[int, typer.Option(help="For --distill: of the order of texts.")] = 0,
 ) -> None:
@@ -82,7 +84,7 @@ def prune(
 
         if format == "gguf" and uneven == "index":
             raise InputError("A GGUF file has no place for an index. Choose --uneven repeat or keep.")
-        selection = Selection.load(heads)
+        selection, replace = Selection.load(heads), calibrating.replace
         distillation = None
         if distill:
             rate = Distillation.learning_rate if learning_rate is None else learning_rate
@@ -99,10 +101,6 @@ def prune(
                 )
             if distill and not texts:
                 raise InputError("--distill needs texts to learn from: give --texts FILE.")
-        loading = options.Loading(
-            model=model, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
         loaded = load_model(loading.spec(), progress)
         name = default_name(loaded.name)
         selection.check(loaded.model, name)
@@ -115,13 +113,11 @@ def prune(
             return
         rows = []
         if texts and (replace != "zero" or distill):
-            rows = calibration_rows(
-                texts, loaded.tokenizer, column=text_column, num_texts=num_texts, max_length=max_length
-            )
-        tokenizer_from = gguf_tokenizer or gguf_file(model)
+            rows = calibration_rows(texts, loaded.tokenizer, calibrating)
+        tokenizer_from = gguf_tokenizer or gguf_file(loading.model)
         result = prune_heads(
             loaded.model, selection, output_folder,
-            Calibration(rows=rows, ridge=ridge, batch_tokens=batch_tokens, seed=seed),
+            Calibration(rows=rows, ridge=calibrating.ridge, batch_tokens=batch_tokens, seed=seed),
             how=replace, distillation=distillation,
             checkpoint=Checkpoint(format=format, uneven=uneven, tokenizer_from=tokenizer_from, precision=gguf_type),
             tokenizer=loaded.tokenizer, name=name, command=command_line(),

@@ -8,7 +8,7 @@ import typer
 from rich.table import Table
 
 from headcount.cli import options
-from headcount.cli.app import app
+from headcount.cli.app import app, grouped
 from headcount.cli.console import output, steps
 from headcount.errors import InputError
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @app.command()
+@grouped(without=["device_map"])
 def select(
-    model: options.Model,
     output_file: Annotated[
         Path, options.path_option("--output", "-o", help="File of the selection, JSON.", show_default=False)
     ],
@@ -61,22 +61,11 @@ def select(
     exclude_layer: Annotated[
         list[int] | None, typer.Option(help="Layer that keeps its heads, counted from 0; repeat.")
     ] = None,
-    replace: options.Replace = "refit",
-    ridge: options.Ridge = 0.01,
-    text_column: options.TextColumn = "text",
-    num_texts: options.NumTexts = 128,
-    max_length: options.CalibrationLength = 512,
+    *,
+    calibrating: options.Calibrating,
     scores_from: options.ScoresFrom = None,
-    num_fewshot: options.NumFewshot = None,
-    limit: options.Limit = None,
-    chat_template: options.ChatTemplate = None,
-    offline: options.Offline = False,
-    include_path: options.IncludePath = None,
-    dtype: options.Dtype = "auto",
-    device: options.Device = "auto",
-    revision: options.Revision = None,
-    allow_pickle: options.AllowPickle = False,
-    trust_remote_code: options.TrustRemoteCode = False,
+    asked: options.Questions,
+    loading: options.Loading,
     batch_tokens: options.CalibrationBatch = 2048,
     seed: options.Seed = 0,
 ) -> None:
@@ -101,22 +90,13 @@ def select(
         if share is not None:
             check_share(share)
         wanted = Budget.parse(budget) if budget else None
-        asked = options.Questions(
-            num_fewshot=num_fewshot, limit=limit, chat_template=chat_template, offline=offline, include_path=include_path
-        )  # fmt: skip
         chosen = questions_of(task, asked, progress) if task else None
         kept = questions_of(wanted.tasks, dataclasses.replace(asked, limit=None), progress) if wanted else None
-        loading = options.Loading(
-            model=model, dtype=dtype, device=device, revision=revision, allow_pickle=allow_pickle,
-            trust_remote_code=trust_remote_code,
-        )  # fmt: skip
-        loaded = load_model(loading.spec(), progress, offline=offline)
+        loaded = load_model(loading.spec(), progress, offline=asked.offline)
         rows: list[list[int]] = []
         used: list[tuple[str, int]] = []
         if texts:
-            rows = calibration_rows(
-                texts, loaded.tokenizer, column=text_column, num_texts=num_texts, max_length=max_length
-            )
+            rows = calibration_rows(texts, loaded.tokenizer, calibrating)
         if chosen:
             chosen_on = read_data(loaded, chosen, asked, progress, batch_tokens=batch_tokens, seed=seed)
             rows += [row for row in chosen_on.rows if len(row) > 1]
@@ -124,17 +104,17 @@ def select(
         held_out = None
         if kept:
             held_out = read_data(loaded, kept, asked, progress, batch_tokens=batch_tokens, seed=seed).benchmark
-        calibration = Calibration(rows=rows, ridge=ridge, batch_tokens=batch_tokens, seed=seed)
+        calibration = Calibration(rows=rows, ridge=calibrating.ridge, batch_tokens=batch_tokens, seed=seed)
         selection = select_heads(
             loaded.model, calibration, share=share or 0.5, score=score, kind=unit, aggregate=aggregate, quantile=quantile,
-            rounds=rounds, how=replace, exclude_layers=exclude_layer or (), name=default_name(loaded.name),
+            rounds=rounds, how=calibrating.replace, exclude_layers=exclude_layer or (), name=default_name(loaded.name),
             progress=lambda step: progress.start(step, len(rows)),
         )  # fmt: skip
         trials = None
         if wanted and held_out:
             selection, trials = select_within_budget(
                 loaded.model, selection, held_out, calibration, margin=wanted.margin, used=used, num_questions=questions,
-                step=step, confidence=confidence, how=replace, progress=progress.start,
+                step=step, confidence=confidence, how=calibrating.replace, progress=progress.start,
             )  # fmt: skip
         selection.save(output_file)
     if trials is not None:
@@ -142,7 +122,7 @@ def select(
     total = sum(layer.num_attention_heads for layer in selection.model.layers)
     output.say(
         f"Selected {len(selection.heads)} of {total} {KINDS['query'].plural} ({100 * len(selection.heads) / total:.1f}%), "
-        f"chosen on {len(rows)} texts. See what that saves: headcount prune {model} --heads {output_file}",
+        f"chosen on {len(rows)} texts. See what that saves: headcount prune {loading.model} --heads {output_file}",
     )  # fmt: skip
     if left := selection.chosen.get(NOT_FINITE):
         output.say(
