@@ -44,6 +44,12 @@ metric_list: [{{metric: word_perplexity}}, {{metric: bits_per_byte}}]
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_description_of_the_machine(monkeypatch):
+    """lm-eval's describes it with each result, by programs that take longer than our questions."""
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+
+
 @pytest.fixture(scope="session")
 def own_tasks(tmp_path_factory) -> Path:
     """Tasks sums_a (5 questions), sums_b (2), times_a (5), times_b (2), spell (generation), prose (perplexity).
