@@ -11,6 +11,7 @@ from headcount.analysis import (
     curve_table,
     head_frequency,
     removable_table,
+    tables,
 )
 from headcount.analysis.outcomes import by_benchmark
 from headcount.published import published_curves
@@ -150,3 +151,39 @@ def test_summaries_give_what_does_not_need_single_scores():
     transfer = together["transfer"].query("model == 'm'")
     expected = transfer["share_inactive"] - transfer["share"]
     assert expected.abs().max() <= 1.5 / (20 * 8)
+
+
+def test_a_table_is_added_in_one_place(monkeypatch):
+    counted = {"questions": lambda run: None if run.outcomes is None else pd.DataFrame({"count": [len(run.outcomes)]})}
+    monkeypatch.setattr(tables, "_OF_RUNS", counted | dict(tables._OF_RUNS))
+    found = all_tables([saved(outcomes=outcomes("t"), tasks=["t"], statistics=FEW), saved("n")])["questions"]
+    assert found.to_dict("records") == [{"model": "m", "data": "t", "count": 420}]
+
+
+def test_each_table_is_made_once(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        tables, "accuracy_table", lambda *given, **how: made.append(how) or accuracy_table(*given, **how)
+    )
+    run = saved(outcomes=outcomes("t"), tasks=["t"], statistics=Statistics(margin=0.02, resamples=50, seed=3))
+    assert made == []
+    assert run.benchmarks["t"].accuracy is run.answers.accuracy
+    all_tables([run])
+    assert made == [
+        {"metric": "acc", "higher_is_better": None, "margin": 0.02, "confidence": 0.95, "resamples": 50, "seed": 3}
+    ]
+
+
+def test_ways_to_choose_by_one_score_are_curves_of_their_own():
+    whole = outcomes("t")
+    kept = whole[whole["curve"] != ""].assign(
+        policy=lambda rows: rows["policy"] + " except layer 0", curve=lambda rows: rows["curve"] + " except layer 0"
+    )
+    run = RunTables(model="m", data="t", tasks=["t"], outcomes=pd.concat([whole, kept]), statistics=FEW)
+    names = ["ahon_ln", "awft", "random"]
+    assert run.answers.removable["curve"].tolist() == names + [f"{name} except layer 0" for name in names]
+    found = all_tables([run])
+    shares = found["removable"].set_index("curve")["removable_share"]
+    assert found["by_curve"]["best_curve"].tolist() == [shares.idxmax()]
+    bounds = found["removable"].loc[found["removable"]["is_lower_bound"], "curve"].tolist()
+    assert found["by_curve"]["lower_bounds"].item().split("; ") == (bounds or [""])

@@ -1,20 +1,24 @@
 import csv
 import io
+import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from headcount.report import print_tables, read_results
+from headcount.report import print_tables, read_results, render_page, sections
+from headcount.report.figures import write_figures
 from headcount.report.overview import print_overview
 from headcount.report.results import Report
-from headcount.report.sections import result_tables
-from headcount.report.tables import latex_text, table
+from headcount.report.sections import SECTIONS, result_tables
+from headcount.report.tables import latex_text, num, table
 from headcount.scores import all_scores
 from headcount.store import begin_run
 from headcount.study.analysing import analyse_runs, read_tables
 from tests.report.conftest import HOSTILE, make_outcomes, make_results, make_scores, manifest
+from tests.report.test_page import packed, text_of
 
 MEASURED = ["accuracy", "inactive-heads", "thresholds", "agreement", "layers", "definitions"]
 
@@ -120,3 +124,38 @@ def test_page_analysis_and_terminal_read_the_same_tables(tmp_path, drawn):
         assert len([line for line in said if line.startswith(f"{curve} {share} ")]) == 2
     for policy, asked, realised, accuracy, change, *_ in page["accuracy"].rows():
         assert f"{policy} {asked} {realised} {accuracy} {change}" in said
+
+
+def test_a_sections_table_is_on_the_page_and_written_for_papers(monkeypatch, tmp_path):
+    before = SECTIONS["methods"].tables
+
+    def tables(report):
+        yield from before(report)
+        yield table("count", "Runs", "", pd.DataFrame({"runs": [len(report.runs)]}), [num("Runs", "runs")])
+
+    monkeypatch.setattr(SECTIONS["methods"], "tables", tables)
+    results = make_results(scores=None)
+    assert json.loads(packed(render_page([results]), "tables"))["count"] == "runs\r\n1\r\n"
+    files = {file.name for file in write_figures([results], tmp_path)}
+    assert {"count.csv", "count.tex"} <= files
+
+
+def test_a_section_is_the_files_of_its_name():
+    folder = Path(sections.__file__).parent
+    stems = {file.name.partition(".")[0] for file in folder.iterdir() if file.is_file()}
+    assert stems == {*SECTIONS, "section", "__init__"}
+    for name, module in SECTIONS.items():
+        assert module.HEADING
+        assert (folder / f"{name}.html.j2").is_file()
+        assert (folder / f"{name}.js").is_file() <= hasattr(module, "data")
+
+
+def test_random_heads_are_no_score_whichever_layers_are_left_alone():
+    outcomes = make_outcomes(loss={"ahon_ln": 0.4, "random": 3.0})
+    outcomes.loc[outcomes["curve"] != "", "curve"] += " except layer 0"
+    results = make_results(scores=None, outcomes=outcomes)
+    assert results.removable["curve"].tolist() == ["ahon_ln except layer 0", "random except layer 0"]
+    said = text_of(render_page([results]))
+    assert "accuracy by ahon_ln except layer 0 (95% interval" in said
+    assert "; random heads: " in said
+    assert "best of" not in said

@@ -8,6 +8,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
+from headcount.analysis.inactivity import beyond
 from headcount.errors import InputError, nearest
 from headcount.report.plot.paper import OFF, OFF_EDGE, new_axes, plain
 from headcount.scores import facts_of, get_score
@@ -52,8 +53,7 @@ def head_map(
     part = np.zeros(count.shape)
     if share is not None:
         cut = float(thresholds(table[[found.id]], [share])[found.id][0])
-        beyond = values < cut if found.inactive_when == "low" else values > cut
-        part = np.divide(beyond.sum(axis=0), count, out=part, where=count > 0)
+        part = np.divide(beyond(values, cut, found.inactive_when).sum(axis=0), count, out=part, where=count > 0)
     grey = (part >= 0.5) & np.bool_(share is not None and not often)
     coloured = part if often else mean
     ax = ax or new_axes(height=0.8 + 4.8 * count.shape[1] / count.shape[0])
