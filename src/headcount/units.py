@@ -18,38 +18,20 @@ Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
 _Heads = Annotated[int, Field(strict=True, ge=1, le=MOST_HEADS)]
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Kind:
-    """What a unit is.
+    """What a unit is."""
 
-    Attributes:
-        noun: one of them, as users read it.
-        plural: several.
-        of_heads: for each query head of a layer, the unit that it is part of.
-    """
-
-    noun: str
+    noun: str  # one of them, as users read it
     plural: str
-    of_heads: "Callable[[LayerUnits], tuple[int, ...]]"
+    of_heads: "Callable[[LayerUnits], tuple[int, ...]]"  # for each query head of a layer, the unit that it is part of
 
 
 #: Every kind of unit; each is made of whole query heads.
 KINDS: dict[KindId, Kind] = {
-    "query": Kind(
-        noun="query head",
-        plural="query heads",
-        of_heads=lambda layer: tuple(range(layer.num_attention_heads)),
-    ),
-    "group": Kind(
-        noun="key-value group",
-        plural="key-value groups",
-        of_heads=lambda layer: layer.key_value_heads,
-    ),
-    "layer": Kind(
-        noun="layer's attention",
-        plural="layers' attention",
-        of_heads=lambda layer: (0,) * layer.num_attention_heads,
-    ),
+    "query": Kind("query head", "query heads", lambda layer: tuple(range(layer.num_attention_heads))),
+    "group": Kind("key-value group", "key-value groups", lambda layer: layer.key_value_heads),
+    "layer": Kind("layer's attention", "layers' attention", lambda layer: (0,) * layer.num_attention_heads),
 }
 
 
@@ -68,9 +50,8 @@ class LayerUnits:
     head_dim: _Heads
     key_value_index: tuple[Count, ...] | None = None
 
-    __pydantic_config__: ClassVar[dict[str, str]] = {
-        "extra": "forbid"
-    }  # where files are parsed, which hold it as it is
+    #: Where files are parsed, which hold it as it is.
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
 
     def __post_init__(self) -> None:
         if self.key_value_index is not None:  # a list, where it comes from JSON

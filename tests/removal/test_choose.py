@@ -122,8 +122,8 @@ def test_whole_layers(tiny):
     ("options", "complaint"),
     [
         ({"share": 20}, "between 0 and 1, not 20; write 20% as 0.20"),
-        ({"share": 0.02}, "is 0 of 24 heads, less than one query"),
-        ({"share": 0.1, "kind": "layer"}, "is 2 of 24 heads, less than one layer"),
+        ({"share": 0.02}, "is 0 of 24 heads, less than one query head"),
+        ({"share": 0.1, "kind": "layer"}, "is 2 of 24 heads, less than one layer's attention"),
         ({"share": 0.1, "aggregate": "median"}, "not 'median'"),
         ({"share": 0.1, "aggregate": "inactive"}, "no side on which heads are inactive"),
         ({"share": 0.1, "rounds": 0}, "rounds is at least 1"),

@@ -19,7 +19,7 @@ from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection
 from headcount.scores import get_score
-from headcount.units import KindId, UnitSet
+from headcount.units import KINDS, KindId, UnitSet
 
 #: The score that is no registered one: the squared first-order change of the loss (``taylor_scores``).
 TAYLOR = "taylor"
@@ -114,7 +114,7 @@ def select_heads(
                 gone += heads
     if not gone:
         raise InputError(
-            f"A share of {share:g} is {target} of {units.num_heads} heads, less than one {kind}. Ask for a larger share."
+            f"A share of {share:g} is {target} of {units.num_heads} heads, less than one {KINDS[kind].noun}. Ask for a larger share."
         )
     chosen: dict[str, Any] = {"score": score, "share": share, "aggregate": aggregate, "rounds": rounds}
     if aggregate == "quantile":
