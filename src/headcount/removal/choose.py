@@ -114,7 +114,8 @@ def select_heads(
                 gone += heads
     if not gone:
         raise InputError(
-            f"A share of {share:g} is {target} of {units.num_heads} heads, less than one {KINDS[kind].noun}. Ask for a larger share."
+            f"A share of {share:g} is {target} of {units.num_heads} heads, less than one {KINDS[kind].noun}. "
+            "Ask for a larger share."
         )
     chosen: dict[str, Any] = {"score": score, "share": share, "aggregate": aggregate, "rounds": rounds}
     if aggregate == "quantile":
