@@ -2,11 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from headcount.attention.measurements import LayerMeasurements
 from headcount.errors import InputError
-from headcount.policies import Fixed, Random, Threshold, check_policy
+from headcount.policies import Fixed, Random, Seen, Threshold, check_policy
 from headcount.replacements import Zero
-from headcount.scores import get_score
 from headcount.units import UnitSet
 
 CPU = torch.device("cpu")
@@ -14,21 +12,12 @@ SHAPE = (1, 4)
 NAN = float("nan")
 
 
-class Layer:
-    """What a layer measured, as policies see it."""
-
-    def __init__(self, layer, shape, measured):
-        self.layer, self.shape, self.device, self.measured = layer, shape, CPU, measured
-
-    def score(self, name):
-        return get_score(name).values(LayerMeasurements(**self.measured), self.shape)
-
-    def uniform(self, seed):
-        return self.measured["uniform"]
+def layer(index, shape, measured):
+    return Seen(index, torch.zeros(shape), measured, lambda seed: measured["uniform"])
 
 
 def decide(policy, **measured):
-    return policy.decide(Layer(0, SHAPE, {k: torch.tensor([v]) for k, v in measured.items()}))[0].tolist()
+    return policy.decide(layer(0, SHAPE, {k: torch.tensor([v]) for k, v in measured.items()}))[0].tolist()
 
 
 def test_a_low_score_is_zeroed_strictly_below_its_threshold():
@@ -55,7 +44,7 @@ def test_random_zeroes_draws_strictly_below_its_share():
 
 def test_fixed_zeroes_its_heads_of_each_layer_on_every_example():
     policy = Fixed([(0, 1), (2, 3), (2, 0)])
-    by_layer = [policy.decide(Layer(layer, (2, 4), {})).int().tolist() for layer in range(3)]
+    by_layer = [policy.decide(layer(index, (2, 4), {})).int().tolist() for index in range(3)]
     assert by_layer == [[[0, 1, 0, 0]] * 2, [[0, 0, 0, 0]] * 2, [[1, 0, 0, 1]] * 2]
 
 

@@ -6,11 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from headcount.attention.measurements import RAW_TENSORS, LayerMeasurements
+from headcount.attention.measurements import RAW_TENSORS
 from headcount.models.sites import Outputs
 from headcount.policies import Policy
+from headcount.policies.policy import Seen, declared
 from headcount.replacements import replaced
-from headcount.scores import Score, get_score
+from headcount.scores import Score
 from headcount.units import UnitMap
 
 #: From a seed (None: the run's) to float32 [row, layer, unit] on [0, 1), a function of it and of each row's tokens alone.
@@ -55,7 +56,12 @@ class Act:
     def __call__(self, outputs: Outputs) -> Tensor:
         """The layer's outputs as they go on, ``[row, unit, token, width]``."""
         place = self._places[outputs.layer]
-        seen = _Seen(outputs, lambda seed: self._uniform(seed, place, outputs.values.device))
+        seen = Seen(
+            outputs.layer,
+            outputs.values,
+            outputs.measured,
+            lambda seed: self._uniform(seed, place, outputs.values.device),
+        )
         if self._policies:
             decided = torch.zeros(len(self._policies), *seen.shape, dtype=torch.bool, device=seen.device)
             for i, policy in enumerate(self._policies):
@@ -102,7 +108,7 @@ class Act:
     def _shape(self) -> tuple[int, int, int]:
         return self._rows, len(self._units.layers), self._units.max_attention_heads
 
-    def _keep(self, place: int, seen: "_Seen", outputs: Outputs) -> None:
+    def _keep(self, place: int, seen: Seen, outputs: Outputs) -> None:
         """What the scores say here, or what they read: whole tensors are gone after the layer."""
         now = [
             score.id for score in self._scores if score.id in seen.known or score.needs & (RAW_TENSORS | {"uniform"})
@@ -144,33 +150,6 @@ def always_off(policy: Policy, units: UnitMap) -> np.ndarray | None:
     for layer in units.layers:
         act(Outputs(layer=layer.index, values=torch.zeros(1, layer.num_attention_heads, 0, 0), measured={}))
     return act.decided()[0, 0]
-
-
-class _Seen:
-    """What one layer of one pass shows to policies; see ``headcount.policies.Seen``."""
-
-    def __init__(self, outputs: Outputs, uniform: Callable[[int | None], Tensor]) -> None:
-        self.layer, self._measured, self._uniform = outputs.layer, outputs.measured, uniform
-        self.shape: tuple[int, int] = (outputs.values.shape[0], outputs.values.shape[1])
-        self.device = outputs.values.device
-        self.known: dict[str, Tensor] = {}
-
-    def score(self, id: str) -> Tensor:
-        score = get_score(id)
-        if score.id not in self.known:
-            uniform = self._uniform(None) if "uniform" in score.needs else None
-            self.known[score.id] = score.values(declared(self._measured, score.needs, uniform), self.shape)
-        return self.known[score.id]
-
-    def uniform(self, seed: int | None) -> Tensor:
-        return self._uniform(seed)
-
-
-def declared(measured: dict[str, Tensor], needs: frozenset[str], uniform: Tensor | None = None) -> LayerMeasurements:
-    """The measurements that ``needs`` names and no others; ``uniform`` [row, unit] if it is among them."""
-    wanted = needs | {"real"} if needs & RAW_TENSORS else needs  # token_mean reads `real`
-    found = {name: tensor for name, tensor in measured.items() if name in wanted}
-    return LayerMeasurements(**found, **({} if uniform is None else {"uniform": uniform}))
 
 
 def needs_of(scores: Iterable[Score]) -> frozenset[str]:

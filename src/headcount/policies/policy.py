@@ -2,18 +2,19 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
 from numbers import Real
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
-import torch
 import xarray as xr
 from torch import Tensor
 
+from headcount.attention.measurements import RAW_TENSORS, LayerMeasurements
 from headcount.errors import InputError, whole
 from headcount.replacements import ZERO, Replacement
+from headcount.scores import get_score
 from headcount.units import UnitMap
 
 #: The untouched model, as tables and manifests call it.
@@ -52,22 +53,43 @@ UNTOUCHED = PolicyFacts(policy=BASELINE)
 POLICY_COLUMNS = tuple(vars(UNTOUCHED))
 
 
-class Seen(Protocol):
-    """What one layer of one pass shows to a policy."""
+class Seen:
+    """What one layer of one pass shows to policies.
 
-    layer: int
-    """The layer's index in the model."""
-    shape: tuple[int, int]
-    """Rows (inputs) and units of the layer."""
-    device: torch.device
+    Attributes:
+        layer: the layer's index in the model.
+        shape: rows (inputs) and units of the layer.
+        device: where decisions are wanted.
+        known: scores computed so far, by id.
+    """
+
+    def __init__(
+        self, layer: int, outputs: Tensor, measured: Mapping[str, Tensor], uniform: Callable[[int | None], Tensor]
+    ) -> None:
+        """``outputs [row, unit, …]`` of the layer, what was ``measured`` of them, and ``uniform`` as below."""
+        self.layer, self._measured, self._uniform = layer, measured, uniform
+        self.shape: tuple[int, int] = (outputs.shape[0], outputs.shape[1])
+        self.device = outputs.device
+        self.known: dict[str, Tensor] = {}
 
     def score(self, id: str) -> Tensor:
         """A score's values ``[row, unit]``, computed once a layer however many policies read them."""
-        ...
+        score = get_score(id)
+        if score.id not in self.known:
+            uniform = self.uniform(None) if "uniform" in score.needs else None
+            self.known[score.id] = score.values(declared(self._measured, score.needs, uniform), self.shape)
+        return self.known[score.id]
 
     def uniform(self, seed: int | None) -> Tensor:
         """Float32 ``[row, unit]`` on [0, 1), a function of the seed (None: the run's) and each row's tokens alone."""
-        ...
+        return self._uniform(seed)
+
+
+def declared(measured: Mapping[str, Tensor], needs: frozenset[str], uniform: Tensor | None = None) -> LayerMeasurements:
+    """The measurements that ``needs`` names and no others; ``uniform`` [row, unit] if it is among them."""
+    wanted = needs | {"real"} if needs & RAW_TENSORS else needs  # token_mean reads `real`
+    found = {name: tensor for name, tensor in measured.items() if name in wanted}
+    return LayerMeasurements(**found, **({} if uniform is None else {"uniform": uniform}))
 
 
 class Wanted(NamedTuple):
