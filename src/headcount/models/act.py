@@ -1,6 +1,7 @@
 """Measure, decide, replace: what happens in every layer of every pass, under ``instrument`` and in the engine alike."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -56,12 +57,8 @@ class Act:
     def __call__(self, outputs: Outputs) -> Tensor:
         """The layer's outputs as they go on, ``[row, unit, token, width]``."""
         place = self._places[outputs.layer]
-        seen = Seen(
-            outputs.layer,
-            outputs.values,
-            outputs.measured,
-            lambda seed: self._uniform(seed, place, outputs.values.device),
-        )
+        uniform = partial(self._uniform, place, outputs.values.device)
+        seen = Seen(outputs.layer, outputs.values, outputs.measured, uniform)
         if self._policies:
             decided = torch.zeros(len(self._policies), *seen.shape, dtype=torch.bool, device=seen.device)
             for i, policy in enumerate(self._policies):
@@ -136,7 +133,7 @@ class Act:
             values = replaced(values, mine, instead)
         return values
 
-    def _uniform(self, seed: int | None, place: int, device: torch.device) -> Tensor:
+    def _uniform(self, place: int, device: torch.device, seed: int | None) -> Tensor:
         if (seed, device) not in self._drawn:
             self._drawn[seed, device] = self._draws(seed).to(device)
         return self._drawn[seed, device][:, place, : self._units.layers[place].num_attention_heads]
