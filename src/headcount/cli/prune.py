@@ -14,7 +14,7 @@ from headcount.errors import InputError
 
 if TYPE_CHECKING:
     from headcount.removal.plan import Plan
-    from headcount.removal.pruned import Savings
+    from headcount.removal.pruned import Pruned, Savings
 
 
 @app.command()
@@ -123,6 +123,11 @@ def prune(
             tokenizer=loaded.tokenizer, name=name, command=command_line(),
             progress=lambda step: progress.start(step, len(rows)),
         )  # fmt: skip
+    print_result(result)
+
+
+def print_result(result: "Pruned") -> None:
+    """How the checkpoint compares, where it is, and how it is loaded."""
     if result.loaded == "llama.cpp":
         compared, load = "The cut weights, compared", f"llama-cli -m {result.folder / 'model.gguf'}"
     else:
