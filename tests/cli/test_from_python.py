@@ -6,6 +6,7 @@ import pytest
 
 import headcount as hc
 from headcount.analysis import ShareSearch, UntilDecided
+from headcount.errors import HeadcountError, InputError, RunError
 from headcount.evaluation.benchmark import Benchmark
 from headcount.removal.selection import Selection
 from headcount.study.spec import ModelSpec, Texts
@@ -87,3 +88,45 @@ def test_measure(headcount, checkpoint, own, text, summaries):
     assert contents(Path("python's")) == contents(Path("of texts"))
     with pytest.raises(hc.HeadcountError, match="either tasks or texts"):
         hc.measure_run("neither", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"policies": [hc.Fixed([(0, 0)]), hc.Fixed([(1, 1)])]}, "Two policies are called 'fixed'"),
+        ({"policies": [hc.Fixed([(0, 0)], name="baseline")]}, "Two policies are called 'baseline'"),
+        (
+            {"policies": [hc.Threshold("ahon_ln", 0.5, share=0.1), "ahon_ln:0.1"]},
+            "Two policies are called 'ahon_ln:0.1'",
+        ),
+        ({"policies": [["ahon_ln", 0.1]]}, "A policy is a Threshold"),
+        ({"policies": 3}, "policies is a list"),
+        ({"tasks": ""}, "No benchmark was named"),
+        ({"tasks": 3}, "A name, a path or a list of them is needed, not 3"),
+        ({"exclude_layers": 1}, "exclude_layers is a collection of layer indices"),
+        ({"until_decided": True}, "until_decided is an UntilDecided"),
+        ({"search": ["all", "nope"]}, "Unknown score 'nope'"),
+        ({"pruned": "nowhere"}, "'nowhere' holds no checkpoint"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(checkpoint, own, given, message):
+    arguments = {"tasks": "sums", "include_path": own()[3], "offline": True, **given}
+    with pytest.raises(HeadcountError, match=message):
+        hc.evaluate_run("python", str(checkpoint()), **arguments)
+    assert not Path("python").exists()
+
+
+def test_one_name_stands_for_a_list_of_one(checkpoint, own):
+    given = {"include_path": own()[3], "offline": True, "limit": 2}
+    run = hc.evaluate_run("python", str(checkpoint()), "sums", "random:0.5", **given)
+    assert run.policies() == ["baseline", "random:0.5"]
+    hc.evaluate_run("python", str(checkpoint()), "sums", hc.Fixed([(0, 0)], name="mine"), **given)
+    with pytest.raises(RunError, match=r"holds mine with decisions by 1 heads, .*; this command gives 2 heads, "):
+        hc.evaluate_run("python", str(checkpoint()), "sums", hc.Fixed([(0, 0), (1, 1)], name="mine"), **given)
+
+
+def test_what_is_measured_is_named(checkpoint, text):
+    with pytest.raises(InputError, match="Unknown scores_dtype 'int8'. Use float32 or float16"):
+        hc.measure_run("python", str(checkpoint()), texts=text, scores_dtype="int8")
+    run = hc.measure_run("python", str(checkpoint()), texts=Path(text), scores="awft")
+    assert list(run.scores()) == ["awft"]

@@ -411,7 +411,7 @@ def test_questions_are_asked_until_it_is_decided(tiny, letters, own_tasks, tmp_p
     ("tasks", "given", "message"),
     [
         (None, {}, "tasks are names of lm-eval tasks"),
-        ("sums_a", {"policies": Random(0.1)}, "policies is a list"),
+        ("sums_a", {"policies": 3}, "policies is a list"),
         ("sums_a", {"policies": ["random:0.1"]}, "A policy is a Threshold"),
         ("sums_a", {"policies": [None]}, "A policy is a Threshold"),
         ("sums_a", {"limit": "2"}, "limit is a number of questions"),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from headcount.errors import InputError
 from headcount.models.act import Act, always_off
 from headcount.models.sites import Outputs
 from headcount.policies import Fixed, Random, Threshold
@@ -108,3 +109,29 @@ def test_nothing_off_is_the_very_tensor():
     off = torch.tensor([[True, False]])
     assert (replaced(values, off, Zero())[0, 0] == 0).all()
     assert torch.equal(replaced(values, off, Zero())[0, 1], values[0, 1])
+
+
+@pytest.mark.parametrize(
+    ("decided", "given"),
+    [
+        (torch.rand(2, 3), r"float32 \[2, 3\]"),
+        (torch.ones(2, 1, dtype=torch.bool), r"bool \[2, 1\]"),
+        (torch.ones(3, dtype=torch.bool), r"bool \[3\]"),
+        (torch.ones(3, 2, dtype=torch.bool), r"bool \[3, 2\]"),
+        (torch.tensor(True), r"bool \[\]"),
+        ([[True] * 3] * 2, "list"),
+        (None, "NoneType"),
+    ],
+)
+def test_a_decision_of_another_kind_is_refused(monkeypatch, decided, given):
+    policy = Random(0.5)
+    monkeypatch.setattr(Random, "decide", lambda self, seen: decided)
+    act = Act(UNITS, [policy], rows=2, draws=lambda seed: DRAWS, obeyed=0)
+    with pytest.raises(InputError, match=rf"random:0.5 decided by {given}\. `decide` returns bool .*, here \[2, 3\]"):
+        act(outputs(0, 3))
+
+
+def test_who_draws_says_so(monkeypatch):
+    monkeypatch.setattr(Random, "needs", frozenset())
+    with pytest.raises(InputError, match=r"random:0.5 reads random numbers: its `needs` has to name them"):
+        always_off(Random(0.5), UNITS)

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from headcount.errors import InputError
-from headcount.policies import Fixed, Random, Seen, Threshold, check_policy
+from headcount.policies import Fixed, PolicyFacts, Random, Seen, Threshold, check_policy, parse_policy
 from headcount.replacements import Zero
 from headcount.units import UnitSet
 
@@ -207,3 +208,55 @@ def test_arrays_and_tensors_are_collections():
 def test_what_is_no_number_is_refused(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+def test_fixed_heads_are_told_apart_by_what_they_decide():
+    one, other = Fixed([(0, 0), (1, 1)]).facts(), Fixed([(1, 1), (0, 0)]).facts()
+    assert one == other
+    assert one.decides.startswith("2 heads, ")
+    assert Fixed([(0, 0), (1, 2)]).facts().decides != one.decides
+    kept = Fixed([(0, 0), (1, 1)], exclude_layers=[1]).facts()
+    assert (kept.policy, kept.decides) == ("fixed except layer 1", Fixed([(0, 0)]).facts().decides)
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"policy": 3}, "The policy of a policy's facts is text, not 3"),
+        ({"policy": ""}, "The policy of a policy's facts is text, not ''"),
+        ({"policy": "p", "curve": None}, "The curve of a policy's facts is text"),
+        ({"policy": "p", "share_asked": NAN}, "between 0 and 1, not nan"),
+        ({"policy": "p", "share_asked": 7.0}, "write 10% as 0.10"),
+        ({"policy": "p", "threshold": NAN}, "The threshold of p is a number, not nan"),
+        ({"policy": "p", "threshold": "x"}, "The threshold of p is a number, not 'x'"),
+    ],
+)
+def test_facts_are_checked(facts, message):
+    with pytest.raises(InputError, match=message):
+        PolicyFacts(**facts)
+
+
+def test_numbers_of_other_libraries_are_numbers_in_facts():
+    facts = PolicyFacts(policy="p", share_asked=np.float32(0.5), threshold=torch.tensor(2.0))
+    assert (type(facts.share_asked), facts.share_asked, facts.threshold) == (float, 0.5, 2.0)
+
+
+@pytest.mark.parametrize("needs", [frozenset({"nonsense"}), "output_norm", ["output_norm"], None])
+def test_needs_of_another_kind_are_refused(monkeypatch, needs):
+    monkeypatch.setattr(Random, "needs", needs)
+    with pytest.raises(InputError, match=r"random:0.1 says that it needs .*`needs` is a frozenset of .*output_norm"):
+        check_policy(Random(0.1))
+
+
+@pytest.mark.parametrize("cuts", [xr.Dataset({"awft": ("share", [0.5])}, coords={"share": [0.2]}), 0.3,
+                                  xr.Dataset({"ahon_ln": ("share", [0.5])}, coords={"share": [0.2]})])  # fmt: skip
+def test_cuts_that_lack_a_threshold_are_refused(cuts):
+    with pytest.raises(InputError, match=r"ahon_ln:0.1 needs the threshold of ahon_ln at 0.1, which these cuts lack"):
+        Threshold("ahon_ln", share=0.1).found(cuts)
+
+
+def test_random_heads_of_another_seed_are_read_as_they_are_called():
+    assert parse_policy("random:0.1#7") == Random(0.1, seed=7)
+    assert parse_policy(Random(0.3, seed=-2).label) == Random(0.3, seed=-2)
+    with pytest.raises(InputError, match="is not understood"):
+        parse_policy("random:0.1#x")

@@ -1,6 +1,6 @@
 """Benchmark a model as it is and under policies, question by question."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -10,10 +10,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.analysis import UntilDecided, accuracy_table, asking_order
 from headcount.analysis.outcomes import main_metric
-from headcount.errors import InputError, seed_of
+from headcount.errors import seed_of
 from headcount.evaluation.benchmark import Answers, Benchmark
 from headcount.models.batching import Progress, no_progress
-from headcount.policies import BASELINE, Policy, check_policy
+from headcount.policies import BASELINE, Policy, check_policy, policy_list
 from headcount.store.manifest import SHARD
 from headcount.tasks import TaskSet
 
@@ -101,9 +101,7 @@ def evaluate(
         model, tasks, tokenizer=tokenizer, num_fewshot=num_fewshot, limit=limit, chat_template=chat_template,
         batch_tokens=batch_tokens, seed=seed, offline=offline, include_path=include_path, decide=decide,
     )  # fmt: skip
-    if not isinstance(policies, Iterable):
-        raise InputError(f"policies is a list, such as [Random(0.1)], not {policies!r:.60}.")
-    policies = [*policies]
+    policies = policy_list(policies)
     for policy in policies:
         check_policy(policy)
     seed = seed_of(seed)

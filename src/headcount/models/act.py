@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from headcount.attention.measurements import RAW_TENSORS
+from headcount.errors import InputError
 from headcount.models.sites import Outputs
 from headcount.policies import Policy
 from headcount.policies.policy import Seen, declared
@@ -63,7 +65,7 @@ class Act:
             decided = torch.zeros(len(self._policies), *seen.shape, dtype=torch.bool, device=seen.device)
             for i, policy in enumerate(self._policies):
                 if outputs.layer not in policy.exclude_layers:
-                    decided[i] = policy.decide(seen)
+                    decided[i] = _checked(policy.decide(seen), policy, seen.shape)
             self._decided[place] = decided
         if self._scores:
             self._keep(place, seen, outputs)
@@ -139,11 +141,28 @@ class Act:
         return self._drawn[seed, device][:, place, : self._units.layers[place].num_attention_heads]
 
 
+def _no_draws(policy: Policy) -> Draws:
+    def draws(seed: int | None) -> Tensor:
+        raise InputError(f"{policy.label} reads random numbers: its `needs` has to name them, {{'uniform'}}.")
+
+    return draws
+
+
+def _checked(decided: Any, policy: Policy, shape: tuple[int, int]) -> Tensor:
+    if isinstance(decided, Tensor) and decided.dtype == torch.bool and tuple(decided.shape) == shape:
+        return decided
+    kind = type(decided).__name__
+    given = f"{decided.dtype} {[*decided.shape]}".removeprefix("torch.") if isinstance(decided, Tensor) else kind
+    raise InputError(
+        f"{policy.label} decided by {given}. `decide` returns bool [row, unit], here {[*shape]}: True where a unit is off."
+    )
+
+
 def always_off(policy: Policy, units: UnitMap) -> np.ndarray | None:
     """bool ``[layer, unit]`` of a policy that reads nothing, and so decides the same on every input; None of another."""
     if policy.needs:
         return None
-    act = Act(units, [policy], rows=1, draws=lambda _: torch.zeros(0))
+    act = Act(units, [policy], rows=1, draws=_no_draws(policy))
     for layer in units.layers:
         act(Outputs(layer=layer.index, values=torch.zeros(1, layer.num_attention_heads, 0, 0), measured={}))
     return act.decided()[0, 0]

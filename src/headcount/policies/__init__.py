@@ -1,6 +1,7 @@
 """Policies: which units are off on an input, decided layer by layer from what the layer measures. One file a kind."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from headcount.errors import InputError
 from headcount.policies.fixed import Fixed
@@ -19,7 +20,7 @@ from headcount.policies.threshold import Threshold
 
 __all__ = [
     "BASELINE", "POLICY_COLUMNS", "PRUNED", "RANDOM", "UNTOUCHED", "Fixed", "Policy", "PolicyFacts", "Random", "Seen",
-    "Threshold", "Written", "check_policy", "is_random", "parse_policy", "policy_facts",
+    "Threshold", "Written", "check_policy", "is_random", "parse_policy", "policy_facts", "policy_list",
 ]  # fmt: skip
 
 #: Kinds of policies that can be written as text. The first that understands a text has it.
@@ -45,6 +46,15 @@ def parse_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0
         f"Policy {text!r} is not understood. Write ID:SHARE (ahon_ln:0.10), ID@THRESHOLD (awft@0.8), random:SHARE or "
         "ID:published:SHARE."
     )
+
+
+def policy_list(policies: Any) -> list[Any]:
+    """Policies as a list; one alone is a list of one. Raises InputError for what holds none."""
+    if isinstance(policies, str | Policy):
+        return [policies]
+    if not isinstance(policies, Iterable):
+        raise InputError(f"policies is a list, such as [Random(0.1)], not {policies!r:.60}.")
+    return [*policies]
 
 
 def policy_facts(policy: Policy | None) -> PolicyFacts:

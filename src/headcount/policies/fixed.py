@@ -1,5 +1,6 @@
 """Off are the same heads on every input."""
 
+import hashlib
 from dataclasses import dataclass, field
 
 import torch
@@ -31,7 +32,9 @@ class Fixed(Policy):
         return frozenset()
 
     def facts(self) -> PolicyFacts:
-        return PolicyFacts(policy=self.name)
+        heads = sorted((layer, head) for layer, head in self.heads if layer not in self.exclude_layers)
+        digest = hashlib.blake2b(repr(heads).encode(), digest_size=8).hexdigest()
+        return PolicyFacts(policy=self.name + self.suffix, decides=f"{len(heads)} heads, {digest}")
 
     def __str__(self) -> str:
         pairs = [f"{layer}.{head}" for layer, head in self.heads]

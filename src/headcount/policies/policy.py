@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import xarray as xr
 from torch import Tensor
 
-from headcount.attention.measurements import RAW_TENSORS, LayerMeasurements
+from headcount.attention.measurements import MEASUREMENTS, RAW_TENSORS, LayerMeasurements
 from headcount.errors import InputError, whole
 from headcount.replacements import ZERO, Replacement
 from headcount.scores import get_score
@@ -34,6 +34,11 @@ class PolicyFacts:
         score: id of the score it decides by; empty for those that use none.
         share_asked: the share of units asked for; None where none was.
         threshold: what a score is held against; None where nothing is.
+        decides: what else tells its decisions from another's of the same label, such as a fingerprint of its heads. Kept in
+            manifests alone, so that a run is not continued by another policy of the same name.
+
+    Raises:
+        InputError: no label, or a share or threshold that is not a number.
     """
 
     policy: str
@@ -41,16 +46,27 @@ class PolicyFacts:
     score: str = ""
     share_asked: float | None = None
     threshold: float | None = None
+    decides: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("policy", "curve", "score", "decides"):
+            if not isinstance(text := getattr(self, name), str) or not (text or name != "policy"):
+                raise InputError(f"The {name} of a policy's facts is text, not {text!r:.60}.")
+        if self.share_asked is not None:
+            object.__setattr__(self, "share_asked", share_of(self.share_asked))
+        if self.threshold is not None:
+            if not _is_number(self.threshold) or math.isnan(self.threshold):
+                raise InputError(f"The threshold of {self.policy} is a number, not {self.threshold!r:.60}.")
+            object.__setattr__(self, "threshold", float(self.threshold))
 
     def columns(self) -> dict[str, Any]:
         """For a row of a table: NaN where there is no number."""
-        return {name: math.nan if value is None else value for name, value in vars(self).items()}
+        values = ((name, getattr(self, name)) for name in POLICY_COLUMNS)
+        return {name: math.nan if value is None else value for name, value in values}
 
 
-#: Of the untouched model.
-UNTOUCHED = PolicyFacts(policy=BASELINE)
 #: The columns by which rows of outcomes name their policy.
-POLICY_COLUMNS = tuple(vars(UNTOUCHED))
+POLICY_COLUMNS = ("policy", "curve", "score", "share_asked", "threshold")
 
 
 class Seen:
@@ -113,13 +129,7 @@ class Policy(ABC):
     instead: Replacement = ZERO
 
     def __post_init__(self) -> None:
-        if not isinstance(self.exclude_layers, Iterable):
-            raise InputError(
-                f"exclude_layers is a collection of layer indices, such as [0, 1], not {self.exclude_layers!r}."
-            )
-        expected = "exclude_layers holds layer indices counted from 0"
-        layers = frozenset(whole(layer, expected, least=0) for layer in self.exclude_layers)
-        object.__setattr__(self, "exclude_layers", layers)
+        object.__setattr__(self, "exclude_layers", layer_set(self.exclude_layers))
 
     @property
     @abstractmethod
@@ -170,16 +180,37 @@ def check_policy(policy: Any, units: UnitMap | None = None) -> None:
     """Raise InputError for what is no policy, or for one that does not fit a model's ``units``."""
     if not isinstance(policy, Policy):
         raise InputError(
-            f"A policy is a Threshold, Random or Fixed, such as Random(0.1), not {policy!r:.60}; headcount.resolving."
+            f"A policy is a Threshold, Random or Fixed, such as Random(0.1), or a class of your own that is a headcount.Policy, "
+            f"not {policy!r:.60}; headcount.resolving."
             "resolve_policy reads one from text."
+        )
+    if not isinstance(policy.needs, frozenset) or not policy.needs <= MEASUREMENTS:
+        raise InputError(
+            f"{policy.label} says that it needs {policy.needs!r:.80}. A policy's `needs` is a frozenset of what its scores "
+            f"read: {', '.join(sorted(MEASUREMENTS - RAW_TENSORS))}."
         )
     if units is not None:
         policy.check(units)
 
 
+def layer_set(layers: Iterable[int]) -> frozenset[int]:
+    """Layers never touched. Raises InputError for what are no layer indices."""
+    if not isinstance(layers, Iterable):
+        raise InputError(f"exclude_layers is a collection of layer indices, such as [0, 1], not {layers!r}.")
+    return frozenset(whole(layer, "exclude_layers holds layer indices counted from 0", least=0) for layer in layers)
+
+
 def share_of(share: object) -> float:
     """A share of units. Raises InputError unless it lies between 0 and 1."""
-    number = float(share) if isinstance(share, Real | Tensor) and getattr(share, "ndim", 0) == 0 else math.nan
+    number = float(share) if _is_number(share) else math.nan  # type: ignore[arg-type]
     if not 0 <= number <= 1:
         raise InputError(f"A share of heads lies between 0 and 1, not {share!r}; write 10% as 0.10.")
     return number
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real | Tensor) and getattr(value, "ndim", 0) == 0
+
+
+#: Of the untouched model.
+UNTOUCHED = PolicyFacts(policy=BASELINE)

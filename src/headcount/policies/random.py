@@ -35,12 +35,13 @@ class Random(Policy):
 
     @classmethod
     def parse(cls, text: str, *, exclude_layers: Iterable[int], seed: int) -> Self | None:
-        """``random:SHARE``; None for anything else."""
-        name, _, number = text.partition(":")
+        """``random:SHARE`` or ``random:SHARE#SEED``; None for anything else."""
+        name, _, rest = text.partition(":")
+        number, own_seed, digits = rest.partition("#")
         if name.strip().lower() != RANDOM:
             return None
         try:
-            value = float(number)
+            value, seed = float(number), int(digits) if own_seed else seed
         except ValueError:
             return None
         if not 0 <= value <= 1:

@@ -80,6 +80,10 @@ class Threshold(Policy):
             return self
         if cuts is None:
             raise InputError(f"{self.label} needs a threshold: measure {self.score} first, or name one.")
+        if not isinstance(cuts, xr.Dataset) or self.score not in cuts or self.share not in cuts[self.score]["share"]:
+            raise InputError(
+                f"{self.label} needs the threshold of {self.score} at {self.share:g}, which these cuts lack."
+            )
         return replace(self, threshold=cuts[self.score].sel(share=self.share).item())
 
     @property

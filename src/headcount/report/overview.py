@@ -1,5 +1,6 @@
 """The tables of an analysis in a terminal, readable at 80 columns: those that matter, at one share."""
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import cast
 
@@ -98,10 +99,14 @@ def _not_judged(console: Console, accuracy: pd.DataFrame) -> None:
             print_note(console, f"{name}: {sentence}")
 
 
+def _rank(rank: float) -> str:
+    return wording.NOT_MEASURED if math.isnan(rank) else f"{rank:g}"
+
+
 def _removable(console: Console, removable: pd.DataFrame, metrics: Mapping[tuple[str, ...], Metric]) -> None:
     columns = [
         text("Score", lambda row: wording.shown(row.curve, 40)), num("Removable [95%]", wording.removable_with_interval),
-        num("Shown", "share_shown", wording.percent), num("Relative", relative_share), num("Rank", "rank", "{:g}".format),
+        num("Shown", "share_shown", wording.percent), num("Relative", relative_share), num("Rank", "rank", _rank),
     ]  # fmt: skip
     for number, (name, group) in enumerate(_parts(removable, "task")):
         metric = metrics[_key(group)]

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from headcount.metrics import Metric
-from headcount.policies import BASELINE, PRUNED, is_random
+from headcount.policies import BASELINE, PRUNED, RANDOM, is_random
 
 NOT_MEASURED = "–"
 ACCURACY = Metric(name="acc")
@@ -201,7 +201,7 @@ def answer(
     within = f"within {fall_name(margin, metric)} of {what}"
     if metric.sign < 0:
         within = f"with {what} at most {fall_name(margin, metric)} higher"
-    randoms = [row for row in rows(removable) if is_random(row.curve)]
+    randoms = [row for row in rows(removable) if row.curve == RANDOM]
     at_random = " ".join(f"{'at least ' * row.is_lower_bound}{_whole(row.removable_share)}" for row in randoms)
     doubt = ""
     if metric.is_share and _too_few(num_questions, margin):

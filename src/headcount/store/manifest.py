@@ -130,6 +130,17 @@ class Thresholds(Facts):
         return self
 
 
+def curve_of_old(policy: Any, score: Any) -> tuple[Any, Any]:
+    """The curve and the score of a policy up to format 3, whose label alone told its source and the layers left alone."""
+    if score == "pruned":  # the score of a pruned checkpoint, which has none
+        return score, ""
+    if not score or not isinstance(score, str) or not isinstance(policy, str):
+        return score, score
+    at_share, excepted, layers = policy.partition(" except layer ")
+    source = at_share.removeprefix(f"{score}:").rpartition(":")[0]
+    return (f"{score}:{source}" if source else score) + excepted + layers, score
+
+
 class NotedPolicy(Facts):
     """As ``headcount.policies.PolicyFacts``."""
 
@@ -138,13 +149,15 @@ class NotedPolicy(Facts):
     score: str = ""
     share_asked: float | None = None
     threshold: float | None = None
+    decides: str = ""
 
     @model_validator(mode="before")
     @classmethod
-    def _curve_of_old(cls, facts: Any) -> Any:
-        """Up to format 3 a score alone named the curve."""
-        old = isinstance(facts, dict) and "curve" not in facts
-        return {"curve": facts.get("score") or "", **facts} if old else facts
+    def _of_old(cls, facts: Any) -> Any:
+        if not isinstance(facts, dict) or "curve" in facts:
+            return facts
+        curve, score = curve_of_old(facts.get("policy"), facts.get("score") or "")
+        return {**facts, "curve": curve, "score": score}
 
 
 class RuleFacts(Facts):

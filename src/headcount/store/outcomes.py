@@ -13,7 +13,7 @@ from pydantic import Field
 
 from headcount.metrics import DIRECTIONS, directions_of
 from headcount.store.files import Shard, damaged, open_file, read_shard
-from headcount.store.manifest import Count, Facts, RuleFacts, plain
+from headcount.store.manifest import Count, Facts, RuleFacts, curve_of_old, plain
 
 _KEY = b"headcount"
 _WHOLE = ("policy", "curve", "score", "task", "doc_id")  # every row has them
@@ -101,9 +101,12 @@ def read_outcomes(parts: Sequence[OutcomeShard], columns: Sequence[str] | None =
 def _renamed(table: pa.Table) -> pa.Table:
     """With today's columns."""
     table = table.rename_columns([_CALLED.get(name, name) for name in table.column_names])
-    if "curve" in table.column_names or "score" not in table.column_names:
+    if "curve" in table.column_names or not {"policy", "score"} <= {*table.column_names}:
         return table
-    return table.append_column("curve", table["score"])
+    pairs = zip(table["policy"].to_pylist(), table["score"].to_pylist(), strict=True)
+    curves, scores = zip(*(curve_of_old(*pair) for pair in pairs), strict=True) if len(table) else ((), ())
+    place = table.column_names.index("score")
+    return table.set_column(place, "score", pa.array(scores)).append_column("curve", pa.array(curves))
 
 
 def _check(part: OutcomeShard, table: pa.Table) -> None:

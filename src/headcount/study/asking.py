@@ -6,7 +6,7 @@ from pathlib import Path
 
 from headcount.analysis import ShareSearch, UntilDecided
 from headcount.errors import InputError
-from headcount.policies import Policy
+from headcount.policies import BASELINE, Policy
 from headcount.resolving import policy_at
 
 
@@ -36,6 +36,9 @@ class Asking:
     pruned: tuple[Path, ...] = ()
 
     def __post_init__(self) -> None:
+        names = [BASELINE, *(policy.label for policy in self.policies)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"Two policies are called {twice!r}. Give each a name of its own.")
         if self.rule is not None and self.pruned:
             raise InputError(
                 "Pruned checkpoints are asked every question: leave out --pruned, or --until-decided and --search."

@@ -11,11 +11,13 @@ import xarray as xr
 from headcount.analysis import ShareSearch, UntilDecided
 from headcount.errors import InputError, RunError
 from headcount.evaluation.workload import Workload
-from headcount.policies import Policy, check_policy
+from headcount.policies import Policy, check_policy, policy_list
+from headcount.policies.policy import layer_set
 from headcount.resolving import read_policy
 from headcount.scores import select_scores
 from headcount.store import Run, begin_run, is_run, manifest, open_run
 from headcount.store.files import Damaged
+from headcount.store.scores import DTYPES
 from headcount.study.asking import Asking
 from headcount.study.cuts import find_thresholds
 from headcount.study.deciding import ask_until_decided, search_run
@@ -81,19 +83,23 @@ def evaluate_run(
             NaN under it, when the others are kept.
         RunError: the folder holds another run, or a policy of this name with another threshold, or was asked in another way.
     """
-    name, excluded = _name(model), frozenset(exclude_layers)
+    name, excluded = _name(model), layer_set(exclude_layers)
     read = [
         read_policy(policy, exclude_layers=excluded, seed=seed, model=name) if isinstance(policy, str) else policy
-        for policy in policies
+        for policy in policy_list(policies)
     ]
-    searched = tuple(score.id for score in select_scores("all" if "all" in search else search)) if search else ()
+    for policy in read:
+        check_policy(policy)
+    if not isinstance(until_decided, UntilDecided | None):
+        raise InputError(
+            f"until_decided is an UntilDecided, such as hc.UntilDecided(margin=0.01), not {until_decided!r}."
+        )
+    searched = _searched(search)
     asking = Asking(
         policies=tuple(dict.fromkeys(read)), rule=until_decided or (UntilDecided() if searched else None),
         searched=searched, search=search_range or ShareSearch(), exclude_layers=excluded,
-        thresholds_from=thresholds_from, pruned=tuple(map(Path, pruned)),
+        thresholds_from=thresholds_from, pruned=tuple(map(Path, _several(pruned))),
     )  # fmt: skip
-    for policy in asking.policies:
-        check_policy(policy)
     data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path)
     loaded = _loaded(model, tokenizer)
     for checkpoint in asking.pruned:
@@ -145,6 +151,8 @@ def measure_run(
     if bool(tasks) == bool(texts):
         raise InputError("Say what the model should read: either tasks or texts, not both.")
     ids = [score.id for score in select_scores(scores)]
+    if scores_dtype not in DTYPES:
+        raise InputError(f"Unknown scores_dtype {scores_dtype!r}. Use {' or '.join(DTYPES)}.")
     if tasks:
         data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path)
     else:
@@ -164,7 +172,7 @@ def named_tasks(
     tasks: str | Sequence[str], *, num_fewshot: int | None, limit: float | None, include_path: str | Path | None
 ) -> Tasks:
     """Questions by the names of their tasks. What is wrong with names and number is said before a model is loaded."""
-    names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+    names = tuple(_several(tasks))
     check_tasks(names, limit=limit, include_path=include_path)
     return Tasks.model_construct(tasks=names, num_fewshot=num_fewshot, limit=None if limit is None else float(limit))
 
@@ -181,7 +189,7 @@ def named_texts(
     if limit is not None and not float(limit).is_integer():
         raise InputError(f"--limit is a whole number of texts, not {limit}.")
     data = Texts.model_construct(
-        texts=(texts,) if isinstance(texts, str) else tuple(texts), text_column=text_column,
+        texts=tuple(map(os.fspath, _several(texts))), text_column=text_column,
         limit=None if limit is None else int(limit), max_length=max_length, too_long=too_long,
     )  # fmt: skip
     read_texts(data)
@@ -284,10 +292,27 @@ def _check_has(wanted: Sequence[str], measured: Collection[str], source: Run) ->
         )
 
 
+def _several(given: Any) -> Iterable[Any]:
+    """One name or path stands for a list of one, and None for none."""
+    if given is None or given == "":
+        return ()
+    if isinstance(given, str | os.PathLike):
+        return (given,)
+    if not isinstance(given, Iterable):
+        raise InputError(f"A name, a path or a list of them is needed, not {given!r:.60}.")
+    return given
+
+
+def _searched(search: Iterable[str]) -> tuple[str, ...]:
+    names = [*_several(search)]
+    chosen = select_scores([name for name in names if name != "all"]) if {*names} - {"all"} else []
+    return tuple(score.id for score in (select_scores("all") if "all" in names else chosen))
+
+
 def _name(model: "str | ModelSpec | PreTrainedModel") -> str:
     if isinstance(model, ModelSpec):
         return model.model
-    return model if isinstance(model, str) else model.name_or_path or ""
+    return model if isinstance(model, str) else getattr(model, "name_or_path", "") or ""
 
 
 def _loaded(model: "str | ModelSpec | PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None") -> LoadedModel:

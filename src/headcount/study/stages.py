@@ -248,7 +248,7 @@ def note_policies(run: Run, policies: Iterable[PolicyFacts]) -> None:
     """Note in the manifest what is asked for: the columns by which outcomes name their policy, thresholds included.
 
     Raises:
-        RunError: the run holds a policy of this name with another threshold.
+        RunError: the run holds a policy of this name that decides otherwise.
     """
     wanted = [dict(vars(policy)) for policy in policies]
     note_scores(run, [score for policy in wanted if is_registered(score := policy["score"] or "")])
@@ -258,10 +258,11 @@ def note_policies(run: Run, policies: Iterable[PolicyFacts]) -> None:
     for entry in wanted:
         planned.setdefault(entry["policy"], entry)
         known = held.get(entry["policy"], planned[entry["policy"]])
-        if known != entry:
+        for name in (name for name in entry if known.get(name, entry[name]) != entry[name]):
+            what = "decisions by" if name == "decides" else name
             raise RunError(
-                f"{str(run.path)!r} holds {entry['policy']} with threshold {known['threshold']}; this command gives "
-                f"{entry['threshold']}. Choose another folder with -o."
+                f"{str(run.path)!r} holds {entry['policy']} with {what} {known[name]}; this command gives "
+                f"{entry[name]}. Choose another folder with -o."
             )
     if before != list(planned.values()):
         run.update(policies=list(planned.values()))
