@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,13 @@ def test_random_heads_are_no_score_whichever_layers_are_left_alone():
     assert "accuracy by ahon_ln except layer 0 (95% interval" in said
     assert "; random heads: " in said
     assert "best of" not in said
+
+
+def test_one_curve_of_random_heads_is_said_beside_the_best_score():
+    outcomes = make_outcomes(loss={"ahon_ln": 0.4, "random": 3.0})
+    others = outcomes.loc[outcomes["curve"] == "random"].copy()
+    others["curve"] += " except layer 0"
+    others["policy"] += " except layer 0"
+    results = make_results(scores=None, outcomes=pd.concat([outcomes, others], ignore_index=True))
+    assert len(results.removable) == 3
+    assert re.search(r"; random heads: (at least )?[\d.]+%\.", text_of(render_page([results])))

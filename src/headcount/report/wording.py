@@ -201,7 +201,8 @@ def answer(
     within = f"within {fall_name(margin, metric)} of {what}"
     if metric.sign < 0:
         within = f"with {what} at most {fall_name(margin, metric)} higher"
-    randoms = [row for row in rows(removable) if row.curve == RANDOM]
+    randoms = [row for row in rows(removable) if is_random(row.curve)]
+    randoms = sorted(randoms, key=lambda row: row.curve != RANDOM)[:1]  # those of all layers, where there are several
     at_random = " ".join(f"{'at least ' * row.is_lower_bound}{_whole(row.removable_share)}" for row in randoms)
     doubt = ""
     if metric.is_share and _too_few(num_questions, margin):
