@@ -123,7 +123,7 @@ def test_every_score_equals_the_plain_loop(model):
         with instrument(model, scores="all") as probe, torch.no_grad():
             model(torch.tensor([row]))
         expected = reference(model, row)
-        assert set(probe.scores.data_vars) == {*expected, "random"}
+        assert {*probe.scores.data_vars} >= {*expected, "random"}  # one added later has its own test
         for name, values in expected.items():
             measured = probe.scores[name].values[0]
             if len(row) == 1 and name == "aeqd_ln" and not hasattr(model.config, "num_local_experts"):
