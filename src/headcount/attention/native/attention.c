@@ -19,6 +19,9 @@ static int omp_get_thread_num(void) { return 0; }
 /* Blocks and spans are multiples of these; tiles and panels divide them. */
 #define BLOCK_STEP 8
 #define SPAN_STEP 64
+/* Words of a query and a key whose products are summed in one go: rounding errors grow with their number, and a head of 256
+ * elements would round twice as much as plain float32 attention does. */
+#define PART 64
 
 struct strides {
     int64_t example, head, position; /* in elements; the elements of a position are neighbours */

@@ -128,8 +128,9 @@ static void NAME(attend_block)(const struct attention *t, const struct plan *p, 
 
     for (int64_t key = low; key < high; key += p->span) {
         const int64_t width = round_up(at_most(p->span, high - key), PANEL);
-        NAME(product)(scores, p->score_stride, packed, p->depth, keys + key * p->depth, p->depth * PANEL, p->rows, width,
-                      p->depth, 0);
+        for (int64_t part = 0; part < p->depth; part += PART)
+            NAME(product)(scores, p->score_stride, packed + part, p->depth, keys + key * p->depth + part * PANEL,
+                          p->depth * PANEL, p->rows, width, at_most(PART, p->depth - part), part > 0);
         for (int64_t q = 0; q < queries; q++) {
             const struct limits seen = limits_of(t, p, example, first_query + q);
             const int64_t from = at_least(seen.from - key, 0), to = at_most(seen.to - key, width);

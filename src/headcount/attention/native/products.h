@@ -19,7 +19,7 @@
                             int64_t depth, int add) {                                                                  \
         floats sums[TILE][2];                                                                                          \
         _Pragma("GCC unroll 8") for (int i = 0; i < TILE; i++)                                                         \
-            for (int j = 0; j < 2; j++) sums[i][j] = add ? load(c + i * c_stride + j * LANES) : (floats){0};           \
+            for (int j = 0; j < 2; j++) sums[i][j] = (floats){0};                                                      \
         for (int64_t k = 0; k < depth; k++) {                                                                          \
             const floats left = load(b + k * PANEL), right = load(b + k * PANEL + LANES);                              \
             _Pragma("GCC unroll 8") for (int i = 0; i < TILE; i++) {                                                   \
@@ -29,7 +29,10 @@
             }                                                                                                          \
         }                                                                                                              \
         _Pragma("GCC unroll 8") for (int i = 0; i < TILE; i++)                                                         \
-            for (int j = 0; j < 2; j++) store(c + i * c_stride + j * LANES, sums[i][j]);                               \
+            for (int j = 0; j < 2; j++) {                                                                              \
+                float *at = c + i * c_stride + j * LANES;                                                              \
+                store(at, add ? load(at) + sums[i][j] : sums[i][j]);                                                   \
+            }                                                                                                          \
     }                                                                                                                  \
     /* c[row][column] = (or, with `add`, +=) sum over `depth` words; rows a multiple of TILE, columns of PANEL. */     \
     static void NAME(float *c, int64_t c_stride, const uint32_t *a, int64_t a_stride, const uint32_t *b,               \
