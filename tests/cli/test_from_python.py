@@ -101,6 +101,8 @@ def test_measure(headcount, checkpoint, own, text, summaries):
         ),
         ({"policies": [["ahon_ln", 0.1]]}, "A policy is a Threshold"),
         ({"policies": 3}, "policies is a list"),
+        ({"policies": "random:0.1"}, "policies is a list"),
+        ({"policies": hc.Random(0.1)}, "policies is a list"),
         ({"tasks": ""}, "No benchmark was named"),
         ({"tasks": 3}, "A name, a path or a list of them is needed, not 3"),
         ({"exclude_layers": 1}, "exclude_layers is a collection of layer indices"),
@@ -118,11 +120,11 @@ def test_arguments_of_another_kind_are_refused(checkpoint, own, given, message):
 
 def test_one_name_stands_for_a_list_of_one(checkpoint, own):
     given = {"include_path": own()[3], "offline": True, "limit": 2}
-    run = hc.evaluate_run("python", str(checkpoint()), "sums", "random:0.5", **given)
+    run = hc.evaluate_run("python", str(checkpoint()), "sums", ["random:0.5"], **given)
     assert run.policies() == ["baseline", "random:0.5"]
-    hc.evaluate_run("python", str(checkpoint()), "sums", hc.Fixed([(0, 0)], name="mine"), **given)
+    hc.evaluate_run("python", str(checkpoint()), "sums", [hc.Fixed([(0, 0)], name="mine")], **given)
     with pytest.raises(RunError, match=r"holds mine with decisions by 1 heads, .*; this command gives 2 heads, "):
-        hc.evaluate_run("python", str(checkpoint()), "sums", hc.Fixed([(0, 0), (1, 1)], name="mine"), **given)
+        hc.evaluate_run("python", str(checkpoint()), "sums", [hc.Fixed([(0, 0), (1, 1)], name="mine")], **given)
 
 
 def test_what_is_measured_is_named(checkpoint, text):

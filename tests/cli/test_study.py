@@ -10,7 +10,7 @@ from headcount.study.folder import open_study
 from headcount.study.spec import Study
 from tests.runs import contents
 
-SCORES = ["ahon_ln", "random"]
+SCORES = ["ahon_ln", "awft", "lthon_hn", "random"]
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ def small(fields):
     return "small.yaml"
 
 
-def test_a_study_from_a_file_end_to_end(headcount, small):
+def test_a_study_from_a_file_end_to_end(headcount, small, fields):
+    models = [{"model": model, "name": "tiny"} for model in fields["models"]]  # a path fits into a line or does not
+    Path(small).write_text(yaml.safe_dump(fields | {"models": models}))
     code, out, error = headcount("study", small)
     assert code == 0, error
     said = " ".join(out.split())
@@ -34,7 +36,7 @@ def test_a_study_from_a_file_end_to_end(headcount, small):
     before = contents(Path("runs/small"))
     code, again, error = headcount("study", small)
     assert (code, again) == (0, out)
-    assert "(done bef" in error  # of a long path the end does not fit into the line
+    assert "(done before)" in error
     assert contents(Path("runs/small")) == before
     code, out, _ = headcount("status", "runs/small")
     assert code == 0

@@ -36,7 +36,7 @@ INSTRUCTIONS = [
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory) -> Path:
-    """lm-eval's GSM8K (2 examples in the prompt) and IFEval over files, with answers of at most 4 tokens."""
+    """lm-eval's GSM8K (2 examples in the prompt) and IFEval over files, with answers of at most 8 tokens."""
     folder = tmp_path_factory.mktemp("generation")
     rows = {
         "gsm8k": SUMS,
@@ -53,7 +53,7 @@ def tasks(tmp_path_factory) -> Path:
         (folder / f"{name}.yaml").write_text(
             f"include: {root / name / name}.yaml\ntask: {name}_here\ntag: null\ndataset_path: json\ndataset_name: null\n"
             f"dataset_kwargs: {{data_files: {{train: {data}}}}}\n{split}\n"
-            'generation_kwargs: {until: ["Question:"], do_sample: false, temperature: 0.0, max_gen_toks: 4}\n'
+            'generation_kwargs: {until: ["Question:"], do_sample: false, temperature: 0.0, max_gen_toks: 8}\n'
         )
     return folder
 

@@ -49,10 +49,8 @@ def parse_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0
 
 
 def policy_list(policies: Any) -> list[Any]:
-    """Policies as a list; one alone is a list of one. Raises InputError for what holds none."""
-    if isinstance(policies, str | Policy):
-        return [policies]
-    if not isinstance(policies, Iterable):
+    """Policies as a list. Raises InputError for what holds none, and for one alone."""
+    if isinstance(policies, str) or not isinstance(policies, Iterable):
         raise InputError(f"policies is a list, such as [Random(0.1)], not {policies!r:.60}.")
     return [*policies]
 
