@@ -73,3 +73,14 @@ def own_tasks(tmp_path_factory) -> Path:
     task("spell", SPELL, 3)
     task("prose", PROSE, 3)
     return folder
+
+
+@pytest.fixture
+def ask(tiny, letters, own_tasks):
+    """Evaluate the tiny Llama on tasks of our own."""
+    from headcount.evaluation.evaluate import evaluate
+
+    def ask(tasks, policies=(), **options):
+        return evaluate(tiny(), tasks, policies, tokenizer=letters, offline=True, include_path=own_tasks, **options)
+
+    return ask

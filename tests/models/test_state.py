@@ -11,7 +11,6 @@ from transformers import (
     AttentionInterface,
     BertConfig,
     BertModel,
-    CompileConfig,
     LlamaConfig,
     LlamaForSequenceClassification,
     LlamaModel,
@@ -27,34 +26,8 @@ from headcount.models.instrument import instrument
 from headcount.models.loading import fingerprint, outline
 from headcount.models.observe import units_of
 from headcount.models.state import input_device
-from headcount.policies import Fixed
 from tests.models.families import COMMON
-
-ROWS = [[5, 6, 7, 8, 9, 10, 11], [3, 4, 5, 6]]
-TOKENS = torch.tensor(ROWS[:1])
-POLICY = Fixed([(0, 1), (2, 3)])
-
-
-def logits(model, tokens=TOKENS, **options):
-    with torch.no_grad():
-        return model(tokens, **options).logits
-
-
-def assert_measured_as(model, plain):
-    """Geometry, fingerprint, every score, and zeroing are those of ``plain``, and both give their own logits again."""
-    before = logits(plain)
-    expected, found = measure_heads(plain, ROWS), measure_heads(model, ROWS)
-    assert units_of(model) == units_of(plain)
-    assert found.attrs == expected.attrs
-    for name in expected.data_vars:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-6, err_msg=name)
-    with instrument(plain, policy=POLICY, scores="all") as probe:
-        zeroed = logits(plain)
-    with instrument(model, policy=POLICY, scores="all") as same:
-        torch.testing.assert_close(logits(model), zeroed)
-    np.testing.assert_allclose(same.scores["fhon"], probe.scores["fhon"], rtol=1e-5)
-    torch.testing.assert_close(logits(model), before)
-
+from tests.models.measured import POLICY, ROWS, TOKENS, assert_measured_as, layers_compiled, logits
 
 # Training mode
 
@@ -90,97 +63,6 @@ def test_a_block_refuses_a_model_with_a_module_in_training_mode(tiny, part):
         model.eval()
         logits(model)
     assert probe.scores.sizes["example"] == 1
-
-
-# torch.compile
-
-
-def whole(model):
-    return torch.compile(model, backend="eager")
-
-
-def in_place(model):
-    model.compile(backend="eager")
-    return model
-
-
-def forward(model):
-    model.forward = torch.compile(model.forward, backend="eager")
-    return model
-
-
-def layers(model):
-    for place, layer in enumerate(model.model.layers):
-        model.model.layers[place] = torch.compile(layer, backend="eager")
-    return model
-
-
-def projections(model):
-    for layer in model.model.layers:
-        layer.self_attn.o_proj.compile(backend="eager")
-    return model
-
-
-@pytest.fixture
-def fresh_compiler():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.parametrize("compiled", [whole, in_place, forward, layers, projections])
-def test_a_compiled_model_is_measured_as_what_was_compiled(tiny, compiled):
-    model = compiled(tiny())
-    assert_measured_as(model, tiny())
-    assert_measured_as(model, tiny())  # what it computed between the blocks is compiled now
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_blocks_that_end_in_another_order_leave_the_compiler_as_it_was(tiny):
-    calls = []
-
-    def backend(graph, _):
-        calls.append(graph)
-        return graph.forward
-
-    first, second = instrument(tiny()), instrument(tiny())
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    compiled = torch.compile(lambda x: x + 1, backend=backend)
-    compiled(torch.ones(1))
-    assert not calls
-    second.__exit__(None, None, None)
-    compiled(torch.ones(1))
-    assert calls
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-def test_generation_that_compiles_its_steps_is_that_of_the_plain_model(tiny):
-    compiling = CompileConfig(backend="eager", mode=None)
-    compiling._compile_all_devices = True
-    options = {"attention_mask": torch.ones_like(TOKENS), "max_new_tokens": 4, "do_sample": False}
-    static = options | {"cache_implementation": "static", "compile_config": compiling}
-    model, plain = tiny(), tiny()
-    before = plain.generate(TOKENS, **options)
-    with instrument(plain, policy=POLICY):
-        zeroed = plain.generate(TOKENS, **options)
-    assert torch.equal(model.generate(TOKENS, **static), before)
-    for _ in range(2):
-        with instrument(model, policy=POLICY):
-            assert torch.equal(model.generate(TOKENS, **static), zeroed)
-        assert torch.equal(model.generate(TOKENS, **static), before)
-
-
-@pytest.mark.usefixtures("fresh_compiler")
-@pytest.mark.filterwarnings("ignore")
-def test_headcount_inside_a_compiled_function_is_refused(tiny):
-    model = tiny()
-    before = logits(model)
-    with pytest.raises(ModelError, match="inside a function that torch.compile compiles"):
-        torch.compile(lambda: measure_heads(model, ROWS), backend="eager")()
-    assert torch.equal(logits(model), before)
 
 
 # Offloaded
@@ -370,7 +252,7 @@ def test_int8_that_rounds_a_whole_batch_is_refused_and_half_precision_is_measure
 
 @pytest.mark.parametrize("offloading", [True, False])
 def test_weights_that_cannot_be_replaced_are_refused_before_anything_is_done(tiny, tmp_path, offloading):
-    model = by_hand(tiny(), tmp_path) if offloading else layers(tiny())
+    model = by_hand(tiny(), tmp_path) if offloading else layers_compiled(tiny())
     selection = hc.Selection.of(tiny(), [(0, 0)], name="", kind="query", chosen={})
     for change in (
         lambda: hc.select_heads(model, hc.Calibration(rows=ROWS), share=0.2),
