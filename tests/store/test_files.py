@@ -1,5 +1,6 @@
 """Files are written whole, or not at all."""
 
+import errno
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,7 @@ import xarray as xr
 
 from headcount.errors import RunError
 from headcount.store import open_run, write_atomically
+from headcount.store.files import cannot_write
 from tests.store.parts import table
 
 
@@ -75,3 +77,11 @@ def test_failing_to_replace_thresholds_keeps_the_old_ones(run, monkeypatch):
     monkeypatch.undo()
     xr.testing.assert_identical(run.thresholds(), first)
     xr.testing.assert_identical(open_run(run.path).thresholds(), first)
+
+
+def test_only_a_full_disk_asks_for_space():
+    of = {
+        code: str(cannot_write(Path("here"), OSError(code, os.strerror(code)))) for code in (errno.ENOSPC, errno.EACCES)
+    }
+    assert of[errno.ENOSPC].endswith("(No space left on device). Free space or choose another folder with -o.")
+    assert of[errno.EACCES].endswith("(Permission denied). Choose another folder with -o.")

@@ -8,6 +8,7 @@ name in one step, so a process that dies at any moment leaves whole shards only,
 afterwards no longer matches its name.
 """
 
+import errno
 import hashlib
 import os
 import re
@@ -260,6 +261,8 @@ def damaged(file: Path, why: str) -> Damaged:
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return RunError(
-        f"{str(path)!r} cannot be written ({error.strerror or error}). Free space or choose another folder with -o."
+        f"{str(path)!r} cannot be written ({error.strerror or error}). {'Free space or choose' if full else 'Choose'} "
+        "another folder with -o."
     )
