@@ -26,8 +26,8 @@ import headcount as hc
 from headcount.measure import token_ids
 from headcount.models.batching import input_device, pad, run_in_batches
 from headcount.models.instrument import instrument
-from headcount.removal.calibration import Calibration, Distillation
 from headcount.removal.distill import distill
+from headcount.removal.fitting import Distillation, Fitting
 from headcount.removal.replace import replace_heads
 from headcount.texts import load_texts
 from headcount.units import UnitSet
@@ -122,7 +122,7 @@ def main() -> None:
         name, _, file = given.partition("=")
         domains[name] = rows_of([file], tokenizer, options.domain_texts, options.max_length)
     rows = rows_of(options.calibrate, tokenizer, options.texts, options.max_length)
-    calibration = Calibration(rows=rows, ridge=options.ridge, batch_tokens=4096)
+    fitting = Fitting(rows=rows, ridge=options.ridge, batch_tokens=4096)
 
     results: list[dict[str, Any]] = json.loads(options.json.read_text()) if options.json.exists() else []
     done = {(row["way"], row["share_asked"], row["domain"]) for row in results}
@@ -165,9 +165,9 @@ def main() -> None:
         heads = UnitSet(selection.heads[: int(share * total + 1e-9)])
         waiting = [name for name in domains if (way, share, name) not in done]
         if waiting and len(heads) >= int(share * total + 1e-9):
-            replacement = replace_heads(model, heads, options.replace, calibration)
+            replacement = replace_heads(model, heads, options.replace, fitting)
             if options.distill:
-                replacement = distill(model, replacement, calibration, Distillation(epochs=options.distill))
+                replacement = distill(model, replacement, fitting, Distillation(epochs=options.distill))
             with replacement.applied(model):
                 for name in waiting:
                     keep(way, share, name, text_losses(model, domains[name])[0], len(heads) / total)

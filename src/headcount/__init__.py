@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from headcount.models.observe import units_of
     from headcount.models.probe import Probe
     from headcount.policies import Fixed, Policy, PolicyFacts, Random, Threshold
-    from headcount.removal.calibration import Calibration, Distillation
     from headcount.removal.choose import select_heads
+    from headcount.removal.fitting import Distillation, Fitting
     from headcount.removal.prune import Checkpoint, prune_heads
     from headcount.removal.selection import Selection
     from headcount.report import plot
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from headcount.units import UnitMap, UnitSet
 
 _MODULES = {
-    "Benchmark": "evaluation.benchmark", "Calibration": "removal.calibration", "Checkpoint": "removal.prune",
-    "Distillation": "removal.calibration", "Evaluation": "evaluation.evaluate", "Fixed": "policies",
+    "Benchmark": "evaluation.benchmark", "Checkpoint": "removal.prune", "Distillation": "removal.fitting",
+    "Evaluation": "evaluation.evaluate", "Fitting": "removal.fitting", "Fixed": "policies",
     "HeadcountError": "errors", "Policy": "policies", "PolicyFacts": "policies", "Probe": "models.probe", "Random": "policies",
     "Run": "store", "Selection": "removal.selection", "Study": "study.spec", "StudyFolder": "study.folder",
     "Threshold": "policies", "UnitMap": "units", "UnitSet": "units", "UntilDecided": "analysis",
@@ -48,7 +48,7 @@ _MODULES = {
 _NAMESPACES = {"plot": "report.plot"}  # modules whose functions are used as ``headcount.plot.accuracy(…)``
 
 __all__ = [
-    "Benchmark", "Calibration", "Checkpoint", "Distillation", "Evaluation", "Fixed", "HeadcountError", "Policy", "PolicyFacts",
+    "Benchmark", "Checkpoint", "Distillation", "Evaluation", "Fitting", "Fixed", "HeadcountError", "Policy", "PolicyFacts",
     "Probe", "Random", "Run", "Selection", "Study", "StudyFolder", "Threshold", "UnitMap", "UnitSet",
     "UntilDecided", "all_scores", "evaluate", "evaluate_run", "get_score", "instrument", "load",
     "measure_heads", "measure_run", "open_run", "open_study", "plot", "prune_heads", "run_study", "score",

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from headcount.models.loading import load
-from headcount.removal.calibration import Calibration
+from headcount.removal.fitting import Fitting
 from headcount.removal.prune import prune_heads
 from headcount.removal.selection import Selection
 from headcount.store import open_run
@@ -34,7 +34,7 @@ def works(folder: Path):
     rows = [[5, 6, 7, 8, 9, 10, 11, 12]] * 4
 
     def prune(target: Path) -> None:
-        prune_heads(model, selection, target, Calibration(rows=rows), tokenizer=tokenizer, how="refit")
+        prune_heads(model, selection, target, Fitting(rows=rows), tokenizer=tokenizer, how="refit")
 
     def export(target: Path) -> None:
         export_run(open_run(folder / "run"), target, "csv")

@@ -255,7 +255,7 @@ def test_weights_that_cannot_be_replaced_are_refused_before_anything_is_done(tin
     model = by_hand(tiny(), tmp_path) if offloading else layers_compiled(tiny())
     selection = hc.Selection.of(tiny(), [(0, 0)], name="", kind="query", chosen={})
     for change in (
-        lambda: hc.select_heads(model, hc.Calibration(rows=ROWS), share=0.2),
+        lambda: hc.select_heads(model, hc.Fitting(rows=ROWS), share=0.2),
         lambda: hc.prune_heads(model, selection, tmp_path / "smaller"),
     ):
         with pytest.raises(ModelError, match="replacing heads"):

@@ -8,8 +8,8 @@ from headcount.measure import measure_heads
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.removal import choose
-from headcount.removal.calibration import Calibration
 from headcount.removal.choose import order_by_need, select_heads
+from headcount.removal.fitting import Fitting
 from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import replace_heads
 from headcount.units import UnitSet
@@ -55,19 +55,19 @@ def test_what_was_not_measured_on_a_text_never_goes():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_unit_without_a_finite_score_on_every_text_stays_and_is_counted(tiny, monkeypatch, value):
     model = tiny()
-    whole = choose._unit_scores(model, Calibration(rows=ROWS), "ahon_ln", "query", progress=lambda *_: None)
-    first, *others = select_heads(model, Calibration(rows=ROWS), share=0.2, score="ahon_ln").heads
+    whole = choose._unit_scores(model, Fitting(rows=ROWS), "ahon_ln", "query", progress=lambda *_: None)
+    first, *others = select_heads(model, Fitting(rows=ROWS), share=0.2, score="ahon_ln").heads
     broken = whole.copy()
     broken[1, first[0], first[1]] = value
     monkeypatch.setattr(choose, "_unit_scores", lambda *_, **__: broken)
     for aggregate in ("mean", "max", "quantile", "inactive"):
-        selection = select_heads(model, Calibration(rows=ROWS), share=0.2, score="ahon_ln", aggregate=aggregate)
+        selection = select_heads(model, Fitting(rows=ROWS), share=0.2, score="ahon_ln", aggregate=aggregate)
         assert first not in selection.heads
         assert selection.chosen[choose.NOT_FINITE] == 1
-    assert list(select_heads(model, Calibration(rows=ROWS), share=0.2, score="ahon_ln").heads[: len(others)]) == others
+    assert list(select_heads(model, Fitting(rows=ROWS), share=0.2, score="ahon_ln").heads[: len(others)]) == others
     broken[0] = value
     with pytest.raises(InputError, match="No query has a finite ahon_ln score on every text"):
-        select_heads(model, Calibration(rows=ROWS), share=0.2, score="ahon_ln")
+        select_heads(model, Fitting(rows=ROWS), share=0.2, score="ahon_ln")
 
 
 def test_registered_scores_choose_the_heads_they_call_inactive(tiny):
@@ -76,23 +76,23 @@ def test_registered_scores_choose_the_heads_they_call_inactive(tiny):
     for score, sign in (("ahon_ln", 1), ("awft", -1)):
         means = sign * measured[score].values.astype(np.float64).mean(0)
         expected = [(place // 8, place % 8) for place in np.argsort(means, axis=None)[:6]]
-        selection = select_heads(model, Calibration(rows=ROWS, batch_tokens=30), share=0.25, score=score, name="tiny")
+        selection = select_heads(model, Fitting(rows=ROWS, batch_tokens=30), share=0.25, score=score, name="tiny")
         assert list(selection.heads) == expected
         assert selection.chosen["score"] == score
         assert selection.chosen["texts"] == 3
         groups = means.reshape(3, 2, 4).mean(-1)
         first = np.unravel_index(groups.argmin(), groups.shape)
-        selection = select_heads(model, Calibration(rows=ROWS), share=0.25, score=score, kind="group")
+        selection = select_heads(model, Fitting(rows=ROWS), share=0.25, score=score, kind="group")
         assert list(selection.heads) == [(first[0], 4 * first[1] + i) for i in range(4)]  # two would be a third
 
 
 def test_taylor_chooses_what_changes_the_loss_least(tiny):
     model = tiny()
-    need = taylor_scores(model, Calibration(rows=ROWS), how="mean").values.max(0)
+    need = taylor_scores(model, Fitting(rows=ROWS), how="mean").values.max(0)
     expected = [(place // 8, place % 8) for place in np.argsort(need, axis=None)[:7]]
-    assert list(select_heads(model, Calibration(rows=ROWS), share=0.3, how="mean", aggregate="max").heads) == expected
+    assert list(select_heads(model, Fitting(rows=ROWS), share=0.3, how="mean", aggregate="max").heads) == expected
     kept = select_heads(
-        model, Calibration(rows=ROWS), share=0.3, how="mean", aggregate="max", exclude_layers=[expected[0][0]]
+        model, Fitting(rows=ROWS), share=0.3, how="mean", aggregate="max", exclude_layers=[expected[0][0]]
     )
     assert len(kept.heads) == 7
     assert expected[0][0] not in {layer for layer, _ in kept.heads}
@@ -101,11 +101,11 @@ def test_taylor_chooses_what_changes_the_loss_least(tiny):
 def test_rounds_measure_again_with_what_has_gone_replaced(tiny):
     model = tiny()
     before = model(torch.tensor(ROWS[:1])).logits
-    selection = select_heads(model, Calibration(rows=ROWS), share=0.5, rounds=2, how="mean")
-    first = select_heads(model, Calibration(rows=ROWS), share=0.25, how="mean").heads
+    selection = select_heads(model, Fitting(rows=ROWS), share=0.5, rounds=2, how="mean")
+    first = select_heads(model, Fitting(rows=ROWS), share=0.25, how="mean").heads
     assert selection.heads[:6] == first
-    with replace_heads(model, UnitSet(first), "mean", Calibration(rows=ROWS)).applied(model):
-        need = taylor_scores(model, Calibration(rows=ROWS), how="mean", removed=UnitSet(first)).values.mean(0)
+    with replace_heads(model, UnitSet(first), "mean", Fitting(rows=ROWS)).applied(model):
+        need = taylor_scores(model, Fitting(rows=ROWS), how="mean", removed=UnitSet(first)).values.mean(0)
     then = [(place // 8, place % 8) for place in np.argsort(need, axis=None)]
     assert list(selection.heads[6:]) == [head for head in then if head not in first][:6]
     assert torch.equal(model(torch.tensor(ROWS[:1])).logits, before)
@@ -113,7 +113,7 @@ def test_rounds_measure_again_with_what_has_gone_replaced(tiny):
 
 
 def test_whole_layers(tiny):
-    selection = select_heads(tiny(), Calibration(rows=ROWS), share=0.4, kind="layer", how="mean")
+    selection = select_heads(tiny(), Fitting(rows=ROWS), share=0.4, kind="layer", how="mean")
     assert len({layer for layer, _ in selection.heads}) == 1
     assert len(selection.heads) == 8
 
@@ -134,4 +134,4 @@ def test_whole_layers(tiny):
 )
 def test_bad_input(tiny, options, complaint):
     with pytest.raises(InputError, match=complaint):
-        select_heads(tiny(), Calibration(rows=ROWS), how="mean", **options)
+        select_heads(tiny(), Fitting(rows=ROWS), how="mean", **options)

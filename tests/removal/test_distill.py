@@ -6,8 +6,8 @@ import torch
 from headcount.errors import InputError, ModelError
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
-from headcount.removal.calibration import Calibration, Distillation
 from headcount.removal.distill import distill
+from headcount.removal.fitting import Distillation, Fitting
 from headcount.removal.replace import replace_heads
 from headcount.units import UnitSet
 
@@ -35,10 +35,10 @@ def test_predictions_come_nearer_to_the_originals(tiny, family):
     model = tiny(family)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     learning = [parameter.requires_grad for parameter in model.parameters()]
-    begin = replace_heads(model, REMOVED, "refit", Calibration(rows=ROWS))
+    begin = replace_heads(model, REMOVED, "refit", Fitting(rows=ROWS))
     told = []
     how = Distillation(epochs=12, learning_rate=1e-2, step_tokens=64)
-    trained = distill(model, begin, Calibration(rows=ROWS, seed=1), how, progress=lambda *done: told.append(done))
+    trained = distill(model, begin, Fitting(rows=ROWS, seed=1), how, progress=lambda *done: told.append(done))
     assert 0 < divergence(model, trained) < 0.7 * divergence(model, begin)
     assert told[-1] == (12 * 5, 12 * 5)  # the text of one token has nothing to predict
     # The heads that are gone stay gone, and the model is as it was.
@@ -59,9 +59,9 @@ def test_predictions_come_nearer_to_the_originals(tiny, family):
 def test_one_step_is_adamws_on_the_gradient_of_the_divergence(tiny):
     """By autograd on the whole model, without recomputing and without this module's batches."""
     model, row = tiny(num_hidden_layers=2), ROWS[1]
-    begin = replace_heads(model, UnitSet([(0, 1)]), "mean", Calibration(rows=ROWS))
+    begin = replace_heads(model, UnitSet([(0, 1)]), "mean", Fitting(rows=ROWS))
     (trained,) = distill(
-        model, begin, Calibration(rows=[row]), Distillation(epochs=1, learning_rate=1e-3)
+        model, begin, Fitting(rows=[row]), Distillation(epochs=1, learning_rate=1e-3)
     ).projections.values()
     original = model(torch.tensor([row])).logits[0, 1:].log_softmax(-1).detach()
     with begin.applied(model):
@@ -85,9 +85,9 @@ def test_one_step_is_adamws_on_the_gradient_of_the_divergence(tiny):
 
 def test_the_same_seed_gives_the_same_numbers(tiny):
     model = tiny()
-    begin = replace_heads(model, REMOVED, "mean", Calibration(rows=ROWS))
+    begin = replace_heads(model, REMOVED, "mean", Fitting(rows=ROWS))
     once, again, other = (
-        distill(model, begin, Calibration(rows=ROWS, seed=seed), Distillation(epochs=2, step_tokens=40))
+        distill(model, begin, Fitting(rows=ROWS, seed=seed), Distillation(epochs=2, step_tokens=40))
         .projections[0]
         .weight
         for seed in (0, 0, 1)
@@ -99,7 +99,7 @@ def test_the_same_seed_gives_the_same_numbers(tiny):
 def test_bfloat16_learns_in_float32(tiny):
     model = tiny().bfloat16()
     begin = replace_heads(model, REMOVED, "zero")
-    trained = distill(model, begin, Calibration(rows=ROWS), Distillation(epochs=10, learning_rate=1e-3, step_tokens=64))
+    trained = distill(model, begin, Fitting(rows=ROWS), Distillation(epochs=10, learning_rate=1e-3, step_tokens=64))
     assert trained.projections[0].weight.dtype == torch.float32
     assert divergence(model, trained) < 0.8 * divergence(model, begin)
 
@@ -108,12 +108,12 @@ def test_what_cannot_be_trained_is_refused(tiny):
     model = tiny()
     begin = replace_heads(model, REMOVED, "zero")
     with pytest.raises(InputError, match="two tokens or more"):
-        distill(model, begin, Calibration(rows=[[5]]), Distillation())
+        distill(model, begin, Fitting(rows=[[5]]), Distillation())
     with pytest.raises(ModelError, match="float16 overflow"):
-        distill(tiny().half(), begin, Calibration(rows=ROWS), Distillation())
+        distill(tiny().half(), begin, Fitting(rows=ROWS), Distillation())
     begin.projections[0].weight[:, -1] = float("nan")
     with pytest.raises(ModelError, match="smaller --learning-rate"):
-        distill(model, begin, Calibration(rows=ROWS), Distillation())
+        distill(model, begin, Fitting(rows=ROWS), Distillation())
 
 
 @pytest.mark.parametrize(("wrong", "why"), [({"epochs": 0}, "1 pass"), ({"learning_rate": 0.0}, "between 0 and 1")])

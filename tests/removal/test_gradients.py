@@ -10,7 +10,7 @@ import torch
 from headcount.errors import InputError, ModelError
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
-from headcount.removal.calibration import Calibration
+from headcount.removal.fitting import Fitting
 from headcount.removal.gradients import taylor_scores, unpredicted
 from headcount.units import UnitSet
 from tests.removal.test_replace import head_outputs
@@ -50,7 +50,7 @@ def test_nothing_of_a_batch_is_kept(tiny):
         projection.register_forward_pre_hook(lambda _, args: entered.append(weakref.ref(args[0])))
     gc.disable()
     try:
-        taylor_scores(model, Calibration(rows=ROWS, batch_tokens=14), how="zero")
+        taylor_scores(model, Fitting(rows=ROWS, batch_tokens=14), how="zero")
         alive = [tensor for tensor in (reference() for reference in entered) if tensor is not None]
     finally:
         gc.enable()
@@ -63,7 +63,7 @@ def test_nothing_of_a_batch_is_kept(tiny):
 def test_score_is_the_mean_squared_change_of_the_loss(tiny, how, kind, monkeypatch):
     model = tiny("starcoder2", num_hidden_layers=2).double()  # LayerNorm computes in double, RMSNorm does not
     monkeypatch.setattr("tests.removal.test_replace.ROWS", ROWS)
-    scores = taylor_scores(model, Calibration(rows=ROWS, ridge=0.1, batch_tokens=20), how=how, kind=kind)
+    scores = taylor_scores(model, Fitting(rows=ROWS, ridge=0.1, batch_tokens=20), how=how, kind=kind)
     size = {"query": 1, "group": 4, "layer": 8}[kind]
     assert scores.shape == (2, 2, 8 // size)
     for layer, number in ((0, 0), (1, 8 // size - 1)):
@@ -93,8 +93,8 @@ def test_batches_and_padding_do_not_matter_and_the_model_is_as_before(tiny):
     next(model.parameters()).requires_grad_(True)
     flags = [parameter.requires_grad for parameter in model.parameters()]
     before = model(torch.tensor(ROWS[:1])).logits
-    one = taylor_scores(model, Calibration(rows=ROWS, batch_tokens=14))
-    both = taylor_scores(model, Calibration(rows=ROWS, batch_tokens=100))
+    one = taylor_scores(model, Fitting(rows=ROWS, batch_tokens=14))
+    both = taylor_scores(model, Fitting(rows=ROWS, batch_tokens=100))
     np.testing.assert_allclose(one, both, rtol=1e-3, atol=1e-12)
     assert torch.equal(model(torch.tensor(ROWS[:1])).logits, before)
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
@@ -105,11 +105,11 @@ def test_batches_and_padding_do_not_matter_and_the_model_is_as_before(tiny):
 def test_heads_that_are_out_predict_nothing_and_have_no_score(tiny):
     model = tiny(num_hidden_layers=1)
     scores = taylor_scores(
-        model, Calibration(rows=ROWS), how="refit", kind="group", removed=UnitSet([(0, head) for head in range(4)])
+        model, Fitting(rows=ROWS), how="refit", kind="group", removed=UnitSet([(0, head) for head in range(4)])
     )
     assert np.isnan(scores.values[:, 0, 0]).all()
     # With the other group gone, what remains is predicted by nothing: its mean is all that is left.
-    alone = taylor_scores(model, Calibration(rows=ROWS), how="mean", kind="group")
+    alone = taylor_scores(model, Fitting(rows=ROWS), how="mean", kind="group")
     np.testing.assert_allclose(scores.values[:, 0, 1], alone.values[:, 0, 1], rtol=1e-3)
 
 
@@ -125,16 +125,16 @@ def test_what_a_head_adds_to_the_others():
 def test_models_that_give_no_good_gradients_say_what_they_need(tiny):
     model = tiny(num_hidden_layers=1)
     with pytest.raises(ModelError, match="float16 overflow.*--dtype float32 or bfloat16"):
-        taylor_scores(model.half(), Calibration(rows=ROWS))
+        taylor_scores(model.half(), Fitting(rows=ROWS))
     model = tiny(num_hidden_layers=1)
     model.is_quantized = True
     with pytest.raises(ModelError, match="LlamaForCausalLM is quantised.*--score ahon_ln"):
-        taylor_scores(model, Calibration(rows=ROWS))
+        taylor_scores(model, Fitting(rows=ROWS))
     model = tiny(num_hidden_layers=1)
     with torch.no_grad():
         model.lm_head.weight[5] = 1e38
         model.lm_head.weight[6] = -1e38
     with pytest.raises(ModelError, match="Gradients of layer 0 are not finite in float32"):
-        taylor_scores(model, Calibration(rows=ROWS))
+        taylor_scores(model, Fitting(rows=ROWS))
     with pytest.raises(InputError, match="two tokens or more"):
-        taylor_scores(tiny(num_hidden_layers=1), Calibration(rows=[[3]]))
+        taylor_scores(tiny(num_hidden_layers=1), Fitting(rows=[[3]]))

@@ -7,7 +7,7 @@ from headcount.errors import ModelError
 from headcount.models.capabilities import can_restart
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
-from headcount.removal.calibration import Calibration
+from headcount.removal.fitting import Fitting
 from headcount.removal.head_outputs import Covariance, Mean, head_output_statistics, walk_layers
 from headcount.removal.replace import parameters_restored
 from tests.models.families import build
@@ -29,10 +29,10 @@ def test_later_layers_are_read_on_the_changed_model(family):
     seen = []
     reports = []
     with parameters_restored(projections):
-        calibration = Calibration(rows=ROWS, batch_tokens=32)
-        walk = walk_layers(model, calibration, layers, progress=lambda *done: reports.append(done))
+        fitting = Fitting(rows=ROWS, batch_tokens=32)
+        walk = walk_layers(model, fitting, layers, progress=lambda *done: reports.append(done))
         for layer, found in walk:
-            (expected,) = head_output_statistics(model, Calibration(rows=ROWS), Covariance, layers=[layer]).values()
+            (expected,) = head_output_statistics(model, Fitting(rows=ROWS), Covariance, layers=[layer]).values()
             assert found.count == expected.count == 11 + 19 + 8
             torch.testing.assert_close(found.mean, expected.mean, rtol=1e-4, atol=1e-6)
             torch.testing.assert_close(found.covariance, expected.covariance, rtol=1e-3, atol=1e-6)
@@ -47,7 +47,7 @@ def test_later_layers_are_read_on_the_changed_model(family):
 @pytest.mark.parametrize("walking", [False, True])
 def test_a_batch_that_does_not_fit_is_never_counted_twice(walking, tiny):
     """Some layers have been read when memory runs out in a later one: half of the batch cannot be read again."""
-    model, calibration = tiny(), Calibration(rows=ROWS)
+    model, fitting = tiny(), Fitting(rows=ROWS)
     assert can_restart(model)  # seen on a few tokens, which do fit
 
     def full(*_):
@@ -55,4 +55,4 @@ def test_a_batch_that_does_not_fit_is_never_counted_twice(walking, tiny):
 
     model.model.layers[2].register_forward_pre_hook(full)
     with pytest.raises(ModelError, match=r"A batch of \d+ tokens does not fit in memory.*--batch-tokens"):
-        dict(walk_layers(model, calibration, [2])) if walking else head_output_statistics(model, calibration, Mean)
+        dict(walk_layers(model, fitting, [2])) if walking else head_output_statistics(model, fitting, Mean)

@@ -15,7 +15,7 @@ from headcount.removal.plan import plan_removal
 from headcount.removal.prune import Checkpoint, prune_heads
 from headcount.removal.replace import replace_heads
 from headcount.removal.selection import Selection
-from tests.removal.test_prune import CALIBRATION, select
+from tests.removal.test_prune import FITTING, select
 
 WORDS = [f"word{i}" for i in range(256)]
 #: Layer 0: uneven groups, made even by repeating. Layer 1: no head stays. Layer 2: one group stays.
@@ -50,7 +50,7 @@ def read(file):
 
 def written(model, heads, tokenizer, file, *, how="mean", precision="f32", uneven="repeat"):
     plan = plan_removal(units_of(model), heads, uneven=uneven)
-    pruned, _ = cut_heads(model, plan, replace_heads(model, plan.removed, how, CALIBRATION))
+    pruned, _ = cut_heads(model, plan, replace_heads(model, plan.removed, how, FITTING))
     write_gguf(model, pruned, plan, file, tokenizer_from=tokenizer, precision=precision, name="tiny")
     return pruned
 
@@ -138,8 +138,8 @@ def test_a_removed_layers_constant_has_the_same_effect_in_the_layer_before(tiny)
     model = tiny()
     heads = [(1, head) for head in range(8)]
     plan = plan_removal(units_of(model), heads, uneven="repeat")
-    pruned, _ = cut_heads(model, plan, replace_heads(model, plan.removed, "mean", CALIBRATION))
-    tokens = torch.tensor([CALIBRATION.rows[0]])
+    pruned, _ = cut_heads(model, plan, replace_heads(model, plan.removed, "mean", FITTING))
+    tokens = torch.tensor([FITTING.rows[0]])
     with torch.no_grad():
         before = pruned(tokens).logits
         gone, below = pruned.model.layers[1].self_attn, pruned.model.layers[0].mlp.down_proj
@@ -198,7 +198,7 @@ def test_what_the_format_cannot_hold_is_refused(tiny, tokenizer, tmp_path):
 def test_a_checkpoint_for_llama_cpp(tiny, tokenizer, tmp_path):
     model = tiny()
     for_llama_cpp = Checkpoint(format="gguf", uneven="repeat", tokenizer_from=tokenizer)
-    result = prune_heads(model, select(model, HEADS), tmp_path / "p", CALIBRATION, how="mean", checkpoint=for_llama_cpp)
+    result = prune_heads(model, select(model, HEADS), tmp_path / "p", FITTING, how="mean", checkpoint=for_llama_cpp)
     assert result.loaded == "llama.cpp"
     assert result.verification.equal
     fields, _, kinds = read(tmp_path / "p" / "model.gguf")

@@ -10,15 +10,15 @@ import torch
 
 from headcount.errors import InputError, ModelError, RunError
 from headcount.models.observe import units_of
-from headcount.removal.calibration import Calibration
 from headcount.removal.checkpoint import load_saved
 from headcount.removal.choose import select_heads
+from headcount.removal.fitting import Fitting
 from headcount.removal.prune import Checkpoint, prune_heads
 from headcount.removal.selection import Selection
 from headcount.removal.verify import _LIMITS
 from tests.removal.test_cut import TOKENS, some_heads
 
-CALIBRATION = Calibration(rows=[row.tolist() for row in TOKENS])
+FITTING = Fitting(rows=[row.tolist() for row in TOKENS])
 
 #: What a fresh process does, that has no headcount: load each folder, keep its logits and what it generated.
 LOADER = """
@@ -62,7 +62,7 @@ def test_reload_in_a_fresh_process_without_headcount(tiny, tmp_path):
     expected = {}
     for name, (model, heads, how, kind) in cases.items():
         selection = select(model, heads(model) if callable(heads) else heads)
-        result = prune_heads(model, selection, tmp_path / name, CALIBRATION, how=how)
+        result = prune_heads(model, selection, tmp_path / name, FITTING, how=how)
         assert result.loaded == ("modelling file" if kind == "PrunedForCausalLM" else "stock"), name
         assert result.verification.max_difference < 1e-5
         with result.replacement.applied(model), torch.no_grad():
@@ -83,7 +83,7 @@ def test_reload_in_a_fresh_process_without_headcount(tiny, tmp_path):
 def test_a_pruned_checkpoint_can_be_pruned_again(tiny, tmp_path):
     model = tiny()
     first = [(0, 0), (0, 4), *((1, head) for head in range(8)), (2, 3)]
-    prune_heads(model, select(model, first[:-1]), tmp_path / "once", CALIBRATION, how="mean")
+    prune_heads(model, select(model, first[:-1]), tmp_path / "once", FITTING, how="mean")
     again = load_saved(tmp_path / "once", "modelling file", model)
     assert [layer.num_attention_heads for layer in units_of(again).layers] == [6, 8]
     prune_heads(again, select(again, [(0, 0), (0, 1), (0, 2)]), tmp_path / "twice")
@@ -100,7 +100,7 @@ def test_a_pruned_checkpoint_can_be_pruned_again(tiny, tmp_path):
     assert (last_layer.num_key_value_heads, last_layer.key_value_heads) == (2, (0, 0, 0, 1, 1, 1, 1))
     assert select(uneven, [(0, 0)]).model.layers == units_of(uneven).layers
     with pytest.raises(InputError, match="cannot be cut again. Select heads of the original"):
-        select_heads(uneven, CALIBRATION, share=0.3, score="ahon_ln")
+        select_heads(uneven, FITTING, share=0.3, score="ahon_ln")
 
 
 def test_without_trust_a_pruned_checkpoint_is_refused_not_misread(tiny, tmp_path):
@@ -132,9 +132,7 @@ def test_zero_filled(tiny, tmp_path):
     assert "no faster and no smaller" in (tmp_path / "zeros" / "README.md").read_text()
     qwen = tiny("qwen2")
     with pytest.raises(InputError, match=r"Qwen2ForCausalLM has no bias.*--replace zero"):
-        prune_heads(
-            qwen, select(qwen), tmp_path / "biased", CALIBRATION, how="mean", checkpoint=Checkpoint(format="zeros")
-        )
+        prune_heads(qwen, select(qwen), tmp_path / "biased", FITTING, how="mean", checkpoint=Checkpoint(format="zeros"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["zeros"]
 
 
@@ -143,7 +141,7 @@ def test_the_card_says_what_was_done(tiny, tmp_path):
     selection = Selection.of(
         model, [(0, 5), (1, 0), (1, 1)], name="<b>tiny`</b>", kind="query", chosen={"score": "x\n# not a heading"}
     )
-    result = prune_heads(model, selection, tmp_path / "m", CALIBRATION, how="refit", command="headcount prune …")
+    result = prune_heads(model, selection, tmp_path / "m", FITTING, how="refit", command="headcount prune …")
     card = (tmp_path / "m" / "README.md").read_text()
     assert "# `<b>tiny'</b>` without 3 of 24 attention heads" in card
     assert "| 1 | 0, 1 | 8 → 6 | 2 → 2 |" in card
@@ -200,7 +198,7 @@ def test_what_half_precision_cannot_tell_is_compared_in_float32(tiny, tmp_path, 
     model = tiny(num_hidden_layers=2).bfloat16()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     monkeypatch.setitem(_LIMITS, torch.bfloat16, -1.0)
-    result = prune_heads(model, select(model), tmp_path / "m", CALIBRATION, how="mean")
+    result = prune_heads(model, select(model), tmp_path / "m", FITTING, how="mean")
     assert result.verification.dtype == "float32"
     assert result.verification.equal
     assert model.dtype == torch.bfloat16
@@ -215,7 +213,7 @@ def test_what_half_precision_cannot_tell_is_compared_in_float32(tiny, tmp_path, 
 
     monkeypatch.setattr("headcount.removal.prune.load_saved", spoiled)
     with pytest.raises(ModelError, match="does not compute what the masked model does.*float32"):
-        prune_heads(model, select(model), tmp_path / "spoiled", CALIBRATION, how="mean")
+        prune_heads(model, select(model), tmp_path / "spoiled", FITTING, how="mean")
 
 
 def test_folders_that_cannot_be_used(tiny, tmp_path, monkeypatch):

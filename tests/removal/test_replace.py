@@ -9,7 +9,7 @@ from headcount.models.instrument import instrument
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.policies import Fixed
-from headcount.removal.calibration import Calibration
+from headcount.removal.fitting import Fitting
 from headcount.removal.head_outputs import Mean, head_output_statistics
 from headcount.removal.replace import replace_heads
 from headcount.units import UnitSet
@@ -52,7 +52,7 @@ def test_zero_is_what_a_policy_does(tiny, family):
 def test_mean_is_what_a_hook_that_puts_means_in_does(tiny, family):
     model = tiny(family)
     means = {layer: head_outputs(model, layer).mean(0) for layer in range(3)}
-    measured = head_output_statistics(model, Calibration(rows=ROWS, batch_tokens=40), Mean)
+    measured = head_output_statistics(model, Fitting(rows=ROWS, batch_tokens=40), Mean)
     for layer, mean in means.items():
         np.testing.assert_allclose(measured[layer].mean, mean, rtol=1e-4, atol=1e-6)
 
@@ -69,14 +69,14 @@ def test_mean_is_what_a_hook_that_puts_means_in_does(tiny, family):
     expected = logits(model)
     for handle in handles:
         handle.remove()
-    with replace_heads(model, REMOVED, "mean", Calibration(rows=ROWS)).applied(model):
+    with replace_heads(model, REMOVED, "mean", Fitting(rows=ROWS)).applied(model):
         torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_refit_solves_each_layers_regression_on_the_changed_model(tiny):
     model = tiny()
     ridge = 0.05
-    replacement = replace_heads(model, REMOVED, "refit", Calibration(rows=ROWS, ridge=ridge, batch_tokens=40))
+    replacement = replace_heads(model, REMOVED, "refit", Fitting(rows=ROWS, ridge=ridge, batch_tokens=40))
 
     def refitted(layer, gone):
         inputs = head_outputs(model, layer)  # [token, feature], of the model as it is now
@@ -98,7 +98,7 @@ def test_refit_solves_each_layers_regression_on_the_changed_model(tiny):
     np.testing.assert_allclose(first.bias, bias, rtol=1e-3, atol=1e-6)
     untouched = replacement.projections[2].weight
     assert list(replacement.projections) == [0, 2]
-    with replace_heads(model, UnitSet([(0, 1), (0, 6)]), "refit", Calibration(rows=ROWS, ridge=ridge)).applied(model):
+    with replace_heads(model, UnitSet([(0, 1), (0, 6)]), "refit", Fitting(rows=ROWS, ridge=ridge)).applied(model):
         weight, _ = refitted(2, [0])
     np.testing.assert_allclose(untouched, weight, rtol=1e-3, atol=1e-5)
 
@@ -110,7 +110,7 @@ def test_a_head_that_the_others_determine_is_replaced_exactly(tiny):
     with torch.no_grad():
         attention.q_proj.weight[8:16] = attention.q_proj.weight[0:8]
     before = logits(model)
-    replacement = replace_heads(model, UnitSet([(0, 1)]), "refit", Calibration(rows=ROWS, ridge=1e-9))
+    replacement = replace_heads(model, UnitSet([(0, 1)]), "refit", Fitting(rows=ROWS, ridge=1e-9))
     with replacement.applied(model):
         torch.testing.assert_close(logits(model), before, rtol=1e-3, atol=1e-4)
 
@@ -120,8 +120,8 @@ def test_bad_input(tiny):
     with pytest.raises(InputError, match="'zero', 'mean' or 'refit', not 'median'"):
         replace_heads(model, REMOVED, "median")  # pyright: ignore
     with pytest.raises(InputError, match="by mean needs calibration texts"):
-        replace_heads(model, UnitSet([(0, 1)]), "mean", Calibration(rows=[[3]]))
+        replace_heads(model, UnitSet([(0, 1)]), "mean", Fitting(rows=[[3]]))
     with pytest.raises(InputError, match="ridge is greater than 0, not 0"):
-        replace_heads(model, UnitSet([(0, 1)]), "refit", Calibration(rows=ROWS, ridge=0))
+        replace_heads(model, UnitSet([(0, 1)]), "refit", Fitting(rows=ROWS, ridge=0))
     with pytest.raises(InputError, match="Head 1 of layer 2 does not exist"):
         replace_heads(model, UnitSet([(2, 1)]), "zero")

@@ -62,7 +62,7 @@ TextColumn = Annotated[str, _data(help="Column or key that holds the text.")]
 BatchTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens in a batch, padding included. [default: as many as suit the memory]")
 ]
-CalibrationBatch = Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens in a batch, padding included.")]
+FittingBatch = Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens in a batch, padding included.")]
 Seed = Annotated[int, typer.Option(help="Of random heads and few-shot samples.")]
 
 
@@ -133,8 +133,8 @@ class Judging:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibrating:
-    """What replaces removed heads, and how texts are read for it."""
+class Replacing:
+    """What replaces removed heads."""
 
     replace: Annotated[
         Literal["zero", "mean", "refit"],
@@ -144,6 +144,12 @@ class Calibrating:
         ),
     ] = "refit"
     ridge: Annotated[float, replacement_option(help="Of the refit, in units of the mean variance.")] = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Which texts are learnt from, and how much of each."""
+
     text_column: TextColumn = "text"
     num_texts: Annotated[int, _data(min=1, help="Texts, in all.")] = 128
     max_length: Annotated[int, _data(min=2, help="First tokens of each text.")] = 512

@@ -29,7 +29,8 @@ def prune(
     ] = None,
     texts: options.Texts = None,
     *,
-    calibrating: options.Calibrating,
+    replacing: options.Replacing,
+    reading: options.Reading,
     distill: Annotated[
         int,
         options.replacement_option(
@@ -66,16 +67,16 @@ def prune(
         Literal["f32", "f16", "bf16", "q8_0", "q4_1"], typer.Option(help="For gguf: type of the matrices.")
     ] = "bf16",
     loading: options.Loading,
-    batch_tokens: options.CalibrationBatch = 4096,
+    batch_tokens: options.FittingBatch = 4096,
     seed: Annotated[int, typer.Option(help="For --distill: of the order of texts.")] = 0,
 ) -> None:
     """Cut heads out of a model for good: show the plan, replace what they did, write a checkpoint, load it and compare."""
     with steps() as progress:
-        from headcount.cli.calibration import calibration_rows
+        from headcount.cli.reading import first_tokens
         from headcount.cli.runs import command_line, load_model
         from headcount.models.loading import default_name, gguf_file
         from headcount.models.observe import units_of
-        from headcount.removal.calibration import Calibration, Distillation
+        from headcount.removal.fitting import Distillation, Fitting
         from headcount.removal.plan import plan_removal
         from headcount.removal.prune import Checkpoint, prune_heads
         from headcount.removal.pruned import savings
@@ -84,7 +85,7 @@ def prune(
 
         if format == "gguf" and uneven == "index":
             raise InputError("A GGUF file has no place for an index. Choose --uneven repeat or keep.")
-        selection, replace = Selection.load(heads), calibrating.replace
+        selection, replace = Selection.load(heads), replacing.replace
         distillation = None
         if distill:
             rate = Distillation.learning_rate if learning_rate is None else learning_rate
@@ -113,11 +114,11 @@ def prune(
             return
         rows = []
         if texts and (replace != "zero" or distill):
-            rows = calibration_rows(texts, loaded.tokenizer, calibrating)
+            rows = first_tokens(texts, loaded.tokenizer, reading)
         tokenizer_from = gguf_tokenizer or gguf_file(loading.model)
         result = prune_heads(
             loaded.model, selection, output_folder,
-            Calibration(rows=rows, ridge=calibrating.ridge, batch_tokens=batch_tokens, seed=seed),
+            Fitting(rows=rows, ridge=replacing.ridge, batch_tokens=batch_tokens, seed=seed),
             how=replace, distillation=distillation,
             checkpoint=Checkpoint(format=format, uneven=uneven, tokenizer_from=tokenizer_from, precision=gguf_type),
             tokenizer=loaded.tokenizer, name=name, command=command_line(),

@@ -62,11 +62,12 @@ def select(
         list[int] | None, typer.Option(help="Layer that keeps its heads, counted from 0; repeat.")
     ] = None,
     *,
-    calibrating: options.Calibrating,
+    replacing: options.Replacing,
+    reading: options.Reading,
     scores_from: options.ScoresFrom = None,
     asked: options.Questions,
     loading: options.Loading,
-    batch_tokens: options.CalibrationBatch = 2048,
+    batch_tokens: options.FittingBatch = 2048,
     seed: options.Seed = 0,
 ) -> None:
     """Choose the heads that texts or a benchmark's questions need least, for `headcount prune`."""
@@ -77,12 +78,12 @@ def select(
     if output_file.exists() or output_file.is_symlink():
         raise InputError(f"{str(output_file)!r} exists already. Choose another file with -o, or remove it first.")
     with steps() as progress:
-        from headcount.cli.calibration import calibration_rows
+        from headcount.cli.reading import first_tokens
         from headcount.cli.runs import load_model, questions_of, read_data
         from headcount.models.loading import default_name
         from headcount.removal.budget import Budget, select_within_budget
-        from headcount.removal.calibration import Calibration
         from headcount.removal.choose import NOT_FINITE, check_share, select_heads
+        from headcount.removal.fitting import Fitting
         from headcount.store.whole import check_writable
         from headcount.units import KINDS
 
@@ -96,7 +97,7 @@ def select(
         rows: list[list[int]] = []
         used: list[tuple[str, int]] = []
         if texts:
-            rows = calibration_rows(texts, loaded.tokenizer, calibrating)
+            rows = first_tokens(texts, loaded.tokenizer, reading)
         if chosen:
             chosen_on = read_data(loaded, chosen, asked, progress, batch_tokens=batch_tokens, seed=seed)
             rows += [row for row in chosen_on.rows if len(row) > 1]
@@ -104,17 +105,17 @@ def select(
         held_out = None
         if kept:
             held_out = read_data(loaded, kept, asked, progress, batch_tokens=batch_tokens, seed=seed).benchmark
-        calibration = Calibration(rows=rows, ridge=calibrating.ridge, batch_tokens=batch_tokens, seed=seed)
+        fitting = Fitting(rows=rows, ridge=replacing.ridge, batch_tokens=batch_tokens, seed=seed)
         selection = select_heads(
-            loaded.model, calibration, share=share or 0.5, score=score, kind=unit, aggregate=aggregate, quantile=quantile,
-            rounds=rounds, how=calibrating.replace, exclude_layers=exclude_layer or (), name=default_name(loaded.name),
+            loaded.model, fitting, share=share or 0.5, score=score, kind=unit, aggregate=aggregate, quantile=quantile,
+            rounds=rounds, how=replacing.replace, exclude_layers=exclude_layer or (), name=default_name(loaded.name),
             progress=lambda step: progress.start(step, len(rows)),
         )  # fmt: skip
         trials = None
         if wanted and held_out:
             selection, trials = select_within_budget(
-                loaded.model, selection, held_out, calibration, margin=wanted.margin, used=used, num_questions=questions,
-                step=step, confidence=confidence, how=calibrating.replace, progress=progress.start,
+                loaded.model, selection, held_out, fitting, margin=wanted.margin, used=used, num_questions=questions,
+                step=step, confidence=confidence, how=replacing.replace, progress=progress.start,
             )  # fmt: skip
         selection.save(output_file)
     if trials is not None:

@@ -15,7 +15,7 @@ from headcount.metrics import Metric
 from headcount.models.batching import Progress, no_progress
 from headcount.models.state import reads
 from headcount.policies import BASELINE
-from headcount.removal.calibration import NO_TEXTS, Calibration
+from headcount.removal.fitting import NO_TEXTS, Fitting
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection
 from headcount.units import KINDS, UnitSet
@@ -58,7 +58,7 @@ def select_within_budget(
     model: "PreTrainedModel",
     candidates: Selection,
     benchmark: "Benchmark",
-    calibration: Calibration = NO_TEXTS,
+    fitting: Fitting = NO_TEXTS,
     *,
     margin: float,
     used: Collection[tuple[str, int]] = (),
@@ -79,7 +79,7 @@ def select_within_budget(
         model: is left as it was.
         candidates: heads in the order in which they go.
         benchmark: its questions, except those ``used``, are asked of the untouched model and after each removal.
-        calibration: the texts that what replaces heads is found on.
+        fitting: the texts that what replaces heads is found on.
         margin: the fall that is tolerated, a fraction of 1.
         used: (task, doc_id) of questions that the heads were chosen on.
         num_questions: held-out questions a task, the first ones; None for all.
@@ -119,7 +119,7 @@ def select_within_budget(
         share = len(heads) / total
         what = f"{100 * share:.0f}% removed"
         told = progress(f"{what}: replacing")
-        replacement = replace_heads(model, UnitSet(heads), how, calibration, progress=told)
+        replacement = replace_heads(model, UnitSet(heads), how, fitting, progress=told)
         with replacement.applied(model):
             outcomes = benchmark.ask([None], questions, progress=progress(f"{what}: held-out questions")).outcomes
         both = pd.concat([baseline, outcomes.assign(policy="removed", share_off=share)], ignore_index=True)

@@ -54,18 +54,18 @@ def model_card(pruned: Pruned, *, name: str, command: str) -> str:
 
 
 def _replaced(replacement: Replacement) -> str:
-    calibration, training = replacement.calibration, replacement.distillation
+    fitting, training = replacement.fitting, replacement.distillation
     replaced = f"In their place: {_REPLACED[replacement.how]}."
     if training is not None:
         passes = f"{training.epochs} pass{'es' * (training.epochs != 1)}"
         replaced += (
             f" Their weights and biases were then trained towards the original model's predictions: {passes}, learning rate "
-            f"{training.learning_rate:g}, {training.step_tokens} tokens a step, seed {calibration.seed}."
+            f"{training.learning_rate:g}, {training.step_tokens} tokens a step, seed {fitting.seed}."
         )
     if replacement.how != "zero" or training is not None:
-        replaced += f" Calibrated on {len(calibration.rows)} texts, the first token of each left out."
+        replaced += f" Calibrated on {len(fitting.rows)} texts, the first token of each left out."
     if replacement.how == "refit":
-        replaced += f" Ridge {calibration.ridge:g} of the mean variance."
+        replaced += f" Ridge {fitting.ridge:g} of the mean variance."
     return replaced
 
 

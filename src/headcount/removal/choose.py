@@ -14,7 +14,7 @@ from headcount.models.batching import Progress, data_fingerprint, no_progress, r
 from headcount.models.instrument import instrument
 from headcount.models.observe import units_of
 from headcount.models.state import reads
-from headcount.removal.calibration import Calibration, batch_of
+from headcount.removal.fitting import Fitting, batch_of
 from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection
@@ -33,7 +33,7 @@ Aggregate = Literal["mean", "max", "quantile", "inactive"]
 @reads
 def select_heads(
     model: PreTrainedModel,
-    calibration: Calibration,
+    fitting: Fitting,
     *,
     share: float,
     score: str = TAYLOR,
@@ -52,7 +52,7 @@ def select_heads(
 
     Args:
         model: in float32 or bfloat16 for ``taylor``; is left as it was.
-        calibration: the texts to choose on.
+        fitting: the texts to choose on.
         share: of the model's query heads to select; units are taken while they fit.
         score: ``taylor``, or the id of a registered score.
         kind: what goes as a whole: a ``query`` head, a key-value ``group`` or a ``layer``. A registered score of a unit is
@@ -93,13 +93,13 @@ def select_heads(
         replaced: Any = nullcontext()
         if gone:
             told = progress(f"Replacing the heads of round {number - 1}")
-            replaced = replace_heads(model, UnitSet(gone), how, calibration, progress=told).applied(model)
+            replaced = replace_heads(model, UnitSet(gone), how, fitting, progress=told).applied(model)
         with replaced:
             told = progress("Scoring heads" if rounds == 1 else f"Scoring heads, round {number} of {rounds}")
             if score == TAYLOR:
-                table = taylor_scores(model, calibration, how=how, kind=kind, removed=UnitSet(gone), progress=told)
+                table = taylor_scores(model, fitting, how=how, kind=kind, removed=UnitSet(gone), progress=told)
             else:
-                table = _unit_scores(model, calibration, score, kind, progress=told)
+                table = _unit_scores(model, fitting, score, kind, progress=told)
         order = order_by_need(table, needed_when, aggregate, quantile=quantile, share=share)
         not_finite |= {unit for unit in members.keys() - set(order) if members[unit][0] not in gone}
         if not order:
@@ -123,12 +123,12 @@ def select_heads(
     if score == TAYLOR or rounds > 1:
         chosen["replaced by"] = how
         if how == "refit":
-            chosen["ridge"] = calibration.ridge
+            chosen["ridge"] = fitting.ridge
     if exclude_layers:
         chosen["excluded layers"] = sorted(exclude_layers)
     if not_finite:
         chosen[NOT_FINITE] = len(not_finite)
-    return Selection.of(model, gone, name=name, kind=kind, chosen=chosen | _read(model, calibration))
+    return Selection.of(model, gone, name=name, kind=kind, chosen=chosen | _read(model, fitting))
 
 
 def _check_options(score: str, aggregate: str, quantile: float, rounds: int) -> None:
@@ -144,14 +144,14 @@ def _check_options(score: str, aggregate: str, quantile: float, rounds: int) -> 
         )
 
 
-def _read(model: PreTrainedModel, calibration: Calibration) -> dict[str, Any]:
+def _read(model: PreTrainedModel, fitting: Fitting) -> dict[str, Any]:
     """What was read, and in which precision."""
     return {
-        "texts": len(calibration.rows),
-        "tokens": sum(map(len, calibration.rows)),
-        "texts' fingerprint": data_fingerprint(calibration.rows),
+        "texts": len(fitting.rows),
+        "tokens": sum(map(len, fitting.rows)),
+        "texts' fingerprint": data_fingerprint(fitting.rows),
         "dtype": str(model.dtype).removeprefix("torch."),
-        "seed": calibration.seed,
+        "seed": fitting.seed,
     }
 
 
@@ -193,19 +193,19 @@ def order_by_need(
 
 
 def _unit_scores(
-    model: PreTrainedModel, calibration: Calibration, score: str, kind: KindId, *, progress: Progress
+    model: PreTrainedModel, fitting: Fitting, score: str, kind: KindId, *, progress: Progress
 ) -> xr.DataArray:
     """A registered score, dims (example, layer, unit): the mean over each unit's heads."""
-    units, rows, score = units_of(model), calibration.rows, get_score(score).id
+    units, rows, score = units_of(model), fitting.rows, get_score(score).id
     order: list[int] = []
-    with instrument(model, scores=[score], seed=calibration.seed) as probe, torch.inference_mode():
+    with instrument(model, scores=[score], seed=fitting.seed) as probe, torch.inference_mode():
 
         def run(batch: list[int]) -> None:
             tokens, mask, _ = batch_of(model, [rows[i] for i in batch])
             model.base_model(input_ids=tokens, attention_mask=mask, use_cache=False)
             order.extend(batch)
 
-        run_in_batches([len(row) for row in rows], calibration.batch_tokens, run, progress)
+        run_in_batches([len(row) for row in rows], fitting.batch_tokens, run, progress)
         heads = probe.scores[score].values[np.argsort(order)]
     return xr.DataArray(
         units.reduce(heads, kind), dims=("example", "layer", "unit"), coords={"layer": units.layer_indices}

@@ -15,7 +15,7 @@ from headcount.errors import InputError, ModelError
 from headcount.models.batching import Progress, batches_by_tokens, no_progress
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
-from headcount.removal.calibration import Calibration, Distillation, batch_of
+from headcount.removal.fitting import Distillation, Fitting, batch_of
 from headcount.removal.gradients import layers_recomputed, parameters_frozen, refuse_without_gradients
 from headcount.removal.replace import Projection, Replacement, parameters_restored, put_projection, removed_inputs
 
@@ -26,7 +26,7 @@ _LARGEST_GRADIENT = 1.0
 def distill(
     model: PreTrainedModel,
     replacement: Replacement,
-    calibration: Calibration,
+    fitting: Fitting,
     distillation: Distillation,
     *,
     progress: Progress = no_progress,
@@ -41,7 +41,7 @@ def distill(
     Args:
         model: the original, in float32 or bfloat16; is left as it was.
         replacement: where to begin.
-        calibration: the texts, and the seed of their order.
+        fitting: the texts, and the seed of their order.
         distillation: passes, learning rate and step.
         progress: called with (texts read, in all), each once a pass.
 
@@ -50,7 +50,7 @@ def distill(
         ModelError: a model whose gradients cannot be had, or a loss that is not finite.
     """
     refuse_without_gradients(model)
-    texts = calibration.texts
+    texts = fitting.texts
     if not texts:
         raise InputError("Distilling needs texts of two tokens or more. Give some.")
     modules, gone = attention_modules(model), removed_inputs(model, replacement.removed)
@@ -60,7 +60,7 @@ def distill(
     }
     learning = [tensor for student in students.values() for tensor in student.learning]
     optimizer = torch.optim.AdamW(learning, lr=distillation.learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    generator = torch.Generator().manual_seed(calibration.seed)
+    generator = torch.Generator().manual_seed(fitting.seed)
     steps = [
         batch for _ in range(distillation.epochs) for batch in _batches(texts, distillation.step_tokens, generator)
     ]
@@ -97,7 +97,7 @@ def distill(
     return replace(
         replacement,
         projections={layer: student.projection() for layer, student in students.items()},
-        calibration=calibration,
+        fitting=fitting,
         distillation=distillation,
     )
 

@@ -19,7 +19,7 @@ from headcount.models.decoder import forward_replaced
 from headcount.models.observe import attention_modules, decoder_of, units_of
 from headcount.models.projection import output_projection
 from headcount.models.state import refuse_out_of_reach
-from headcount.removal.calibration import Calibration, batch_of
+from headcount.removal.fitting import Fitting, batch_of
 from headcount.removal.head_outputs import Covariance, Mean, head_output_statistics
 from headcount.removal.replace import How
 from headcount.units import KindId, LayerUnits, UnitSet
@@ -27,7 +27,7 @@ from headcount.units import KindId, LayerUnits, UnitSet
 
 def taylor_scores(
     model: PreTrainedModel,
-    calibration: Calibration,
+    fitting: Fitting,
     *,
     how: How = "mean",
     kind: KindId = "query",
@@ -46,7 +46,7 @@ def taylor_scores(
 
     Args:
         model: in float32 or bfloat16, of plain weights; is left as it was.
-        calibration: the texts, of two tokens or more each.
+        fitting: the texts, of two tokens or more each.
         how: ``zero``, ``mean`` or ``refit``.
         kind: of unit.
         removed: heads that are out already; they predict nothing, and units of them alone are NaN.
@@ -60,12 +60,12 @@ def taylor_scores(
         ModelError: a model whose gradients cannot be had, or are not finite.
     """
     refuse_without_gradients(model)
-    rows = calibration.rows
+    rows = fitting.rows
     if not rows or min(map(len, rows)) < 2:
         raise InputError("Gradients need texts of two tokens or more, to predict one from the others. Give some.")
     units, modules, removed = units_of(model), attention_modules(model), removed or UnitSet()
     members = [layer.members(kind) for layer in units.layers]
-    lost = _lost_parts(model, calibration, how, kind, removed)
+    lost = _lost_parts(model, fitting, how, kind, removed)
     scores = np.full((len(rows), len(members), max(map(len, members))), np.nan, np.float32)
     embed = model.get_input_embeddings()
     current: list[tuple[list[int], Tensor]] = []  # the batch that is read: its texts, and which tokens count
@@ -86,7 +86,7 @@ def taylor_scores(
         for place, layer in enumerate(units.layers):
             watch = _watching(layer, len(members[place]), lost[layer.index], current, scores[:, place])
             stack.callback(output_projection(modules[layer.index]).register_forward_pre_hook(watch).remove)
-        run_in_batches([len(row) for row in rows], calibration.batch_tokens, run, progress)
+        run_in_batches([len(row) for row in rows], fitting.batch_tokens, run, progress)
     for place, layer in enumerate(units.layers):
         if not np.isfinite(scores[:, place, : len(members[place])]).all():
             raise ModelError(
@@ -116,20 +116,20 @@ class _LostPart:
 
 
 def _lost_parts(
-    model: PreTrainedModel, calibration: Calibration, how: How, kind: KindId, removed: UnitSet
+    model: PreTrainedModel, fitting: Fitting, how: How, kind: KindId, removed: UnitSet
 ) -> dict[int, _LostPart]:
     units = units_of(model)
     if how == "zero":
         return dict.fromkeys(units.layer_indices, _LostPart())
     if how == "mean":
-        means = head_output_statistics(model, calibration, Mean)
+        means = head_output_statistics(model, fitting, Mean)
         return {layer: _LostPart(mean=of_layer.mean.float()) for layer, of_layer in means.items()}
     found = {}
-    statistics = head_output_statistics(model, calibration, Covariance)
+    statistics = head_output_statistics(model, fitting, Covariance)
     for layer in units.layers:
         of_layer = statistics[layer.index]
         staying = [head for head in range(layer.num_attention_heads) if (layer.index, head) not in removed]
-        matrix = unpredicted(of_layer.covariance, layer.members(kind), staying, layer.head_dim, calibration.ridge)
+        matrix = unpredicted(of_layer.covariance, layer.members(kind), staying, layer.head_dim, fitting.ridge)
         found[layer.index] = _LostPart(mean=of_layer.mean.float(), unpredicted=matrix)
     return found
 

@@ -13,7 +13,7 @@ from headcount.models.batching import Progress, batches_by_tokens, no_progress, 
 from headcount.models.capabilities import can_restart
 from headcount.models.observe import attention_modules, decoder_of
 from headcount.models.projection import output_projection
-from headcount.removal.calibration import Calibration, batch_of
+from headcount.removal.fitting import Fitting, batch_of
 
 
 class Mean:
@@ -73,7 +73,7 @@ Statistic = TypeVar("Statistic", bound=Mean)
 
 def head_output_statistics(
     model: PreTrainedModel,
-    calibration: Calibration,
+    fitting: Fitting,
     statistic: type[Statistic],
     *,
     layers: Collection[int] | None = None,
@@ -83,7 +83,7 @@ def head_output_statistics(
 
     Args:
         model: as it is, changed projections included.
-        calibration: the texts.
+        fitting: the texts.
         statistic: ``Mean`` or ``Covariance``.
         layers: attention layers by index; None for all.
         progress: called with (texts done, texts in all).
@@ -91,10 +91,10 @@ def head_output_statistics(
     Raises:
         ModelError: a batch does not fit in memory.
     """
-    modules, texts = attention_modules(model), calibration.texts
+    modules, texts = attention_modules(model), fitting.texts
     found = {layer: statistic() for layer in modules if layers is None or layer in layers}
     done = 0
-    for batch in batches_by_tokens([len(text) for text in texts], calibration.batch_tokens):
+    for batch in batches_by_tokens([len(text) for text in texts], fitting.batch_tokens):
         _read(model, [texts[i] for i in batch], modules, found)
         done += len(batch)
         progress(done, len(texts))
@@ -102,7 +102,7 @@ def head_output_statistics(
 
 
 def walk_layers(
-    model: PreTrainedModel, calibration: Calibration, layers: Collection[int], *, progress: Progress = no_progress
+    model: PreTrainedModel, fitting: Fitting, layers: Collection[int], *, progress: Progress = no_progress
 ) -> Iterator[tuple[int, Covariance]]:
     """Each of ``layers``, in the model's order, with the covariance of its head outputs.
 
@@ -112,17 +112,17 @@ def walk_layers(
 
     Args:
         model: as it is.
-        calibration: the texts.
+        fitting: the texts.
         layers: attention layers by index.
         progress: called with (layers · texts done, in all).
 
     Raises:
         ModelError: a batch does not fit in memory.
     """
-    modules, decoder, texts = attention_modules(model), decoder_of(model), calibration.texts
+    modules, decoder, texts = attention_modules(model), decoder_of(model), fitting.texts
     order = [layer for layer in modules if layer in layers]
     places = decoder.place_of if can_restart(model) else {}
-    batches = list(batches_by_tokens([len(text) for text in texts], calibration.batch_tokens))
+    batches = list(batches_by_tokens([len(text) for text in texts], fitting.batch_tokens))
     entering: list[Tensor | None] = [None] * len(batches)  # what enters the decoder layer `start` in each of them
     start = done = 0
     for layer in order:

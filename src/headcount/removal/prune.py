@@ -14,7 +14,6 @@ from headcount.models.batching import Progress, no_progress
 from headcount.models.loading import quiet_transformers
 from headcount.models.observe import units_of
 from headcount.models.state import reads, refuse_out_of_reach
-from headcount.removal.calibration import NO_TEXTS, Calibration, Distillation
 from headcount.removal.card import model_card
 from headcount.removal.checkpoint import (
     Loaded,
@@ -25,6 +24,7 @@ from headcount.removal.checkpoint import (
 )
 from headcount.removal.cut import cut_heads
 from headcount.removal.distill import distill
+from headcount.removal.fitting import NO_TEXTS, Distillation, Fitting
 from headcount.removal.gradients import refuse_without_gradients
 from headcount.removal.head_weights import head_weights_of
 from headcount.removal.llama_cpp import GGUF_FILE, Precision, refuse_unfit, write_gguf
@@ -77,7 +77,7 @@ def prune_heads(
     model: PreTrainedModel,
     selection: Selection,
     folder: str | os.PathLike[str],
-    calibration: Calibration = NO_TEXTS,
+    fitting: Fitting = NO_TEXTS,
     *,
     how: How = "zero",
     distillation: Distillation | None = None,
@@ -93,7 +93,7 @@ def prune_heads(
         model: is left as it was.
         selection: made for this model.
         folder: a new folder; it is complete once it exists.
-        calibration: the texts that what replaces the heads is found on.
+        fitting: the texts that what replaces the heads is found on.
         how: what replaces the heads: ``zero``, ``mean`` or ``refit`` (see ``replace_heads``).
         distillation: how to train what replaces the heads, from there on, towards the original model's predictions on
             the texts (see ``distill``); None for no training.
@@ -124,9 +124,9 @@ def prune_heads(
         refuse_without_gradients(model)
     with new_folder(target) as temporary:  # one that cannot be written is known before the calibration
         told = progress(_STEPS[how]) if how != "zero" else no_progress
-        replacement = replace_heads(model, plan.removed, how, calibration, progress=told)
+        replacement = replace_heads(model, plan.removed, how, fitting, progress=told)
         if distillation is not None:
-            replacement = distill(model, replacement, calibration, distillation, progress=progress("Distilling"))
+            replacement = distill(model, replacement, fitting, distillation, progress=progress("Distilling"))
         with quiet_transformers():
             loaded, verification = _save_verified(model, plan, replacement, temporary, checkpoint, name)
             if tokenizer is not None and loaded != "llama.cpp":
@@ -152,7 +152,7 @@ def _save_verified(
     model: PreTrainedModel, plan: Plan, replacement: Replacement, folder: Path, checkpoint: Checkpoint, name: str
 ) -> tuple[Loaded, Verification]:
     """Write the checkpoint, as a stock class where one holds it, and hold it to the masked model."""
-    rows = probe_rows(model, replacement.calibration.rows)
+    rows = probe_rows(model, replacement.fitting.rows)
     if checkpoint.format == "zeros":
         save_zero_filled(model, replacement, folder)
         verification = verify(model, replacement, load_saved(folder, "stock", model), rows)

@@ -15,7 +15,7 @@ from headcount.models.batching import Progress, no_progress
 from headcount.models.observe import attention_modules, units_of
 from headcount.models.projection import output_projection
 from headcount.models.state import refuse_out_of_reach
-from headcount.removal.calibration import NO_TEXTS, Calibration, Distillation
+from headcount.removal.fitting import NO_TEXTS, Distillation, Fitting
 from headcount.removal.head_outputs import Covariance, Mean, head_output_statistics, walk_layers
 from headcount.units import UnitSet
 
@@ -42,14 +42,14 @@ class Replacement:
         removed: the heads that the projections do without.
         how: ``zero``, ``mean`` or ``refit``.
         projections: for each layer that loses heads.
-        calibration: what they were found on.
+        fitting: what they were found on.
         distillation: how they were trained on from there; None where they were not.
     """
 
     removed: UnitSet
     how: How
     projections: dict[int, Projection]
-    calibration: Calibration
+    fitting: Fitting
     distillation: Distillation | None = None
 
     @contextmanager
@@ -67,7 +67,7 @@ def replace_heads(
     model: PreTrainedModel,
     removed: UnitSet,
     how: How,
-    calibration: Calibration = NO_TEXTS,
+    fitting: Fitting = NO_TEXTS,
     *,
     progress: Progress = no_progress,
 ) -> Replacement:
@@ -83,7 +83,7 @@ def replace_heads(
         model: is left as it was.
         removed: query heads.
         how: ``zero``, ``mean`` or ``refit``.
-        calibration: the texts, for ``mean`` and ``refit``.
+        fitting: the texts, for ``mean`` and ``refit``.
         progress: called with (texts done, in all), each once a layer for ``refit``.
 
     Raises:
@@ -92,7 +92,7 @@ def replace_heads(
     refuse_out_of_reach(model)
     if how not in ("zero", "mean", "refit"):
         raise InputError(f"Heads are replaced by 'zero', 'mean' or 'refit', not {how!r}.")
-    if how != "zero" and not calibration.texts:
+    if how != "zero" and not fitting.texts:
         raise InputError(f"Replacing heads by {how} needs calibration texts of two tokens or more. Give some.")
     removed.check(units_of(model))
     masks = removed_inputs(model, removed)
@@ -100,15 +100,15 @@ def replace_heads(
     projections: dict[int, Projection] = {}
     if how == "refit":
         with parameters_restored([*modules.values()]):
-            for layer, found in walk_layers(model, calibration, masks, progress=progress):
-                projections[layer] = _refitted(modules[layer], masks[layer], found, calibration.ridge)
+            for layer, found in walk_layers(model, fitting, masks, progress=progress):
+                projections[layer] = _refitted(modules[layer], masks[layer], found, fitting.ridge)
                 put_projection(modules[layer], projections[layer])
     elif how == "mean":
-        means = head_output_statistics(model, calibration, Mean, layers=masks, progress=progress)
+        means = head_output_statistics(model, fitting, Mean, layers=masks, progress=progress)
         projections = {layer: _with_mean(modules[layer], gone, means[layer].mean) for layer, gone in masks.items()}
     else:
         projections = {layer: _without(modules[layer], gone) for layer, gone in masks.items()}
-    return Replacement(removed=removed, how=how, projections=projections, calibration=calibration)
+    return Replacement(removed=removed, how=how, projections=projections, fitting=fitting)
 
 
 def removed_inputs(model: PreTrainedModel, removed: UnitSet) -> dict[int, Tensor]:

@@ -12,7 +12,7 @@ from headcount.models.state import input_device
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calibration:
+class Fitting:
     """What removal learns from, and how it is read.
 
     Attributes:
@@ -42,7 +42,7 @@ class Calibration:
 
 
 #: For what needs no texts.
-NO_TEXTS = Calibration()
+NO_TEXTS = Fitting()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
-"""Texts that heads are chosen or replaced on, as token ids."""
+"""Texts that are learnt from, as token ids."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from headcount.cli.options import Calibrating
+from headcount.cli.options import Reading
 from headcount.measure import token_ids
 from headcount.texts import load_texts
 
@@ -11,20 +11,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def calibration_rows(
-    sources: Sequence[str], tokenizer: "PreTrainedTokenizerBase", chosen: Calibrating
-) -> list[list[int]]:
+def first_tokens(sources: Sequence[str], tokenizer: "PreTrainedTokenizerBase", reading: Reading) -> list[list[int]]:
     """The first tokens of up to ``num_texts`` texts, equally many from each source where they have enough.
 
     Args:
         sources: as of ``load_texts``.
         tokenizer: the model's.
-        chosen: which column, how many texts in all, and how many tokens of each.
+        reading: which column, how many texts in all, and how many tokens of each.
 
     Raises:
         InputError: texts that cannot be read.
     """
-    column, num_texts, max_length = chosen.text_column, chosen.num_texts, chosen.max_length
+    column, num_texts, max_length = reading.text_column, reading.num_texts, reading.max_length
     of_sources = [load_texts([source], column=column, limit=num_texts) for source in sources]
     taken: list[str] = []
     place = 0
