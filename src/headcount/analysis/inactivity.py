@@ -4,7 +4,8 @@ Scores are datasets as from ``measure_heads``, dims (example, layer, head), or t
 keep; thresholds as from ``thresholds``, dim (share,). Datasets may be large: inputs are taken a few hundred at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -44,7 +45,7 @@ def chunks(scores: xr.Dataset, columns: int = 1) -> Iterator[slice]:
     """Slices of the examples of which ``columns`` scores at a time fit in memory."""
     cells = max(1, scores.sizes["layer"] * scores.sizes["head"] * columns)
     step = max(1, _CELLS_A_CHUNK // cells)
-    for start in range(0, scores.sizes["example"], step):
+    for start in range(0, max(1, scores.sizes["example"]), step):
         yield slice(start, start + step)
 
 
@@ -52,6 +53,24 @@ def values_of(scores: xr.Dataset, name: str, examples: slice) -> NDArray[np.floa
     """One score on some inputs, [example, layer, head]; what is not finite is NaN, and so neither active nor inactive."""
     values = scores[name].isel(example=examples).transpose("example", "layer", "head").to_numpy()
     return values if np.isfinite(values).all() else np.where(np.isfinite(values), values, np.nan)
+
+
+def count_beyond(
+    scores: xr.Dataset,
+    name: str,
+    cuts: NDArray[np.float64],
+    of: Callable[[NDArray[np.floating]], NDArray[np.floating]] = lambda values: values,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """On how many inputs one score is beyond each threshold, ``[cut, layer, head]``, and has a value, ``[layer, head]``.
+
+    ``of`` makes the values of other units out of those of heads, ``[example, layer, head]``.
+    """
+    side, inactive, measured = inactive_when(name, scores), 0, 0
+    for examples in chunks(scores):
+        values = of(values_of(scores, name, examples))
+        inactive += np.stack([beyond(values, cut, side).sum(axis=0) for cut in cuts])
+        measured += (~np.isnan(values)).sum(axis=0)
+    return np.asarray(inactive), np.asarray(measured)
 
 
 def head_frequency(scores: xr.Dataset | Summary, thresholds: xr.Dataset) -> xr.Dataset:
@@ -69,19 +88,9 @@ def head_frequency(scores: xr.Dataset | Summary, thresholds: xr.Dataset) -> xr.D
     names = common_scores(scores, thresholds)
     if isinstance(scores, Summary):
         return _summarised_frequency(scores, thresholds, names)
-    shape = scores.sizes["layer"], scores.sizes["head"]
-    inactive = {name: np.zeros((thresholds.sizes["share"], *shape)) for name in names}
-    measured = {name: np.zeros(shape) for name in names}
-    sides: dict[str, Side] = {name: inactive_when(name, scores) for name in names}
-    for examples in chunks(scores):
-        for name in names:
-            values = values_of(scores, name, examples)
-            measured[name] += (~np.isnan(values)).sum(axis=0)
-            for number, threshold in enumerate(thresholds[name].to_numpy()):
-                inactive[name][number] += beyond(values, threshold, sides[name]).sum(axis=0)
     dims = "share", "layer", "head"
     return xr.Dataset(
-        {name: (dims, _ratio(inactive[name], measured[name])) for name in names},
+        {name: (dims, _ratio(*count_beyond(scores, name, thresholds[name].to_numpy()))) for name in names},
         coords={"share": thresholds["share"], "layer": scores["layer"], "head": scores["head"]},
     )
 
@@ -121,23 +130,13 @@ def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, units: UnitMap) 
             f"This map of units has layers {units.layer_indices}, the scores {scores['layer'].values.tolist()}. "
             "Pass that of the model that was measured."
         )
-    most = max(len(layer.members("group")) for layer in units.layers)
-    shape = thresholds.sizes["share"], len(units.layers), most
-    found = {name: np.zeros(shape) for name in names}
-    measured = {name: np.zeros(shape[1:]) for name in names}
-    sides: dict[str, Side] = {name: inactive_when(name, scores) for name in names}
-    for examples in chunks(scores):
-        for name in names:
-            values = values_of(scores, name, examples)
-            most_active = units.reduce(values, "group", "most_active", inactive_when=sides[name])
-            measured[name] += (~np.isnan(most_active)).sum(axis=0)
-            for number, threshold in enumerate(thresholds[name].to_numpy()):
-                found[name][number] += beyond(most_active, threshold, sides[name]).sum(axis=0)
-    dims = "share", "layer", "group"
-    return xr.Dataset(
-        {name: (dims, _ratio(found[name], measured[name])) for name in names},
-        coords={"share": thresholds["share"], "layer": scores["layer"], "group": np.arange(most)},
-    )
+    found = {}
+    for name in names:
+        of_groups = partial(units.reduce, to="group", by="most_active", inactive_when=inactive_when(name, scores))
+        counts = count_beyond(scores, name, thresholds[name].to_numpy(), of_groups)
+        found[name] = ("share", "layer", "group"), _ratio(*counts)
+    groups = np.arange(max(len(layer.members("group")) for layer in units.layers))
+    return xr.Dataset(found, coords={"share": thresholds["share"], "layer": scores["layer"], "group": groups})
 
 
 def frequency_table(heads: xr.Dataset, groups: xr.Dataset | None = None) -> pd.DataFrame:
@@ -174,6 +173,6 @@ def _counts(frequency: NDArray[np.float64], total: str, prefix: str) -> dict[str
     }
 
 
-def _ratio(count: NDArray[np.float64], total: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.float64]:
+def _ratio(count: NDArray[np.int64], total: NDArray[np.int64]) -> NDArray[np.float64]:
     of = np.broadcast_to(total, count.shape)
     return np.divide(count, of, out=np.full(count.shape, np.nan), where=of > 0)

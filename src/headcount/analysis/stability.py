@@ -9,7 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from headcount.analysis.inactivity import beyond, chunks, values_of
+from headcount.analysis.inactivity import count_beyond
 from headcount.errors import InputError
 from headcount.scores import inactive_when
 from headcount.summaries import Summary
@@ -68,17 +68,12 @@ def threshold_transfer(
 
 def _shares_beyond(scores: xr.Dataset | Summary, score: str, cuts: NDArray[np.float64]) -> NDArray[np.float64]:
     """Which share of all heads on all inputs lies beyond each threshold; NaN where nothing was measured."""
-    side = inactive_when(score, scores)
     if isinstance(scores, Summary):
         below = scores.scores[score].share_below(cuts).reshape(cuts.shape)
-        return below if side == "low" else 1 - below
-    inactive, measured = np.zeros(cuts.shape), 0
-    for examples in chunks(scores):
-        values = values_of(scores, score, examples)
-        measured += int((~np.isnan(values)).sum())
-        for place, cut in np.ndenumerate(cuts):
-            inactive[place] += beyond(values, cut, side).sum()
-    return inactive / measured if measured else np.full(cuts.shape, np.nan)
+        return below if inactive_when(score, scores) == "low" else 1 - below
+    inactive, measured = count_beyond(scores, score, cuts.ravel())
+    total = measured.sum() or np.nan
+    return inactive.sum(axis=(1, 2)).reshape(cuts.shape) / total
 
 
 def head_stability(frequencies: Mapping[str, xr.Dataset]) -> pd.DataFrame:
