@@ -13,7 +13,7 @@ import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.errors import InputError, seed_of
-from headcount.evaluation.language_model import HeadcountLM, Responses
+from headcount.evaluation.language_model import HeadcountLM, OfPolicy, Responses
 from headcount.evaluation.outcomes import add_usage, aggregate, answers, directions, with_divergences
 from headcount.evaluation.workload import GENERATED, PART_BATCHES, Workload
 from headcount.metrics import directed
@@ -190,9 +190,7 @@ class Benchmark:
             raise InputError(f"Two policies are called {twice[0]!r}. Give each a name of its own.")
         chosen = self._chosen(questions)
         failures: dict[str, str] = {}
-        usage: list[dict[Any, dict[Any, tuple[float, int]]]] = [defaultdict(dict) for _ in policies]
-        heads_off: list[dict[Any, Any]] = [{} for _ in policies]
-        responses: list[dict[int, list[Any]]] = [defaultdict(list) for _ in policies]
+        collected = [_Collected() for _ in policies]
         recorded: list[xr.Dataset] = []
         with quiet():
             for kind, requests in self._of_kinds(chosen).items():
@@ -204,9 +202,9 @@ class Benchmark:
                     if of_policy.failure:
                         failures[names[place]] = of_policy.failure
                     else:
-                        _collect(kind, requests, given, place, responses, usage, heads_off)
+                        collected[place].add(kind, requests, given, of_policy)
             tables = [
-                self._rows(chosen, policy, responses[place], usage[place], heads_off[place])
+                self._rows(chosen, policy, collected[place])
                 for place, policy in enumerate(policies)
                 if names[place] not in failures
             ]
@@ -253,12 +251,7 @@ class Benchmark:
         return kinds
 
     def _rows(
-        self,
-        questions: Sequence[tuple[str, int]],
-        policy: Policy | None,
-        responses: dict[int, list[Any]],
-        usage: dict[Any, dict[Any, tuple[float, int]]],
-        heads_off: dict[Any, Any],
+        self, questions: Sequence[tuple[str, int]], policy: Policy | None, given: "_Collected"
     ) -> list[dict[str, Any]]:
         label, rows = policy_facts(policy).columns(), []
         of_tasks: dict[str, list[Any]] = defaultdict(list)
@@ -266,11 +259,11 @@ class Benchmark:
             of_tasks[question[0]] += self._requests[question]
         for name, requests in of_tasks.items():
             for request in requests:
-                request.resps = responses[id(request)]
+                request.resps = given.responses[id(request)]
             for row in answers(name, self.task_set.tasks[name], requests, self._num_tokens):
                 question = name, row["doc_id"]
-                add_usage(row, usage[question])
-                rows.append(label | row | {"heads_off": heads_off.get(question)})
+                add_usage(row, given.usage[question])
+                rows.append(label | row | {"heads_off": given.heads_off.get(question)})
         place = {question: number for number, question in enumerate(questions)}
         return sorted(rows, key=lambda row: place[row["task"], row["doc_id"]])
 
@@ -284,22 +277,19 @@ def _check_size(task: str, request: Any) -> None:
             )
 
 
-def _collect(
-    kind: str,
-    requests: Sequence[Any],
-    given: Responses,
-    place: int,
-    responses: list[dict[int, list[Any]]],
-    usage: list[dict[Any, dict[Any, tuple[float, int]]]],
-    heads_off: list[dict[Any, Any]],
-) -> None:
-    """What one policy answered to requests of one kind, sorted by request and by question."""
-    of_policy = given.of_policies[place]
-    for request, response, indices in zip(requests, of_policy.responses, given.inputs_of, strict=True):
-        responses[place][id(request)].append(response)
-        question = request.task_name, request.doc_id
-        for index in indices:
-            used = float(of_policy.share_off[index]), len(given.inputs[index])
-            usage[place][question][kind, index] = used
-            if of_policy.heads_off is not None:
-                heads_off[place][question] = of_policy.heads_off[index]
+class _Collected:
+    """What one policy answered, by request, and what that took and switched off, by question."""
+
+    def __init__(self) -> None:
+        self.responses: dict[int, list[Any]] = defaultdict(list)
+        self.usage: dict[Any, dict[Any, tuple[float, int]]] = defaultdict(dict)
+        self.heads_off: dict[Any, Any] = {}
+
+    def add(self, kind: str, requests: Sequence[Any], given: Responses, of_policy: OfPolicy) -> None:
+        for request, response, indices in zip(requests, of_policy.responses, given.inputs_of, strict=True):
+            self.responses[id(request)].append(response)
+            question = request.task_name, request.doc_id
+            for index in indices:
+                self.usage[question][kind, index] = float(of_policy.share_off[index]), len(given.inputs[index])
+                if of_policy.heads_off is not None:
+                    self.heads_off[question] = of_policy.heads_off[index]

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -286,7 +286,7 @@ class HeadcountLM(_HFLM):
         """One batch of lm-eval's ``generate_until``, with a note of which heads were zeroed on each prompt."""
         assert self._probe is not None
         self._probe.clear()
-        with _without_cache(self.model) if self.decide == "every-pass" else _as_it_is():
+        with _without_cache(self.model) if self.decide == "every-pass" else nullcontext():
             answer = super()._model_generate(context, max_length, stop, **options)
         # Without a cache every token is a pass over the whole text: [pass · prompt · beam, layer, head].
         beams = options.get("num_beams") or 1
@@ -312,11 +312,6 @@ def _without_cache(model: Any) -> Iterator[None]:
         yield
     finally:
         del model.generate
-
-
-@contextmanager
-def _as_it_is() -> Iterator[None]:
-    yield
 
 
 def _suffix(prompts: dict[tuple[int, ...], int], row: tuple[int, ...]) -> int:

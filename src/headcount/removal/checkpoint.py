@@ -4,7 +4,6 @@ import copy
 import importlib.util
 import inspect
 import json
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +12,10 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from headcount.errors import InputError
-from headcount.models.observe import attention_modules
-from headcount.models.projection import output_projection
 from headcount.models.weights import load_filled
 from headcount.removal import resize
 from headcount.removal.plan import Plan
-from headcount.removal.replace import Replacement, parameters_restored, put_projection
+from headcount.removal.replace import Replacement
 
 #: How a checkpoint is loaded: by a stock class of transformers, by the modelling file in its folder, or elsewhere.
 Loaded = Literal["stock", "modelling file", "llama.cpp"]
@@ -95,14 +92,8 @@ def save_zero_filled(model: PreTrainedModel, replacement: Replacement, folder: P
     Raises:
         InputError: the replacement adds a bias to output projections, and the stock class has none.
     """
-    shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
-    filled = copy.deepcopy(model, shared)
-    modules = attention_modules(filled)
-    projections = {layer: output_projection(modules[layer]) for layer in replacement.projections}
-    with parameters_restored(list(projections.values())):
-        for layer, projection in projections.items():
-            put_projection(projection, replacement.projections[layer])
-        stock = _stock_model(model, filled.state_dict(), {})
+    with replacement.applied(model):
+        stock = _stock_model(model, model.state_dict(), {})
     if stock is None:
         raise InputError(
             f"{type(model).__name__} has no bias on its output projections, where {replacement.how} keeps what the removed "

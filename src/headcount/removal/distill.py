@@ -2,9 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,29 +64,25 @@ def distill(
     ]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, len(steps)))
     done = 0
-    with ExitStack() as stack:
-        stack.enter_context(parameters_restored(list(projections.values())))
-        stack.enter_context(parameters_frozen(model))
+    with parameters_frozen(model):
         for batch in steps:
             tokens, mask, counted = batch_of(model, [texts[i] for i in batch])
-            for student in students.values():
-                student.leave()
             with torch.no_grad():
                 target = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[counted].float()
                 target = target.log_softmax(-1)
-            for student in students.values():
-                student.enter()
-            with torch.enable_grad(), layers_recomputed(model):
+            with parameters_restored([*projections.values()]), torch.enable_grad(), layers_recomputed(model):
+                for student in students.values():
+                    student.enter()
                 embedded = model.get_input_embeddings()(tokens).detach().requires_grad_()
                 logits = model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits[counted].float()
                 loss = nn.functional.kl_div(logits.log_softmax(-1), target, log_target=True, reduction="batchmean")
                 loss.backward()
+                for student in students.values():
+                    student.take_gradients()
             if not math.isfinite(loss.item()):
                 raise ModelError(
                     f"The loss became {loss.item()} while distilling. Use a smaller --learning-rate, or --dtype float32."
                 )
-            for student in students.values():
-                student.take_gradients()
             nn.utils.clip_grad_norm_(learning, _LARGEST_GRADIENT)
             optimizer.step()
             schedule.step()
@@ -109,7 +103,6 @@ class _Student:
         assert isinstance(module.weight, Tensor)
         device = module.weight.device
         self._module = module
-        self._original: tuple[Any, Any] = module.weight, getattr(module, "bias", None)
         self._kept = (~gone).to(device)
         self._weight = begin.weight.to(device).clone().requires_grad_()
         bias = torch.zeros(len(begin.weight)) if begin.bias is None else begin.bias
@@ -118,10 +111,6 @@ class _Student:
     @property
     def learning(self) -> list[Tensor]:
         return [self._weight, self._bias]
-
-    def leave(self) -> None:
-        """Give the model its original projection."""
-        self._module.weight, self._module.bias = self._original
 
     def enter(self) -> None:
         """Give the model what was learnt so far, and let it gather gradients."""

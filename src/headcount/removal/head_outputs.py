@@ -21,18 +21,16 @@ class Mean:
 
     def __init__(self) -> None:
         self.count = 0
-        self._sum: Tensor | None = None  # float64 [feature]
+        self._sum = torch.zeros((), dtype=torch.float64)  # [feature] from the first vectors on
 
     def add(self, vectors: Tensor) -> None:
         """``vectors``: ``[token, feature]``."""
         self.count += len(vectors)
-        total = vectors.sum(0, dtype=torch.float64)
-        self._sum = total if self._sum is None else self._sum + total
+        self._sum = self._sum + vectors.sum(0, dtype=torch.float64)
 
     @property
     def mean(self) -> Tensor:
         """float64 ``[feature]``."""
-        assert self._sum is not None
         return self._sum / self.count
 
 
@@ -41,7 +39,7 @@ class Covariance(Mean):
 
     def __init__(self) -> None:
         super().__init__()
-        self._products: Tensor | None = None  # float64 [feature, feature]
+        self._products = torch.zeros((), dtype=torch.float64)  # [feature, feature] from the first vectors on
         self._origin: Tensor | None = (
             None  # float32 [feature]; products about a point near the mean lose no digits to it
         )
@@ -52,13 +50,11 @@ class Covariance(Mean):
             self._origin = vectors.mean(0)
         vectors = vectors - self._origin
         super().add(vectors)
-        products = (vectors.T @ vectors).double()
-        self._products = products if self._products is None else self._products + products
+        self._products = self._products + (vectors.T @ vectors).double()
 
     @property
     def covariance(self) -> Tensor:
         """float64 ``[feature, feature]``, about the mean, divided by the count."""
-        assert self._products is not None
         shift = super().mean
         return self._products / self.count - torch.outer(shift, shift)
 

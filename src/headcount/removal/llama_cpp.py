@@ -6,7 +6,7 @@ Source: llama.cpp, src/models/deci.cpp and conversion/deci.py (MIT), for names, 
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gguf
 import torch
@@ -21,13 +21,6 @@ from headcount.removal.plan import Plan
 GGUF_FILE = "model.gguf"
 #: Types of the matrices; vectors are always float32.
 Precision = Literal["f32", "f16", "bf16", "q8_0", "q4_1"]
-_FILE_TYPES = {
-    "f32": gguf.LlamaFileType.ALL_F32,
-    "f16": gguf.LlamaFileType.MOSTLY_F16,
-    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
-    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-    "q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
-}
 #: Families whose layers are what ``deci`` computes: RMS norm, rotary embedding of the whole head, gated SiLU.
 _FAMILIES = ("llama", "mistral", "qwen2")
 
@@ -94,8 +87,8 @@ def write_gguf(
         ModelError: a model or tokenizer that the format cannot hold.
         InputError: a plan that the format cannot hold, or an unknown precision.
     """
-    if precision not in _FILE_TYPES:
-        raise InputError(f"Unknown precision {precision!r}. Use {', '.join(_FILE_TYPES)}.")
+    if precision not in (known := get_args(Precision)):
+        raise InputError(f"Unknown precision {precision!r}. Use {', '.join(known)}.")
     refuse_unfit(model, plan)
     writer = gguf.GGUFWriter(file, "deci")
     try:
@@ -116,7 +109,7 @@ def _write_fields(writer: gguf.GGUFWriter, config: Any, plan: Plan, name: str, p
     writer.add_type("model")
     writer.add_name(name)
     writer.add_description(f"{len(plan.removed)} attention heads removed by headcount")
-    writer.add_file_type(_FILE_TYPES[precision])
+    writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if precision == 'f32' else 'MOSTLY'}_{precision.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
