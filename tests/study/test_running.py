@@ -12,8 +12,7 @@ from headcount.measure import measure_heads
 from headcount.models.loading import load
 from headcount.policies import Random, Threshold
 from headcount.study.check import check_study
-from headcount.study.faults import find_faults
-from headcount.study.folder import is_study, open_study
+from headcount.study.folder import find_faults, is_study, open_study
 from headcount.study.progress import study_progress
 from headcount.study.running import run_study
 from headcount.study.spec import Study

@@ -1,6 +1,7 @@
 """Texts that are learnt from, as token ids."""
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from headcount.cli.options import Reading
@@ -24,9 +25,5 @@ def first_tokens(sources: Sequence[str], tokenizer: "PreTrainedTokenizerBase", r
     """
     column, num_texts, max_length = reading.text_column, reading.num_texts, reading.max_length
     of_sources = [load_texts([source], column=column, limit=num_texts) for source in sources]
-    taken: list[str] = []
-    place = 0
-    while len(taken) < num_texts and any(place < len(texts) for texts in of_sources):
-        taken += [texts[place] for texts in of_sources if place < len(texts)]
-        place += 1
+    taken = [text for turn in zip_longest(*of_sources) for text in turn if text is not None]
     return [row[:max_length] for row in token_ids(taken[:num_texts], tokenizer)]

@@ -24,7 +24,7 @@ def status(
 ) -> None:
     """Show what is measured and answered, what is left, and who works on it."""
     from headcount.store.files import Damaged
-    from headcount.study.faults import find_faults
+    from headcount.study.folder import find_faults
 
     faults = find_faults(folder) if check else None
     early = False

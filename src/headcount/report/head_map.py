@@ -10,9 +10,11 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from headcount.analysis.inactivity import values_of
 from headcount.report.style import score_style
 from headcount.report.wording import shown
 from headcount.scores import Table, facts_of
+from headcount.summaries import Moments
 from headcount.thresholding import thresholds
 from headcount.units import LayerUnits
 
@@ -52,9 +54,8 @@ def compressed(content: bytes) -> str:
 
 def head_profile(table: xr.Dataset, name: str) -> HeadProfile | None:
     """The profile of one score of ``table`` (dims example, layer, head); None if it was measured nowhere."""
-    values = table[name].transpose("example", "layer", "head").to_numpy().astype(np.float64)
-    values = np.where(np.isfinite(values), values, np.nan)
-    measured = ~np.isnan(values)
+    values = values_of(table, name, slice(None)).astype(np.float64)
+    measured, moments = ~np.isnan(values), Moments.of(values)
     if not measured.any():
         return None
     inactive_when = score_facts(name, table)["inactive_when"]
@@ -69,18 +70,17 @@ def head_profile(table: xr.Dataset, name: str) -> HeadProfile | None:
     size = values[0].size
     cells = first.reshape(-1, size) + (STEPS + 2) * np.arange(size)
     arrivals = np.bincount(cells.ravel(), minlength=size * (STEPS + 2)).reshape(size, STEPS + 2)
-    count = measured.sum(axis=0)  # [layer, head]
+    count = moments.count  # [layer, head]
     inactive = arrivals.cumsum(axis=1)[:, :-1].reshape(*count.shape, STEPS + 1)
     ordered = np.sort(values, axis=0)  # NaN last
 
     def at(rank: NDArray[np.intp]) -> NDArray[np.float64]:
         return np.take_along_axis(ordered, np.clip(rank, 0, None)[None], axis=0)[0]
 
-    total = np.where(measured, values, 0.0).sum(axis=0)
     low, high = at(np.zeros_like(count)), at(count - 1)
     return HeadProfile(
         thresholds=cuts,
-        mean=np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0).astype(np.float32),
+        mean=moments.mean.astype(np.float32),
         low=low.astype(np.float32),
         median=((at((count - 1) // 2) + at(count // 2 * (count > 0))) / 2).astype(np.float32),
         high=high.astype(np.float32),

@@ -1,7 +1,6 @@
 """The paper's results in the form in which the report sets them beside others."""
 
 from collections.abc import Iterable
-from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ from headcount.published import published_curves, published_table
 def paper_ranks(scores: Iterable[str]) -> pd.Series:
     """Mean over the paper's 14 models of each score's rank among these scores; NaN for those that the paper has not."""
     scores = list(scores)
-    curves = _curves()
+    curves = published_curves()
     among = curves.loc[curves["curve"].isin(scores)]
     ranks = among.groupby("model")["normalised_area"].rank(ascending=False)
     return ranks.groupby(among["curve"]).mean().reindex(scores)
@@ -32,12 +31,6 @@ def published_shares() -> dict[str, np.ndarray]:
     return {score: models[score].to_numpy(dtype=float) for score in scores}
 
 
-@cache
-def _curves() -> pd.DataFrame:
-    return published_curves()
-
-
-@cache
 def _models() -> pd.DataFrame:
     table = published_table()
     return table.loc[table["model"] != "mean"]

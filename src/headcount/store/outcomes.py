@@ -3,13 +3,12 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Annotated, Any
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field
+from pydantic import Field, SkipValidation
 
 from headcount.metrics import DIRECTIONS, directions_of
 from headcount.store.files import Shard, damaged, open_file, read_shard
@@ -27,33 +26,16 @@ _KINDS = {
 }
 
 
-class _Facts(Facts):
+class OutcomeShard(Facts):
+    """What an outcome file holds: every one of ``questions`` (numbers within the benchmark) under each of ``policies``."""
+
+    file: SkipValidation[Shard]
     policies: Annotated[list[str], Field(min_length=1)]
     questions: Annotated[list[Count], Field(min_length=1)]
     failures: dict[str, str]
+    """Policies without rows, and why."""
     run: str | None = None
     until_decided: RuleFacts | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class OutcomeShard:
-    """What an outcome file holds: every one of ``questions`` (numbers within the benchmark) under each of ``policies``."""
-
-    file: Shard
-    facts: "_Facts"
-
-    @property
-    def policies(self) -> list[str]:
-        return self.facts.policies
-
-    @property
-    def questions(self) -> list[int]:
-        return self.facts.questions
-
-    @property
-    def failures(self) -> dict[str, str]:
-        """Policies without rows, and why."""
-        return self.facts.failures
 
     @property
     def place(self) -> int:
@@ -74,8 +56,8 @@ def describe_outcomes(file: Shard) -> OutcomeShard:
     """What a file holds, from its footer alone. Raises RunError if that cannot be read."""
     try:
         with open_file(file.path) as stream:
-            facts = _Facts.model_validate(plain(json.loads(pq.read_schema(stream).metadata[_KEY])))
-        return OutcomeShard(file=file, facts=facts)
+            facts = plain(json.loads(pq.read_schema(stream).metadata[_KEY]))
+        return OutcomeShard.model_validate({**facts, "file": file})
     except (OSError, pa.ArrowException, ValueError, LookupError, TypeError, RecursionError) as error:
         raise damaged(file.path, str(error)) from error
 

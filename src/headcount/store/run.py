@@ -168,7 +168,7 @@ class Run(RunFolder):
 
     def rule(self) -> RuleFacts | None:
         """When asking stops, as the manifest says or, where it was made anew, the answers; None: every question is asked."""
-        return self.manifest.until_decided or next((shard.facts.until_decided for shard in self._answers()), None)
+        return self.manifest.until_decided or next((shard.until_decided for shard in self._answers()), None)
 
     def failures(self) -> dict[str, str]:
         """Policies that were given up on some question, with the reason."""
@@ -229,7 +229,7 @@ class Run(RunFolder):
 
 def subject_of(shard: Shard) -> str | None:
     """Of which run a shard says that it is."""
-    known = describe_outcomes(shard).facts if shard.path.parent.name == OUTCOMES else read_header(shard.path)
+    known = describe_outcomes(shard) if shard.path.parent.name == OUTCOMES else read_header(shard.path)
     return known.run
 
 

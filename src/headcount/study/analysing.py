@@ -15,7 +15,7 @@ from headcount.published import published_curves
 from headcount.store import Run, table_csv, write_atomically
 from headcount.study.cuts import cuts_of
 from headcount.study.folder import StudyFolder
-from headcount.study.verdicts import rule_of
+from headcount.study.progress import rule_of
 
 if TYPE_CHECKING:
     from headcount.models.batching import Progress

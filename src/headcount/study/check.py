@@ -1,11 +1,12 @@
 """Check a study before anything starts: what only shows when files, models and benchmarks are looked for."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 from headcount.errors import HeadcountError, InputError
 from headcount.models.loading import find_source, resolve_device
-from headcount.study.spec import ModelSpec, Study, Tasks, Texts
+from headcount.study.spec import Study, Tasks, Texts
 from headcount.study.subject import read_texts
 
 
@@ -23,17 +24,14 @@ def check_study(study: Study) -> None:
 
 def _checks(study: Study) -> Iterator[tuple[str, Callable[[], Any]]]:
     for i, model in enumerate(study.models):
-        yield f"models[{i}].model", lambda model=model: _find(model)
-        yield f"models[{i}].device", lambda model=model: resolve_device(model.device)
+        source = model.model, model.revision, model.allow_pickle, model.trust_remote_code
+        yield f"models[{i}].model", partial(find_source, *source)
+        yield f"models[{i}].device", partial(resolve_device, model.device)
     for i, data in enumerate(study.data):
         if isinstance(data, Texts):
-            yield f"data[{i}].texts", lambda data=data: read_texts(data)
+            yield f"data[{i}].texts", partial(read_texts, data)
         else:
-            yield f"data[{i}].tasks", lambda data=data: _load(study, data)
-
-
-def _find(model: ModelSpec) -> None:
-    find_source(model.model, model.revision, model.allow_pickle, model.trust_remote_code)
+            yield f"data[{i}].tasks", partial(_load, study, data)
 
 
 def _load(study: Study, data: Tasks) -> None:

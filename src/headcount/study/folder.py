@@ -14,9 +14,21 @@ import pandas as pd
 from pydantic import Field
 
 from headcount.errors import InputError, RunError
-from headcount.store import Run, environment, is_run, open_run, table_csv, write_atomically
+from headcount.store import Manifest, Run, environment, is_run, open_run, table_csv, write_atomically
 from headcount.store.described import noted_facts
-from headcount.store.files import Damaged, Shard, check_parts, checksum, damaged, is_whole, kind, leftovers, read_file
+from headcount.store.files import (
+    WRITTEN,
+    Damaged,
+    Shard,
+    check_parts,
+    checksum,
+    damaged,
+    is_whole,
+    kind,
+    leftovers,
+    read_file,
+)
+from headcount.store.folder import MANIFEST as RUN
 from headcount.store.lock import HOLDER, claimed, holder
 from headcount.store.manifest import Facts, NotedScore, Sealed
 from headcount.store.names import slug
@@ -138,7 +150,7 @@ class StudyFolder:
         files = {self.path / TABLES / name: known_as for name, known_as in known.files.items()}
         gone = [file for file in files if kind(file) is None]
         paths = [self.run_path(model, data) for model, data in self.study.cells()]
-        gone += [path / "run.json" for path in paths if not is_run(path)]
+        gone += [path / RUN for path in paths if not is_run(path)]
         whole = (is_whole(Shard(file, file.stem, known_as)) for file, known_as in files.items() if file not in gone)
         there = [file for file in files if file not in gone]
         return [file for file, fine in zip(there, whole, strict=True) if not fine], gone
@@ -227,3 +239,38 @@ def holds_runs(path: Path) -> bool:
 def run_folders(study: Path) -> Iterator[Path]:
     """Every folder that can hold a run of the study, whatever the study says."""
     return (path for path in sorted((study / "runs").glob("*/*")) if kind(path) == "folder")
+
+
+def find_faults(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files that are damaged or altered, and those that are gone. Reads every file; no damage hides another.
+
+    Raises:
+        RunError: there is neither a run nor a study, or a part of it is no file or folder of its own.
+    """
+    altered: list[Path] = []
+    missing: list[Path] = []
+    if not is_run(folder) and (is_study(folder) or holds_runs(folder)):
+        check_parts(folder)
+        try:
+            for found, kept in zip(open_study(folder).faults(), (altered, missing), strict=True):
+                kept += found
+        except RunError:
+            (altered if kind(folder / MANIFEST) else missing).append(folder / MANIFEST)
+        runs = [path for path in run_folders(folder) if is_run(path)]
+    else:
+        runs = [folder]
+    for path in runs:
+        check_parts(path)
+        try:
+            run = open_run(path)
+        except RunError:
+            if kind(path / RUN) is None and not is_run(path):
+                raise
+            (altered if kind(path / RUN) else missing).append(path / RUN)
+            run = Run(path, Manifest())
+        altered += run.damaged()
+        try:
+            missing += [file for file in run.missing() if file not in missing]
+        except Damaged:
+            altered.append(path / WRITTEN)
+    return altered, missing

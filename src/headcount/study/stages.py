@@ -274,9 +274,7 @@ def _held(run: Run, policies: Sequence[str]) -> dict[str, dict[str, Any]]:
         return {}
     rows = run.outcomes(list(known), POLICY_COLUMNS)
     found = [] if rows is None else rows.drop_duplicates("policy").to_dict("records")
-    return {str(entry["policy"]): _without_nan(entry) for entry in found}
-
-
-def _without_nan(policy: Mapping[str, Any]) -> dict[str, Any]:
-    """For JSON."""
-    return {name: value if value == value else None for name, value in policy.items()}
+    return {
+        str(entry["policy"]): {str(name): value if value == value else None for name, value in entry.items()}  # no NaN
+        for entry in found
+    }

@@ -8,10 +8,11 @@ from matplotlib.collections import PatchCollection
 from matplotlib.colors import Normalize
 from matplotlib.patches import Rectangle
 
-from headcount.analysis.inactivity import beyond
+from headcount.analysis.inactivity import head_frequency, values_of
 from headcount.errors import InputError, nearest
-from headcount.report.plot.paper import OFF, OFF_EDGE, new_axes, plain
+from headcount.report.plot.paper import OFF, OFF_EDGE, colour_bar, new_axes, plain
 from headcount.scores import facts_of, get_score
+from headcount.summaries import Moments
 from headcount.thresholding import thresholds
 from headcount.units import UnitMap
 
@@ -43,17 +44,10 @@ def head_map(
         raise InputError(f"{found.id} is not in this table. {nearest(found.id, map(str, table.data_vars))}")
     if often and share is None:
         raise InputError("How often a head is inactive depends on the threshold: give share=0.10, say.")
-    values = table[found.id].transpose("example", "layer", "head").to_numpy().astype(float)
-    values = np.where(np.isfinite(values), values, np.nan)
-    measured = ~np.isnan(values)
-    count = measured.sum(axis=0)
-    mean = np.divide(
-        np.where(measured, values, 0).sum(axis=0), count, out=np.full(count.shape, np.nan), where=count > 0
-    )
-    part = np.zeros(count.shape)
+    moments = Moments.of(values_of(table, found.id, slice(None)).astype(float))
+    count, mean, part = moments.count, moments.mean, np.zeros(moments.count.shape)
     if share is not None:
-        cut = float(thresholds(table[[found.id]], [share])[found.id][0])
-        part = np.divide(beyond(values, cut, found.inactive_when).sum(axis=0), count, out=part, where=count > 0)
+        part = head_frequency(table, thresholds(table[[found.id]], [share]))[found.id][0].to_numpy()
     grey = (part >= 0.5) & np.bool_(share is not None and not often)
     coloured = part if often else mean
     ax = ax or new_axes(height=0.8 + 4.8 * count.shape[1] / count.shape[0])
@@ -73,11 +67,7 @@ def head_map(
     ax.spines[:].set_visible(False)
     unit = "" if often or found.unit == "1" else f" ({found.unit})"
     label = f"inactive at {100 * (share or 0):g}%" if often else plain(found.id, 40) + unit
-    assert ax.figure is not None
-    bar = ax.figure.colorbar(
-        mapped, ax=ax, label=label, shrink=0.8, aspect=14, pad=0.015, extend="neither" if often else "both"
-    )
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    colour_bar(ax, mapped, label=label, aspect=14, pad=0.015, extend="neither" if often else "both")
     return ax
 
 

@@ -8,7 +8,7 @@ from matplotlib.ticker import PercentFormatter
 
 from headcount.errors import InputError, nearest
 from headcount.policies import is_random
-from headcount.report.plot.paper import line_style, new_axes, plain
+from headcount.report.plot.paper import line_style, name_rows, new_axes, plain
 from headcount.report.results import MARGIN, RunResults
 from headcount.report.style import ACCENT, GREY, score_style
 from headcount.report.wording import fall_name, names_of, open_above, possible, rows, titled
@@ -88,11 +88,7 @@ def removable(
 ) -> Axes:
     """The share of heads that each score lets one zero within 1 point, with 95% intervals; an arrow where it is open.
 
-    Args:
-        outcomes: one row a policy and question, the baseline among them.
-        metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
-        higher_is_better: which way it is better, where its tasks are not to be asked.
-        ax: where to draw; None for a new figure.
+    Arguments are those of ``accuracy``.
 
     Raises:
         InputError: no baseline, an unknown metric, or no score beside the baseline.
@@ -107,14 +103,9 @@ def removable(
         if open_above(row):
             ax.plot(high, at, marker=">", color=colour, alpha=0.6, markersize=4)
         ax.plot(share, at, marker="o", color=colour, markersize=4.5)
-    ax.set_yticks(range(len(table)), [plain(row.curve, 40) for row in table])
-    ax.set(
-        xlabel=f"Heads that can be zeroed within {fall_name(MARGIN, results.judged)}",
-        xlim=(0, None),
-        ylim=(len(table) - 0.5, -0.5),
-    )
+    name_rows(ax, [row.curve for row in table])
+    ax.set(xlabel=f"Heads that can be zeroed within {fall_name(MARGIN, results.judged)}", xlim=(0, None))
     ax.xaxis.set_major_formatter(PercentFormatter(decimals=0))
-    ax.tick_params(axis="y", length=0)
     return ax
 
 

@@ -62,14 +62,11 @@ def comparison(
 ) -> np.ndarray:
     """The cumulative distributions of each score in several models, or on several data, in one panel.
 
+    Arguments and result are those of ``distributions``, and:
+
     Args:
         tables: name → scores, dims (example, layer, head).
         scores: ids to draw; None for all that were measured in each.
-        columns: panels in a row.
-        figure: an empty figure to draw into; None for a new one.
-
-    Returns:
-        The axes, [row, column]; those left over are hidden.
 
     Raises:
         InputError: fewer than two tables, or nothing in common to draw.
@@ -97,14 +94,7 @@ def layers(
 ) -> np.ndarray:
     """Each score from the first layer to the last: the median over heads and inputs, and the middle 80% shaded.
 
-    Args:
-        table: scores, dims (example, layer, head).
-        scores: ids to draw; None for all that were measured anywhere.
-        columns: panels in a row.
-        figure: an empty figure to draw into; None for a new one.
-
-    Returns:
-        The axes, [row, column]; those left over are hidden.
+    Arguments and result are those of ``distributions``.
 
     Raises:
         InputError: nothing to draw, or a score that the table does not have.

@@ -1,6 +1,6 @@
 """The one style of all figures, and the widths of the usual templates."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 
 from headcount.report.style import ScoreStyle
 from headcount.report.wording import shown
@@ -59,6 +60,20 @@ def new_axes(width: float = 5.5, height: float = 3.4) -> Axes:
     """The axes of a new figure in headcount's style."""
     with paper_style():
         return plt.figure(figsize=(width, height)).subplots()
+
+
+def name_rows(ax: Axes, names: Sequence[str]) -> None:
+    """Scores or curves one below the other."""
+    ax.set_yticks(range(len(names)), [plain(name, 40) for name in names])
+    ax.set(ylim=(len(names) - 0.5, -0.5))
+    ax.tick_params(axis="y", length=0)
+
+
+def colour_bar(ax: Axes, mapped: ScalarMappable, **options: Any) -> None:
+    """What the colours mean, beside the axes."""
+    assert ax.figure is not None
+    bar = ax.figure.colorbar(mapped, ax=ax, shrink=0.8, **options)
+    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
 
 
 def plain(text: Any, limit: int) -> str:

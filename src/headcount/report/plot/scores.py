@@ -11,7 +11,7 @@ from headcount.analysis import score_agreement, threshold_stability
 from headcount.errors import InputError, nearest
 from headcount.policies import is_random
 from headcount.report.plot.outcomes import Outcomes, evaluated
-from headcount.report.plot.paper import MARKERS, line_style, new_axes, plain
+from headcount.report.plot.paper import MARKERS, colour_bar, line_style, name_rows, new_axes, plain
 from headcount.report.published import paper_ranks, published_shares
 from headcount.report.results import MARGIN
 from headcount.report.style import ACCENT, GREY, score_style
@@ -49,9 +49,7 @@ def agreement(table: xr.Dataset, *, share: float = 0.10, measure: str = "iou", a
     ax.set_yticks(range(len(names)), names)
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    assert ax.figure is not None
-    bar = ax.figure.colorbar(image, ax=ax, label=f"{_MEASURES[measure]} at {100 * share:g}%", shrink=0.8, aspect=18)
-    bar.outline.set_visible(False)  # pyright: ignore[reportCallIssue]
+    colour_bar(ax, image, label=f"{_MEASURES[measure]} at {100 * share:g}%", aspect=18)
     return ax
 
 
@@ -85,11 +83,7 @@ def ranks(
 ) -> Axes:
     """Each score's rank by the normalised area under its curve; a grey bar is its mean rank among them in the paper.
 
-    Args:
-        outcomes: one row a policy and question, the baseline among them; or a run's results.
-        metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
-        higher_is_better: which way it is better, where its tasks are not to be asked.
-        ax: where to draw; None for a new figure.
+    Arguments are those of ``accuracy``.
 
     Raises:
         InputError: no baseline, an unknown metric, or no score beside the baseline.
@@ -103,14 +97,9 @@ def ranks(
     for at, name in enumerate(names):
         style = score_style(name)
         ax.plot(found.iloc[at], at, marker=MARKERS[style.symbol], color=style.light, markersize=4.5)
-    ax.set_yticks(range(len(names)), [plain(name, 40) for name in names])
-    ax.set(
-        xlabel=f"Rank (grey: {theirs})",
-        xlim=(0.4, len(names) + 0.6),
-        ylim=(len(names) - 0.5, -0.5),
-    )
+    name_rows(ax, names)
+    ax.set(xlabel=f"Rank (grey: {theirs})", xlim=(0.4, len(names) + 0.6))
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    ax.tick_params(axis="y", length=0)
     return ax
 
 
@@ -127,12 +116,10 @@ def paper(
 
     The paper's are on MMLU, 5-shot.
 
+    Arguments are those of ``accuracy``, and:
+
     Args:
-        outcomes: one row a policy and question, the baseline among them; or a run's results.
-        metric: a metric of lm-eval's; None for ``acc`` or else the first there is.
-        higher_is_better: which way it is better, where its tasks are not to be asked.
         name: what to call this run.
-        ax: where to draw; None for a new figure.
 
     Raises:
         InputError: no baseline, an unknown metric or one unlike accuracy, or no score beside the baseline.
