@@ -62,6 +62,19 @@ def test_a_broken_way_is_given_up_once_and_the_numbers_stay_right(way, mask, fau
     torch.testing.assert_close(found["entropy"].double(), expected["entropy"], rtol=1e-5, atol=1e-5)
 
 
+def test_memory_that_runs_out_while_a_way_is_tried_turns_nothing_off(monkeypatch, caplog):
+    def full(inputs, positions, **_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    inputs, positions = make()
+    with monkeypatch.context() as crowded:
+        crowded.setattr(ways, "attend_compiled", full)
+        with pytest.raises(torch.OutOfMemoryError):
+            attend(inputs, positions, wanted=OF_WEIGHTS)
+    assert ways._choose(inputs, OF_WEIGHTS) == "compiled"
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("mask", [None, "window"])
 def test_without_a_compiler_the_fused_kernels_measure(mask, monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("CC", "no-such-compiler")

@@ -1,4 +1,5 @@
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 
 from headcount.errors import InputError, ModelError
 from headcount.models.batching import (
+    batch_tokens_for,
     batches_by_tokens,
     check_lengths,
     check_tokens,
@@ -15,6 +17,7 @@ from headcount.models.batching import (
     pad,
     run_in_batches,
 )
+from tests.pretended import place, pretended_devices
 
 HALVED = "does not fit in memory and was halved"
 
@@ -74,6 +77,7 @@ def test_everything_runs_once_and_progress_is_told():
         MemoryError(),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."),
         RuntimeError("MPS backend out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 @pytest.mark.parametrize("fits", [1, 2, 3])
@@ -86,6 +90,35 @@ def test_out_of_memory_halves_batches_says_so_once_and_finishes(error, fits):
     assert machine.done == list(range(11))  # halves keep the order
     assert told[-1] == (11, 11)
     assert [done for done, _ in told] == sorted({done for done, _ in told})
+
+
+@pytest.mark.filterwarnings(f"ignore:.*{HALVED}")
+def test_what_a_failed_pass_made_is_gone_before_the_next_one_begins(monkeypatch):
+    class Activations:
+        pass
+
+    made, left = [], []
+
+    def run(batch):
+        activations = Activations()
+        left.append([ref() for ref in made if ref() is not None])
+        made.append(weakref.ref(activations))
+        if len(batch) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: left.append([ref() for ref in made if ref() is not None]))
+    run_in_batches([4, 4], 8, run)
+    assert left == [[]] * 4
+
+
+@pytest.mark.parametrize("free", [1 << 20, 30 << 20])
+def test_automatic_batches_follow_from_device_and_weights_and_not_from_what_is_free(tiny, free):
+    with pretended_devices(2, memory=40 << 20, free=free):
+        model = place(tiny(), lambda name: "cuda:0")
+        weights = 4 * sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+        # A token takes 4 bytes times (3 layers · 3 + 16) · 64 numbers, and a batch a quarter of what the weights leave.
+        assert batch_tokens_for(model) == int((40 * 2**20 - weights) / 4 / (4 * 25 * 64))
 
 
 def test_batches_that_fit_are_not_warned_about():

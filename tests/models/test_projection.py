@@ -1,8 +1,12 @@
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import headcount.models.projection as projections
 from headcount.errors import ModelError
+from headcount.measure import measure_heads
+from headcount.models.instrument import instrument
 from headcount.models.projection import head_slices, output_projection, projection_factor
 
 
@@ -83,3 +87,41 @@ def test_a_module_without_a_known_projection_is_refused_by_name():
 
     with pytest.raises(ModelError, match=r"OddAttention has no output projection .*fhon, fhon_ln.* Leave them out"):
         output_projection(OddAttention())
+
+
+def test_a_models_projections_are_factored_once_and_again_when_they_have_changed(tiny, monkeypatch):
+    factored = []
+    monkeypatch.setattr(
+        projections, "projection_factor", lambda *a, **k: factored.append(a[0]) or projection_factor(*a, **k)
+    )
+    model, rows = tiny(), [[5, 6, 7], [8, 9]]
+    first = measure_heads(model, rows, scores=["fhon"])
+    assert len(factored) == 3
+    with torch.enable_grad(), instrument(model, scores=["fhon"]) as probe:
+        model(torch.tensor(rows[:1])).logits.sum().backward()
+        assert len(factored) == 3
+        changed = model.model.layers[1].self_attn.o_proj
+        changed.weight.data.mul_(2)  # which PyTorch does not count as a change
+        model(torch.tensor(rows[:1]))
+    assert factored[3:] == [changed]
+    np.testing.assert_allclose(probe.scores["fhon"][1, 1], 2 * probe.scores["fhon"][0, 1], rtol=1e-5)
+    again = measure_heads(model, rows, scores=["fhon"])
+    assert len(factored) == 4
+    np.testing.assert_allclose(again["fhon"][:, 1], 2 * first["fhon"][:, 1], rtol=1e-5)
+
+
+def test_where_there_is_no_qr_the_factor_is_made_in_main_memory(monkeypatch):
+    class Slices:
+        """As on MPS, which has no QR."""
+
+        device = torch.device("mps")
+
+        def cpu(self):
+            return head_slices(layer, 2, 3, like=layer.weight)
+
+    layer = nn.Linear(6, 5, bias=False)
+    expected, placed = projection_factor(layer, 2, 3, like=layer.weight), []
+    monkeypatch.setattr(projections, "head_slices", lambda *_, **__: Slices())
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: placed.append(device) or self)
+    assert torch.equal(projection_factor(layer, 2, 3, like=layer.weight), expected)
+    assert placed == [torch.device("mps")]

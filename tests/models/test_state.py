@@ -25,7 +25,7 @@ from headcount.measure import measure_heads
 from headcount.models.instrument import instrument
 from headcount.models.loading import fingerprint, outline
 from headcount.models.observe import units_of
-from headcount.models.state import input_device
+from headcount.models.state import input_device, own_settings
 from tests.models.families import COMMON
 from tests.models.measured import POLICY, ROWS, TOKENS, assert_measured_as, layers_compiled, logits
 
@@ -214,6 +214,25 @@ def test_autocast_rounds_what_the_model_computes_and_nothing_that_is_measured(ti
         np.testing.assert_allclose(probe.scores["ahon"][0, layer], output.norm(dim=-1).mean(1)[0], rtol=1e-3)
     assert within.dtype == before.dtype == torch.bfloat16
     torch.testing.assert_close(within, before, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("precision", ["highest", "high", "medium"])
+def test_products_of_float32_are_not_rounded_within_our_own(precision):
+    """TF32 keeps 11 bits and bfloat16 8: relative errors of 5e-4 and 4e-3."""
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 256, 256)
+    torch.set_float32_matmul_precision(precision)
+    try:
+        with own_settings():
+            assert {torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision} <= {
+                "ieee",
+                "none",
+            }
+            exact = a.double() @ b.double()
+            assert ((a @ b) - exact).norm() < 1e-6 * exact.norm()
+        assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_defaults_of_pytorch_change_nothing(tiny):

@@ -9,8 +9,8 @@ from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import TAKEN
 from headcount.attention.ways import attend_by_the_fastest_way
 
-#: Tokens whose norms are computed at a time, in float32.
-_TOKENS_AT_A_TIME = 512
+#: Numbers of which a float32 copy is made at a time, on a processor and on a GPU, where every part is a call of its own.
+_NUMBERS_AT_A_TIME = {"cpu": 1 << 18, "cuda": 1 << 26}
 
 
 def attend(
@@ -56,9 +56,13 @@ def attend(
 def _norm(vectors: Tensor, factor: Tensor | None = None) -> Tensor:
     """L2 norm in float32 over the last dimension of ``[batch, head, token, dim]``, each head times its ``factor`` first.
 
-    A few tokens at a time: a float32 copy of them all would double the memory of attention.
+    Some tokens at a time: a float32 copy of them all would double the memory of attention.
     """
-    parts = (part.float() for part in vectors.split(_TOKENS_AT_A_TIME, dim=2))
+    if factor is None and vectors.is_cuda:
+        return torch.linalg.vector_norm(vectors, dim=-1, dtype=torch.float32)  # reads them as they are
+    of_a_token = max(1, vectors[:, :, :1].numel())
+    at_a_time = max(1, _NUMBERS_AT_A_TIME.get(vectors.device.type, 1 << 24) // of_a_token)
+    parts = (part.float() for part in vectors.split(at_a_time, dim=2))
     return torch.cat(
         [torch.linalg.vector_norm(part if factor is None else part @ factor, dim=-1) for part in parts], -1
     )

@@ -18,6 +18,7 @@ from headcount.attention.compiled import attend_compiled, supports_compiled
 from headcount.attention.fused import attend_fused, attend_fused_measured, supports_fused
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import OF_WEIGHTS
+from headcount.devices import out_of_memory
 from headcount.errors import InputError
 
 WAYS = ("compiled", "fused", "plain")
@@ -69,7 +70,7 @@ def _choose(inputs: AttentionInputs, wanted: frozenset[str]) -> str:
     allowed = [way for way in WAYS if forced in (None, "", way)]
     if "compiled" in allowed and supports_compiled(inputs) and _works("compiled", *_kind(inputs)):
         return "compiled"
-    if "fused" in allowed and weigh and supports_fused(inputs) and _works("fused", *_kind(inputs)):
+    if "fused" in allowed and weigh and supports_fused(inputs) and _works("fused", *_kind(inputs), wanted & OF_WEIGHTS):
         return "fused"
     return without
 
@@ -81,15 +82,29 @@ def _kind(inputs: AttentionInputs) -> tuple[str, torch.dtype, int, int, bool]:
 
 
 @cache
-def _works(way: str, device: str, dtype: torch.dtype, head_dim: int, value_dim: int, masked: bool) -> bool:
-    """Whether a way gives what plain attention gives, tried once; logs a warning if not."""
+def _works(
+    way: str,
+    device: str,
+    dtype: torch.dtype,
+    head_dim: int,
+    value_dim: int,
+    masked: bool,
+    wanted: frozenset[str] = OF_WEIGHTS,
+) -> bool:
+    """Whether a way gives what plain attention gives, tried once; logs a warning if not.
+
+    Memory that ran out says nothing about the way: that error goes on, and the next call tries again.
+    """
     try:
         with torch.inference_mode():
-            difference = _difference_from_plain(way, device, dtype, head_dim, value_dim, masked)
+            difference = _difference_from_plain(way, device, dtype, head_dim, value_dim, masked, wanted)
         if difference <= _TOLERANCES[dtype]:
             return True
         problem = f"its results are off by {difference:.2g}"
-    except Exception as error:  # whatever fails inside a compiler or a private operator, plain attention is there
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        # Whatever fails inside a compiler or a private operator, plain attention is there.
         problem = str(error) or type(error).__name__
     _logger.warning(
         "The %s way to measure attention is not used on %s in %s: %s. Numbers stay the same; measuring is slower.",
@@ -99,7 +114,7 @@ def _works(way: str, device: str, dtype: torch.dtype, head_dim: int, value_dim: 
 
 
 def _difference_from_plain(
-    way: str, device: str, dtype: torch.dtype, head_dim: int, value_dim: int, masked: bool
+    way: str, device: str, dtype: torch.dtype, head_dim: int, value_dim: int, masked: bool, wanted: frozenset[str]
 ) -> float:
     """On two examples of different length, one with padding: on the left with a window where there are masks."""
     generator = torch.Generator().manual_seed(0)
@@ -121,11 +136,11 @@ def _difference_from_plain(
     positions = Positions.from_mask(padding, batch, length, query.device)
     real = padding.to(device)[:, None]
     if way == "compiled":  # in small parts, so that what joins them is compared too
-        output, found = attend_compiled(inputs, positions, wanted=OF_WEIGHTS, block_rows=32, held_scores=64 * 32)
+        output, found = attend_compiled(inputs, positions, wanted=wanted, block_rows=32, held_scores=64 * 32)
     else:
-        output, found = attend_fused_measured(inputs, positions, wanted=OF_WEIGHTS)
-    expected_output, expected = attend_in_blocks(exact, positions, wanted=OF_WEIGHTS)
+        output, found = attend_fused_measured(inputs, positions, wanted=wanted)
+    expected_output, expected = attend_in_blocks(exact, positions, wanted=wanted)
     differences = [(output.float() - expected_output) * real[..., None]]
-    differences += [(found[name] - expected[name]) * real for name in OF_WEIGHTS]
+    differences += [(found[name] - expected[name]) * real for name in wanted]
     # A NaN anywhere must fail the comparison, and max() alone would drop it.
     return max(torch.nan_to_num(difference.abs(), nan=torch.inf).max().item() for difference in differences)

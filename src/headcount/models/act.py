@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from headcount.attention.measurements import RAW_TENSORS
+from headcount.devices import moved
 from headcount.errors import InputError
 from headcount.models.sites import Outputs
 from headcount.policies import Policy
 from headcount.policies.policy import Seen, declared
-from headcount.replacements import replaced
+from headcount.replacements import Replacement, replaced
 from headcount.scores import Score
 from headcount.units import UnitMap
 
@@ -47,6 +48,7 @@ class Act:
         self._draws, self._obeyed = draws, obeyed
         self._places = {layer.index: place for place, layer in enumerate(units.layers)}
         self._drawn: dict[tuple[int | None, torch.device], Tensor] = {}
+        self._obeying: dict[torch.device, list[tuple[Replacement, Tensor, Tensor]]] = {}
         self._decided: dict[int, Tensor] = {}  # place of the layer → bool [policy, row, unit]
         self._said: dict[int, dict[str, Tensor]] = {}  # place of the layer → score → [row, unit]
         self._measured: dict[int, dict[str, Tensor]] = {}  # place of the layer → what the other scores read
@@ -78,8 +80,13 @@ class Act:
     def decided(self) -> np.ndarray:
         """bool ``[policy, row, layer, unit]``; False in layers that did not run."""
         found = np.zeros((len(self._policies), *self._shape), bool)
-        for place, of_layer in self._decided.items():
-            found[:, :, place, : of_layer.shape[-1]] = of_layer.cpu().numpy()
+        if not self._decided:
+            return found
+        device = next(iter(self._decided.values())).device
+        fetched = torch.cat([of_layer.to(device) for of_layer in self._decided.values()], dim=-1).cpu()  # at once
+        sizes = [of_layer.shape[-1] for of_layer in self._decided.values()]
+        for place, of_layer in zip(self._decided, fetched.split(sizes, dim=-1), strict=True):
+            found[:, :, place, : of_layer.shape[-1]] = of_layer.numpy()
         return found
 
     def values(self) -> np.ndarray:
@@ -123,21 +130,27 @@ class Act:
             if outputs.layer in policy.exclude_layers:
                 return outputs.values
             return replaced(outputs.values, decided[obeyed], policy.instead)
-        assert obeyed is not None
-        chosen = torch.tensor(obeyed, device=decided.device)
-        off, values = decided[chosen, torch.arange(self._rows, device=decided.device)], outputs.values
-        insteads = dict.fromkeys(self._policies[i].instead for i in obeyed)
-        for instead in insteads:
-            mine = off
-            if len(insteads) > 1:
-                of_rows = torch.tensor([self._policies[i].instead == instead for i in obeyed], device=decided.device)
-                mine = off & of_rows[:, None]
-            values = replaced(values, mine, instead)
+        values = outputs.values
+        for instead, chosen, of_rows in self._obeyed_on(decided.device):
+            off = decided[chosen, torch.arange(self._rows, device=decided.device)]
+            values = replaced(values, off & of_rows, instead)
         return values
+
+    def _obeyed_on(self, device: torch.device) -> list[tuple[Replacement, Tensor, Tensor]]:
+        """Each replacement, the policy that each row obeys, and the rows ``[row, 1]`` whose policy puts it in."""
+        assert self._obeyed is not None and not isinstance(self._obeyed, int)
+        if device not in self._obeying:
+            chosen = moved(torch.tensor(self._obeyed), device)
+            insteads = [self._policies[i].instead for i in self._obeyed]
+            self._obeying[device] = [
+                (instead, chosen, moved(torch.tensor([other == instead for other in insteads])[:, None], device))
+                for instead in dict.fromkeys(insteads)
+            ]
+        return self._obeying[device]
 
     def _uniform(self, place: int, device: torch.device, seed: int | None) -> Tensor:
         if (seed, device) not in self._drawn:
-            self._drawn[seed, device] = self._draws(seed).to(device)
+            self._drawn[seed, device] = moved(self._draws(seed), device)
         return self._drawn[seed, device][:, place, : self._units.layers[place].num_attention_heads]
 
 

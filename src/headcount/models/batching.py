@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from headcount.devices import moved, out_of_memory
 from headcount.errors import InputError, ModelError, whole
 from headcount.models.loading import max_positions
 from headcount.models.state import input_device
@@ -20,7 +21,7 @@ Result = TypeVar("Result")
 _CPU_BATCH_TOKENS = 2048
 #: How many times its tokens a packed batch may have in attention, padding included.
 _PADDED = 4
-#: Part of a GPU's free memory that a batch may take, and the most tokens that still make it faster.
+#: Part of a GPU's memory beside the weights that a batch may take, and the most tokens that still make it faster.
 _GPU_SHARE, _MAX_BATCH_TOKENS = 0.25, 65_536
 
 #: Called with (examples done, examples in all).
@@ -64,7 +65,7 @@ def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Te
     for i, row in enumerate(rows):
         tokens[i, : len(row)] = torch.tensor(row, dtype=torch.int64)
         mask[i, : len(row)] = 1
-    return tokens.to(device), mask.to(device)
+    return moved(tokens, device), moved(mask, device)
 
 
 def batches(
@@ -86,23 +87,26 @@ def batches(
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not out_of_memory(error):
                 raise
-            if len(batch) == 1:
-                raise ModelError(
-                    f"One example of {sizes[batch[0]]} tokens does not fit in memory. Shorten the inputs (--max-length), use a "
-                    "smaller dtype, or spread the model over devices (--device-map auto)."
-                ) from None
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            if not warned:
-                warnings.warn(
-                    "A batch does not fit in memory and was halved; a smaller batch_tokens (--batch-tokens) spares the attempt.",
-                    stacklevel=2,
-                )
-                warned = True
-            half = len(batch) // 2
-            waiting += [batch[half:], batch[:half]]
         else:
             yield batch, result
+            del result
+            continue
+        # Only here: the error's traceback holds everything that the failed pass had made.
+        if len(batch) == 1:
+            raise ModelError(
+                f"One example of {sizes[batch[0]]} tokens does not fit in memory. Shorten the inputs (--max-length), use a "
+                "smaller dtype, or spread the model over devices (--device-map auto)."
+            )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if not warned:
+            warnings.warn(
+                "A batch does not fit in memory and was halved; a smaller batch_tokens (--batch-tokens) spares the attempt.",
+                stacklevel=2,
+            )
+            warned = True
+        half = len(batch) // 2
+        waiting += [batch[half:], batch[:half]]
 
 
 def run_in_batches(
@@ -116,26 +120,25 @@ def run_in_batches(
 
 
 def batch_tokens_for(model: PreTrainedModel, given: int | None = None) -> int:
-    """Tokens in a batch: as ``given``, or as many as suit the memory (a processor's caches, a part of a GPU's free memory)."""
+    """Tokens in a batch: as ``given``, or as many as suit the memory (a processor's caches, a part of a GPU's memory).
+
+    A GPU's memory less the weights on it, of the fullest where there are several: not what is free at the moment, so that one
+    model on one machine is always read in the same batches.
+    """
     if given is not None:
         return whole(given, "batch_tokens is the number of tokens in a batch, at least 1", least=1)
-    device = input_device(model)
-    if device.type != "cuda":
+    if input_device(model).type != "cuda":
         return _CPU_BATCH_TOKENS
+    held = {input_device(model): 0}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_cuda:
+            held[tensor.device] = held.get(tensor.device, 0) + tensor.numel() * tensor.element_size()
+    beside = min(torch.cuda.mem_get_info(device)[1] - weights for device, weights in held.items())
     config = model.config.get_text_config()
     # A token takes its hidden states in every layer (kept to restart there), keys and values, and a layer's work.
     numbers = config.num_hidden_layers * 3 * config.hidden_size + 16 * config.hidden_size
-    free, _ = torch.cuda.mem_get_info(device)
-    tokens = int(free * _GPU_SHARE / (numbers * model.dtype.itemsize))
+    tokens = int(beside * _GPU_SHARE / (numbers * model.dtype.itemsize))
     return max(256, min(tokens, _MAX_BATCH_TOKENS))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether that is why a pass failed, on whichever device."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return "not enough memory" in text or "can't allocate memory" in text or "out of memory" in text
 
 
 def check_lengths(

@@ -65,6 +65,7 @@ class ForwardContext:
         self.num_layers = 0
         """Attention layers that ran so far."""
         self._uniform: dict[int, Tensor] = {}
+        self._texts: list[np.ndarray] | None = None
         self._handed_on = False
 
     def hands_on(self, base: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -75,15 +76,20 @@ class ForwardContext:
         self._handed_on = tokens is None or tokens is self.tokens
         return self._handed_on
 
-    def uniform(self, seed: int, num_layers: int, num_heads: int) -> Tensor:
-        """Float32 ``[batch, layer, head]`` on [0, 1), a function of the seed and each example's real tokens alone."""
-        if seed not in self._uniform:
+    def fetch_texts(self) -> list[np.ndarray]:
+        """Each example's real tokens, in main memory; before the first layer, since the host waits for them."""
+        if self._texts is None:
             if self.tokens is None:
                 raise ModelError("Random heads are drawn from an example's tokens: call the model with input_ids.")
             tokens = self.tokens.cpu().numpy()
             real = None if self.positions.real is None else self.positions.real.cpu().numpy()
-            texts = [row if real is None else row[real[i]] for i, row in enumerate(tokens)]
-            self._uniform[seed] = draw_rows(texts, seed, (num_layers, num_heads))
+            self._texts = [row if real is None else row[real[i]] for i, row in enumerate(tokens)]
+        return self._texts
+
+    def uniform(self, seed: int, num_layers: int, num_heads: int) -> Tensor:
+        """Float32 ``[batch, layer, head]`` on [0, 1), a function of the seed and each example's real tokens alone."""
+        if seed not in self._uniform:
+            self._uniform[seed] = draw_rows(self.fetch_texts(), seed, (num_layers, num_heads))
         return self._uniform[seed]
 
 

@@ -76,7 +76,7 @@ def instrument(
         check_policy(policy, units)
     if decide not in DECIDE:
         raise InputError(f"decide is one of {', '.join(DECIDE)}, not {decide!r}.")
-    recorder = _Recorder(units, policy, chosen, seed_of(seed), decide)
+    recorder = _Recorder(AttentionSite(model), units, policy, chosen, seed_of(seed), decide)
     with ExitStack() as stack:
         stack.enter_context(attention_replaced(model, recorder.layer, start=recorder.start, finish=recorder.finish))
         if chosen or (policy is not None and policy.needs):
@@ -87,10 +87,13 @@ def instrument(
 class _Recorder:
     """The attention of every layer of one instrumented model, and what it gathers for the probe."""
 
-    def __init__(self, units: UnitMap, policy: Policy | None, scores: list[Score], seed: int, decide: str) -> None:
+    def __init__(
+        self, site: AttentionSite, units: UnitMap, policy: Policy | None, scores: list[Score], seed: int, decide: str
+    ) -> None:
         self.probe = Probe(units, scores)
         self._units, self._policy, self._scores, self._seed, self._decide = units, policy, scores, seed, decide
-        self._site = AttentionSite()
+        self._site = site
+        self._draws_from_tokens = any("uniform" in reader.needs for reader in [*scores, *([policy] if policy else [])])
         self._running = decide == "running" and policy is not None and bool(policy.needs - {"uniform"})
         self._caches = Caches(fixed=policy is not None and not policy.needs, running=self._running)
         self._act: Act | None = None  # of the pass that runs, where it decides
@@ -100,6 +103,7 @@ class _Recorder:
     def start(self, context: ForwardContext) -> None:
         """Before a pass: what its cache was known to hold."""
         self._act, self._decided, self._before = None, {}, None
+        self._site.begin()
         if context.continues and self._decide == "every-pass":
             raise InputError("decide='every-pass' reads the whole text in every pass. Generate with use_cache=False.")
         if self._policy is not None and context.cache is not None:
@@ -115,6 +119,8 @@ class _Recorder:
                 self._units, [self._policy] if self._policy else [], scores=() if context.continues else self._scores,
                 rows=context.batch, draws=lambda seed: self._draws(seed, context), obeyed=0 if self._policy else None,
             )  # fmt: skip
+            if self._draws_from_tokens:
+                context.fetch_texts()
 
     def layer(self, module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
         """Attend, and act. Returns the output ``[batch, head, query, head_dim]``."""

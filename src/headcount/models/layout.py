@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from headcount.devices import moved
 from headcount.models.batching import pad
 
 
@@ -18,6 +19,7 @@ class Layout:
         tokens: int64 ``[batch, token]``, what the model reads.
         attention_mask: int64, the same shape, 0 for padding.
         lengths: int64 ``[row]``.
+        padded: whether rows differ in length.
         real: bool ``[row, token]``, False for padding.
         own_index: int64 ``[row, token]``, each token's place in its row; padding has that of the row's last token.
     """
@@ -28,16 +30,18 @@ class Layout:
         self._offsets = [0]
         for size in self._sizes:
             self._offsets.append(self._offsets[-1] + size)
-        self.lengths = torch.tensor(self._sizes, device=device)
-        steps = torch.arange(max(self._sizes), device=device)
-        self.real = steps < self.lengths[:, None]
-        self.own_index = steps.minimum(self.lengths[:, None] - 1)
+        self.padded = len({*self._sizes}) > 1
+        lengths = torch.tensor(self._sizes)
+        steps = torch.arange(max(self._sizes))
+        real, own_index = steps < lengths[:, None], steps.minimum(lengths[:, None] - 1)
+        self.lengths, self.real, self.own_index = (moved(tensor, device) for tensor in (lengths, real, own_index))
         if packed:
-            self.tokens = torch.tensor([[token for row in rows for token in row]], dtype=torch.int64, device=device)
+            tokens = torch.tensor([[token for row in rows for token in row]], dtype=torch.int64)
+            self.tokens = moved(tokens, device)
             self.attention_mask = torch.ones_like(self.tokens)
             # [row · token] → its place in the packed row
-            self._spread = (self.own_index + torch.tensor(self._offsets[:-1], device=device)[:, None]).flatten()
-            self._real_places = self.real.flatten().nonzero().squeeze(1)
+            self._spread = moved((own_index + torch.tensor(self._offsets[:-1])[:, None]).flatten(), device)
+            self._real_places = moved(real.flatten().nonzero().squeeze(1), device)
         else:
             self.tokens, self.attention_mask = pad(rows, device)
 
@@ -49,7 +53,7 @@ class Layout:
 
     def line_up(self, values: Tensor) -> Tensor:
         """``[row, token]`` → ``[batch, token]``."""
-        return values[self.real][None] if self.packed else values
+        return values.flatten().index_select(0, self._real_places)[None] if self.packed else values
 
     def spread(self, heads: Tensor) -> Tensor:
         """``[batch, head, token, dim]`` → ``[row, head, token, dim]``; padding repeats each row's last token."""

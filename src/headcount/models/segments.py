@@ -17,6 +17,7 @@ from transformers.masking_utils import causal_mask_function
 
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import extended
+from headcount.devices import moved
 from headcount.models.act import Act
 from headcount.models.context import ForwardContext
 from headcount.models.decoder import Decoder
@@ -85,7 +86,7 @@ class SegmentReader:
         self.packed = packed
         self.units = units_of(model)
         self.decoder: Decoder = decoder_of(model)
-        self._site = AttentionSite()
+        self._site = AttentionSite(model)
         self._pass: _Pass | None = None
 
     @contextmanager
@@ -105,6 +106,7 @@ class SegmentReader:
             attention_replaced(self.model, layer, mask_function=masks),
             torch.inference_mode(),
         ):
+            self._site.begin()
             yield self
 
     def read(
@@ -137,7 +139,7 @@ class SegmentReader:
             Logits ``[wanted, vocabulary]``, and the segments.
         """
         layout = Layout(rows, input_device(self.model), packed=self.packed)
-        continued = None if prefix is None or parents is None else torch.tensor(parents, device=layout.lengths.device)
+        continued = None if prefix is None or parents is None else moved(torch.tensor(parents), layout.lengths.device)
         now = _Pass(self._site, layout, prefix, continued, act, keep_states)
         # A model can hardly project nothing: one position stands in where no logits are wanted.
         where = layout.where(logits_at or [(0, 0)])
@@ -185,7 +187,7 @@ def _projecting_only(model: PreTrainedModel, shape: torch.Size, where: Tensor) -
     def select(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         hidden = args[0] if args else None
         if isinstance(hidden, Tensor) and hidden.dim() == 3 and hidden.shape[:2] == shape:
-            rows, columns = where.to(hidden.device)
+            rows, columns = moved(where, hidden.device)
             return (hidden[rows, columns][None], *args[1:])
         return None
 
@@ -220,9 +222,7 @@ class _Pass:
         if prefix is not None and parents is not None:
             self.real = torch.cat([prefix.real[parents], mask], dim=1)
             self.positions = torch.cat([prefix.positions[parents], self.own_positions], dim=1)
-        self._own = Positions(
-            real=None if bool(mask.all()) else mask, first=torch.zeros_like(lengths), last=lengths - 1
-        )
+        self._own = Positions(real=mask if layout.padded else None, first=torch.zeros_like(lengths), last=lengths - 1)
 
     def mask(self, allowed: Callable[..., Any]) -> Tensor | None:
         """bool ``[row, 1, token, slot]``: transformers' rule for a layer, applied to positions, and no padding.

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from headcount.attention.attend import attend
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import RAW_TENSORS
-from headcount.models.projection import head_slices, output_projection, projection_factor, projection_response
-from headcount.models.remembered import Stamp, weights
+from headcount.models.projection import factors_of, head_slices, output_projection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +21,14 @@ class Outputs:
 
 
 class AttentionSite:
-    """Attention's output projection: attends and measures, layer by layer.
+    """Attention's output projection: attends and measures, layer by layer."""
 
-    Keeps each layer's factored output projection as long as it is the same.
-    """
+    def __init__(self, model: nn.Module) -> None:
+        self._factors = factors_of(model)
 
-    def __init__(self) -> None:
-        self._factors: dict[int, tuple[Stamp, Tensor, Tensor]] = {}
+    def begin(self) -> None:
+        """Before passes between which the model's weights may have become others."""
+        self._factors.check()
 
     def outputs(
         self, module: nn.Module, layer: int, inputs: AttentionInputs, positions: Positions, needs: frozenset[str]
@@ -39,20 +39,13 @@ class AttentionSite:
             inputs,
             positions,
             needs=needs - RAW_TENSORS,
-            projection_factor=lambda: self._factor(module, layer, inputs),
+            projection_factor=lambda: self._factors.of(
+                output_projection(module), layer, inputs.query.shape[1], like=inputs.value
+            ),
         )
         if needs & RAW_TENSORS:
             measured |= _raw_tensors(needs, module, inputs, positions, output)
         return Outputs(layer=layer, values=output, measured=measured)
-
-    def _factor(self, module: nn.Module, layer: int, inputs: AttentionInputs) -> Tensor:
-        projection, heads, head_dim = output_projection(module), inputs.query.shape[1], inputs.value.shape[-1]
-        now, response = weights(projection), projection_response(projection, heads * head_dim, like=inputs.value)
-        known = self._factors.get(layer)
-        if known is None or known[0] != now or not torch.equal(known[1], response):
-            factor = projection_factor(projection, heads, head_dim, like=inputs.value)
-            known = self._factors[layer] = now, response, factor
-        return known[2]
 
 
 def _raw_tensors(

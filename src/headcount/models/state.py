@@ -139,9 +139,13 @@ def refuse_out_of_reach(model: PreTrainedModel) -> None:
 
 @contextmanager
 def own_settings(device: str = "cpu") -> Iterator[None]:
-    """Inside, neither ``torch.autocast`` of that device type nor PyTorch's defaults change what headcount computes."""
+    """Inside, neither ``torch.autocast`` of that device type nor PyTorch's defaults change what headcount computes.
+
+    Products of float32 are of float32 (no TF32, no bfloat16), whatever the model's own may be.
+    """
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
+        _exact_products(stack)
         if torch.is_autocast_enabled(device):
             stack.enter_context(torch.autocast(device, enabled=False))
         stack.enter_context(_in_main_memory())
@@ -149,6 +153,19 @@ def own_settings(device: str = "cpu") -> Iterator[None]:
             torch.set_default_dtype(torch.float32)
             stack.callback(torch.set_default_dtype, dtype)
         yield
+
+
+def _exact_products(stack: ExitStack) -> None:
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # up to PyTorch 2.8
+        if (before := torch.get_float32_matmul_precision()) != "highest":
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, before)
+        return
+    mkldnn: Any = torch.backends.mkldnn
+    for products in (torch.backends.cuda.matmul, mkldnn.matmul):
+        if (before := products.fp32_precision) not in ("ieee", "none"):
+            products.fp32_precision = "ieee"
+            stack.callback(setattr, products, "fp32_precision", before)
 
 
 def _in_main_memory() -> AbstractContextManager[Any]:

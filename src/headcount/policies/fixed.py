@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from headcount.devices import moved
 from headcount.policies.policy import Policy, PolicyFacts, Seen
 from headcount.units import UnitMap, UnitSet
 
@@ -48,4 +49,4 @@ class Fixed(Policy):
     def decide(self, seen: Seen) -> Tensor:
         chosen = torch.zeros(seen.shape[1], dtype=torch.bool)
         chosen[[head for layer, head in self.heads if layer == seen.layer]] = True
-        return chosen.to(seen.device).expand(seen.shape)
+        return moved(chosen, seen.device).expand(seen.shape)

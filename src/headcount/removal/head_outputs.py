@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from headcount.devices import out_of_memory
 from headcount.errors import ModelError
-from headcount.models.batching import Progress, batches_by_tokens, no_progress, out_of_memory
+from headcount.models.batching import Progress, batches_by_tokens, no_progress
 from headcount.models.capabilities import can_restart
 from headcount.models.observe import attention_modules, decoder_of
 from headcount.models.projection import output_projection

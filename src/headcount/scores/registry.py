@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from headcount.attention.measurements import MEASUREMENTS, LayerMeasurements
+from headcount.devices import out_of_memory
 from headcount.errors import HeadcountError, InputError, nearest
 from headcount.scores.facts import ScoreFacts, Side
 
@@ -37,7 +38,7 @@ class Score(ScoreFacts):
         try:
             values = self.function(measurements)
         except Exception as error:
-            if isinstance(error, HeadcountError | MemoryError) or "memory" in str(error):  # a smaller batch may fit
+            if isinstance(error, HeadcountError) or out_of_memory(error):  # a smaller batch may fit
                 raise
             raise InputError(
                 f"Score {self.id!r} fails ({type(error).__name__}: {error}). Correct its function."

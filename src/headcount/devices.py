@@ -1,0 +1,19 @@
+"""What differs from device to device: how tensors get there, and how their memory runs out."""
+
+import torch
+from torch import Tensor
+
+#: What errors say that are of no class of their own: of the allocators, and of cuBLAS, cuDNN and hipBLAS for their workspaces.
+_RAN_OUT = ("not enough memory", "can't allocate memory", "out of memory", "STATUS_ALLOC_FAILED")
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor in main memory, on a device. The host does not wait until it is there, nor for what the device is at."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is why a computation failed, on whichever device."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return any(sign in str(error) for sign in _RAN_OUT)
