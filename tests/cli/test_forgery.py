@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from headcount.errors import HeadcountError
+from headcount.files import checksum
 from headcount.store import begin_run, open_run
-from headcount.store.files import checksum
 from headcount.study.folder import open_study
 from headcount.study.progress import study_progress, whats_left
 from headcount.summaries import Summary

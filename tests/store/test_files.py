@@ -9,8 +9,8 @@ import pytest
 import xarray as xr
 
 from headcount.errors import RunError
+from headcount.files import cannot_write
 from headcount.store import open_run, write_atomically
-from headcount.store.files import cannot_write
 from tests.store.parts import table
 
 

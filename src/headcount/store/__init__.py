@@ -1,8 +1,8 @@
 """A run on disk: written so that nothing finished is ever lost, read as xarray and pandas."""
 
+from headcount.files import write_atomically
 from headcount.store.begin import begin_run, continue_run
 from headcount.store.export import table_csv
-from headcount.store.files import write_atomically
 from headcount.store.folder import is_run
 from headcount.store.identity import differences, environment
 from headcount.store.manifest import Manifest

@@ -10,19 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from headcount.errors import RunError
-from headcount.store.files import (
-    WRITTEN,
-    Damaged,
-    Shard,
-    append_line,
-    as_shard,
-    checksum,
-    damaged,
-    every_shard,
-    is_whole,
-    leftovers,
-    read_file,
-)
+from headcount.files import append_line, checksum, read_file
+from headcount.store.files import WRITTEN, Damaged, Shard, as_shard, damaged, every_shard, is_whole, leftovers
 from headcount.store.folder import MANIFEST, METRICS, OUTCOMES, SCORES, SUMMARIES, is_run
 from headcount.store.identity import differences, environment
 from headcount.store.lock import HOLDER, claimed

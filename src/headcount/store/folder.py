@@ -11,20 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from headcount.store.files import (
-    WRITTEN,
-    Damaged,
-    Shard,
-    as_shard,
-    checksum,
-    damaged,
-    is_whole,
-    kind,
-    read_file,
-    shards,
-    write_atomically,
-    written,
-)
+from headcount.files import checksum, kind, read_file, write_atomically
+from headcount.store.files import WRITTEN, Damaged, Shard, as_shard, damaged, is_whole, shards, written
 from headcount.store.lock import holder
 from headcount.store.manifest import Manifest, Settings
 from headcount.store.summaries import span, standing, summary_files

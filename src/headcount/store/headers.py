@@ -7,10 +7,11 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, field_validator
 
-from headcount.store.files import damaged, open_file
+from headcount import tensor_files
+from headcount.files import open_file
+from headcount.store.files import damaged
 from headcount.store.manifest import Count, Facts, first_fault, plain
 
-_LARGEST = 100_000_000  # bytes of a header, as in safetensors
 _NOT_SCORES = {"example", "layer", "head", "num_tokens", "share", "score"}  # names of dimensions
 
 
@@ -56,13 +57,11 @@ def read_header(file: Path) -> Header:
     """A shard's header. Raises Damaged if it is none of headcount's."""
     try:
         with open_file(file) as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if length > _LARGEST:
-                raise ValueError("its header is too long")
-            tensors = plain(json.loads(stream.read(length)))
+            tensors, start = tensor_files.read_header(stream)
             size = os.fstat(stream.fileno()).st_size
+        tensors = plain(tensors)
         facts = plain(json.loads(tensors.pop("__metadata__")["headcount"]))
-        header = Header.model_validate({**facts, "tensors": tensors, "start": 8 + length})
+        header = Header.model_validate({**facts, "tensors": tensors, "start": start})
         if size != header.start + max(tensor.data_offsets[1] for tensor in header.tensors.values()):
             raise ValueError("it is shorter or longer than its header says")
         return header

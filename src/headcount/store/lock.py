@@ -13,7 +13,8 @@ from filelock import FileLock, Timeout
 from pydantic import BaseModel, Field
 
 from headcount.errors import RunError
-from headcount.store.files import cannot_write, check_parts, kind, leftovers, make_folder, read_file, write_atomically
+from headcount.files import cannot_write, kind, make_folder, read_file, write_atomically
+from headcount.store.files import check_parts, leftovers
 
 LOCK, HOLDER = ".lock", ".holder.json"
 _Said = Annotated[str, Field(max_length=10_000)]

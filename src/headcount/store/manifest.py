@@ -21,7 +21,8 @@ from pydantic import (
 )
 
 from headcount.errors import RunError
-from headcount.store.files import NOTED, checksum, damaged, read_file
+from headcount.files import checksum, read_file
+from headcount.store.files import NOTED, damaged
 from headcount.units import Count, LayerUnits, UnitMap
 
 #: Inputs, or questions, whose results are written together.

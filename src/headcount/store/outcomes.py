@@ -10,8 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field, SkipValidation
 
+from headcount.files import open_file
 from headcount.metrics import DIRECTIONS, directions_of
-from headcount.store.files import Shard, damaged, open_file, read_shard
+from headcount.store.files import Shard, damaged, read_shard
 from headcount.store.manifest import Count, Facts, RuleFacts, curve_of_old, plain
 
 _KEY = b"headcount"

@@ -16,7 +16,8 @@ from xarray.backends import BackendArray
 from xarray.core import indexing
 
 from headcount.errors import InputError
-from headcount.store.files import Shard, checksum, damaged, open_file
+from headcount.files import checksum, open_file
+from headcount.store.files import Shard, damaged
 from headcount.store.headers import Header, read_header
 from headcount.units import MOST_HEADS
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from headcount.errors import InputError
-from headcount.store.files import cannot_write, make_folder
+from headcount.files import cannot_write, make_folder
 from headcount.unfinished import clear_leftovers, sync, sync_folder, unfinished
 
 

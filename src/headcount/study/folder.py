@@ -14,20 +14,10 @@ import pandas as pd
 from pydantic import Field
 
 from headcount.errors import InputError, RunError
+from headcount.files import checksum, kind, read_file
 from headcount.store import Manifest, Run, environment, is_run, open_run, table_csv, write_atomically
 from headcount.store.described import noted_facts
-from headcount.store.files import (
-    WRITTEN,
-    Damaged,
-    Shard,
-    check_parts,
-    checksum,
-    damaged,
-    is_whole,
-    kind,
-    leftovers,
-    read_file,
-)
+from headcount.store.files import WRITTEN, Damaged, Shard, check_parts, damaged, is_whole, leftovers
 from headcount.store.folder import MANIFEST as RUN
 from headcount.store.lock import HOLDER, claimed, holder
 from headcount.store.manifest import Facts, NotedScore, Sealed

@@ -1,0 +1,121 @@
+"""safetensors files of float32 tensors, written as they come and read as if a stranger had written them.
+
+Format: https://huggingface.co/docs/safetensors, with what is there beside the tensors as JSON under ``headcount``.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import BufferedReader
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from headcount.files import open_file, write_atomically
+
+_LARGEST = 100_000_000  # bytes of a header, as in safetensors
+_BYTES = 4  # of a float32
+
+
+def write_tensors(
+    file: Path, facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], tensor: Callable[[str], Tensor]
+) -> None:
+    """Write tensors with ``facts``, whole or not at all, one tensor at a time.
+
+    Args:
+        file: replaced if it is there.
+        facts: for JSON.
+        shapes: by name, in the file's order.
+        tensor: gives each, in float32 and in main memory, when it is written.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    write_atomically(file, _encoded(facts, shapes, tensor))
+
+
+def read_tensors(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The facts and tensors of a file, which takes no more memory than the file has bytes.
+
+    Raises:
+        OSError: it cannot be read, or is a link, a pipe, a folder or a device.
+        ValueError: it is not what ``write_tensors`` writes.
+    """
+    with open_file(file) as stream:
+        header, start = read_header(stream)
+        facts = _facts(header)
+        places = {name: _place(name, entry) for name, entry in header.items()}
+        ends = [0, *(end for _, _, end in sorted(places.values(), key=lambda place: place[1]))]
+        begins = sorted(begin for _, begin, _ in places.values())
+        if begins != ends[:-1] or os.fstat(stream.fileno()).st_size != start + ends[-1]:
+            raise ValueError("its tensors are not where its header says")
+        tensors = {}
+        for name, (shape, begin, _) in places.items():
+            tensor = torch.empty(shape)
+            stream.seek(start + begin)
+            if stream.readinto(tensor.numpy().data.cast("B")) != tensor.numel() * _BYTES:
+                raise ValueError("it is shorter than its header says")
+            tensors[name] = tensor
+    return facts, tensors
+
+
+def read_header(stream: BufferedReader) -> tuple[dict[str, Any], int]:
+    """A safetensors file's header as it is, and where its tensors' bytes begin.
+
+    Raises:
+        ValueError: it has none.
+        RecursionError: its JSON is nested too deeply.
+    """
+    length = int.from_bytes(stream.read(8), "little")
+    if length > _LARGEST:
+        raise ValueError("its header is too long")
+    header = json.loads(stream.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    return header, 8 + length
+
+
+def _encoded(
+    facts: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], tensor: Callable[[str], Tensor]
+) -> Iterator[bytes | memoryview]:
+    header: dict[str, Any] = {"__metadata__": {"headcount": json.dumps(facts, sort_keys=True)}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + prod(shape) * _BYTES
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # so that tensors are aligned
+    yield len(encoded).to_bytes(8, "little")
+    yield encoded
+    for name in shapes:
+        yield content(tensor(name))
+
+
+def content(tensor: Tensor) -> memoryview:
+    """A float32 tensor's bytes, in its order."""
+    assert tensor.dtype == torch.float32 and tensor.numel()
+    return tensor.contiguous().numpy().data.cast("B")
+
+
+def _facts(header: dict[str, Any]) -> dict[str, Any]:
+    metadata = header.pop("__metadata__", None)
+    facts = json.loads(metadata.get("headcount", "null")) if isinstance(metadata, dict) else None
+    if not isinstance(facts, dict):
+        raise ValueError("it says nothing of itself")
+    return facts
+
+
+def _place(name: str, entry: Any) -> tuple[list[int], int, int]:
+    """Shape, and where a tensor begins and ends."""
+    try:
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
+        fits = dtype == "F32" and all(type(n) is int and n > 0 for n in (*shape, begin + 1, end))
+        fits = fits and 1 <= len(shape) <= 8 and end - begin == prod(shape) * _BYTES
+    except (LookupError, TypeError, ValueError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} is not a tensor of 32-bit floats")
+    return list(entry["shape"]), entry["data_offsets"][0], entry["data_offsets"][1]
