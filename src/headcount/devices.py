@@ -12,6 +12,12 @@ def moved(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
+def broken_for_good(error: BaseException) -> bool:
+    """Whether CUDA or HIP has failed in a way after which nothing works in this process any more."""
+    said = str(error)
+    return ("CUDA error" in said or "HIP error" in said) and not any(sign in said for sign in _RAN_OUT)
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether that is why a computation failed, on whichever device."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from headcount.errors import InputError, ModelError
+from headcount.models import loading
 from headcount.models.chat import expects_chat
 from headcount.models.loading import default_name, fingerprint, load, max_positions, resolve_device
+from headcount.models.weights import load_filled
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
 
@@ -62,6 +64,35 @@ def test_a_device_that_is_not_there_is_refused(checkpoint, device):
 def test_devices():
     assert resolve_device("cpu") == torch.device("cpu")
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
+
+
+def test_a_model_for_a_gpu_is_read_straight_into_its_memory(checkpoint, monkeypatch):
+    given = []
+
+    def here(*args, device_map, **options):
+        given.append(device_map)
+        return load_filled(*args, **options)
+
+    monkeypatch.setattr(loading, "resolve_device", torch.device)
+    monkeypatch.setattr(loading, "load_filled", here)
+    load(checkpoint(), device="cuda:1")
+    assert given == [{"": torch.device("cuda:1")}]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_model_that_does_not_fit_is_told_what_to_do(checkpoint, monkeypatch, device):
+    def full(*args, **options):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 1 GiB.")
+
+    monkeypatch.setattr(loading, "resolve_device", torch.device)
+    if device == "cuda":
+        monkeypatch.setattr(loading, "load_filled", full)
+    else:
+        monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(
+        ModelError, match=r"does not fit into memory \(CUDA out of memory\)\. Take a smaller --dtype, or spread"
+    ):
+        load(checkpoint(), device=device)
 
 
 def test_pickle_is_refused_unless_allowed(checkpoint):

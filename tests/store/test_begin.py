@@ -2,6 +2,7 @@
 
 import json
 import os
+import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -184,6 +185,18 @@ def test_the_same_model_under_another_name_continues_a_run(tmp_path):
         pass
     with begin_run(tmp_path / "run", **FACTS | {"model": {"name": "./here", "fingerprint": "ab"}}) as run:
         assert run.manifest.model.name == "some/model"
+
+
+def test_a_run_knows_its_batches_and_is_told_of_others(tmp_path):
+    with begin_run(tmp_path / "run", **FACTS, batch_tokens=2048) as run:
+        subject = run.manifest.subject
+    with warnings.catch_warnings(), begin_run(tmp_path / "run", **FACTS, batch_tokens=2048) as run:
+        assert run.manifest.batch_tokens == 2048
+    with (
+        pytest.warns(UserWarning, match=r"begun with batches of 2048 tokens, not 512: .* --batch-tokens 2048"),
+        begin_run(tmp_path / "run", **FACTS, batch_tokens=512) as run,
+    ):
+        assert (run.manifest.batch_tokens, run.manifest.subject) == (2048, subject)
 
 
 def test_continuing_keeps_when_the_run_was_begun_and_tells_of_other_versions(tmp_path):

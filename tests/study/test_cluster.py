@@ -4,7 +4,9 @@ import signal
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -76,3 +78,82 @@ def test_ray_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError, match=r"pip install 'headcount\[ray\]'"):
         RayWorkers()
+
+
+class Named(SimpleNamespace):
+    __hash__ = object.__hash__
+
+
+def asked_of(function):
+    return Named(remote=lambda *args: Named(result=partial(function, *args)))
+
+
+class PretendedRay:
+    """A cluster whose work is done when it is asked for, and whose GPU ``broken`` fails for good."""
+
+    class exceptions:
+        class RayActorError(Exception):
+            pass
+
+        class RayTaskError(Exception):
+            def __init__(self, cause):
+                super().__init__(str(cause))
+                self.cause = cause
+
+    def __init__(self, error):
+        self.error, self.killed, self.num_started = error, [], 0
+
+    def is_initialized(self):
+        return True
+
+    def cluster_resources(self):
+        return {"CPU": 2, "GPU": 2}
+
+    def remote(self, holder):
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=lambda _: self._start()))
+
+    def _start(self):
+        self.num_started += 1
+        number = self.num_started
+
+        def do(cell, unit):
+            if number == 1:
+                raise self.exceptions.RayTaskError(self.error)
+            return number, unit
+
+        return Named(number=number, open=asked_of(lambda cell: (self, number, "here")), do=asked_of(do))
+
+    def wait(self, references):
+        return references[:1], references[1:]
+
+    def get(self, reference):
+        return reference.result()
+
+    def kill(self, worker):
+        self.killed.append(worker.number)
+
+
+def on_pretended_ray(monkeypatch, error):
+    ray = PretendedRay(error)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    monkeypatch.setitem(sys.modules, "ray.exceptions", ray.exceptions)
+    _, engine = RayWorkers(workers=1).open(None, None, None)
+    kept = []
+    unit = SimpleNamespace(size=1)
+    engine.work([unit], lambda unit, result: kept.append(result[0]))
+    return ray, kept
+
+
+@pytest.mark.parametrize(
+    "said", ["CUDA error: an illegal memory access was encountered", "HIP error: unspecified launch failure"]
+)
+def test_a_worker_whose_gpu_failed_for_good_is_replaced(monkeypatch, said):
+    ray, kept = on_pretended_ray(monkeypatch, RuntimeError(said))
+    assert ray.killed == [1]
+    assert kept == [2]
+
+
+@pytest.mark.parametrize("said", ["shapes do not fit", "CUDA error: out of memory"])
+def test_other_errors_of_a_worker_end_the_work(monkeypatch, said):
+    with pytest.raises(PretendedRay.exceptions.RayTaskError, match=said):
+        on_pretended_ray(monkeypatch, RuntimeError(said))

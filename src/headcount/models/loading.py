@@ -20,6 +20,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.cache import cache_folder, kept
+from headcount.devices import out_of_memory
 from headcount.errors import InputError, ModelError
 from headcount.models.source import check_source, files_here
 from headcount.models.state import adapters, unwrapped, values
@@ -65,6 +66,8 @@ def load(
     is_gguf = name == DEMO or name.endswith(".gguf")
     source, options = find_source(name, revision, allow_pickle, trust_remote_code)
     wanted = DTYPES.get(dtype) or (_gguf_dtype(torch_device) if is_gguf else "auto")
+    if device_map is None and torch_device.type == "cuda" and not is_gguf:
+        device_map = {"": torch_device}  # straight there, and not through main memory first
     placement = {"device_map": device_map} if device_map is not None else {}
     weights = {"use_safetensors": None if allow_pickle else True} if not is_gguf else {}
     with quiet_transformers(), _explained(name):
@@ -78,10 +81,8 @@ def load(
         _forget_quantization(loaded)
         loaded.config._name_or_path = loaded.name_or_path = tokenizer.name_or_path = default_name(name)
     if device_map is None:
-        try:
+        with _explained(name):
             loaded = loaded.to(torch_device)  # pyright: ignore[reportArgumentType]  (its stub takes no device)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            raise ModelError(f"{name} does not fit on {torch_device} ({error}). Try --device-map auto.") from error
     loaded = loaded.eval().requires_grad_(False)
     check_values(loaded, name, [] if is_gguf else files_here(source, options))
     return loaded, tokenizer
@@ -288,6 +289,10 @@ def _explained(name: str) -> Iterator[None]:
     except Exception as error:
         text = " ".join(str(error).split())
         first = text.split(". ")[0][:300].rstrip(".")
+        if out_of_memory(error):
+            raise ModelError(
+                f"{name} does not fit into memory ({first}). Take a smaller --dtype, or spread it with --device-map auto."
+            ) from error
         if isinstance(error, ZeroDivisionError):
             first = "a size in its configuration is 0"
         if "trust_remote_code" in text:

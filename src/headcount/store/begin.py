@@ -29,6 +29,7 @@ def begin_run(
     model: Mapping[str, Any],
     data: Mapping[str, Any],
     settings: Mapping[str, Any],
+    batch_tokens: int | None = None,
     command: str = "",
 ) -> Iterator[Run]:
     """Make a run, or continue the one in the folder if it is of the same model, data and settings, as its only writer.
@@ -40,6 +41,7 @@ def begin_run(
         model: facts about the model, its ``fingerprint`` among them.
         data: facts about the data.
         settings: what else decides the numbers, such as the seed.
+        batch_tokens: tokens in a batch, on which the numbers depend by rounding.
         command: what is being done, for the run's history and for those who find it locked.
 
     Raises:
@@ -59,10 +61,17 @@ def begin_run(
                     "those of one run by rounding.",
                     stacklevel=3,
                 )
+            if batch_tokens and (before := run.manifest.batch_tokens) not in (None, batch_tokens):
+                warnings.warn(
+                    f"{str(folder)!r} was begun with batches of {before} tokens, not {batch_tokens}: its numbers may differ from "
+                    f"those of one run by rounding. --batch-tokens {before} (batch_tokens) continues it as it began.",
+                    stacklevel=3,
+                )
         else:
             run = Run(folder, facts)
         if not run.manifest.created:
-            run.update(created=now, command=command, environment=versions)
+            read_in = {} if batch_tokens is None else {"batch_tokens": batch_tokens}
+            run.update(created=now, command=command, environment=versions, **read_in)
         _repair(run)
         with suppress(OSError, RunError):  # for people alone
             append_line(folder / _HISTORY, json.dumps({"time": now, "command": command, "environment": versions}))

@@ -245,6 +245,8 @@ class Manifest(Sealed):
     model: ModelFacts = ModelFacts()
     data: DataFacts = DataFacts()
     settings: Settings = Settings()
+    batch_tokens: Count | None = None
+    """Tokens in a batch, which the last digits depend on."""
     scores: dict[str, NotedScore] = {}
     measured: Measured | None = None
     thresholds: Thresholds | None = None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from headcount.devices import broken_for_good
 from headcount.errors import HeadcountError, InputError, RunError
 from headcount.models.batching import Progress, no_progress
 from headcount.scores import load_scores
@@ -54,10 +55,14 @@ class _Holder:
         return unit.run(self._opened[2].subject, no_progress)
 
 
+class _WorkerLost(Exception):
+    """It died, or its GPU is of no use to it any more."""
+
+
 class RayWorkers:
     """Workers on a Ray cluster.
 
-    A worker that dies, or whose machine does, is replaced, and the unit it was at is done by another. The process that
+    A worker that dies, or whose machine or GPU fails, is replaced, and the unit it was at is done by another. The process that
     runs the study alone writes to disk, so it may be stopped and started again like that of the local engine, and the
     machines need no common file system but for models, task files and texts given by their paths.
 
@@ -135,7 +140,7 @@ class RayWorkers:
             worker, unit = running.pop(ready)
             try:
                 result = self._get(ready)
-            except self._ray.exceptions.RayActorError as error:
+            except _WorkerLost as error:
                 tries[id(unit)] += 1
                 if tries[id(unit)] == _TRIES:
                     pid, host = self.pids.get(worker, ("?", "?"))
@@ -165,6 +170,7 @@ class RayWorkers:
         return holder.remote(None if self._gpus else self._cpus)
 
     def _replace(self, worker: Any, cell: _Cell) -> None:
+        self._ray.kill(worker)
         self.pids.pop(worker, None)
         self._workers.remove(worker)
         self._workers.append(self._new())
@@ -175,7 +181,7 @@ class RayWorkers:
         worker = self._starting.pop(reference)
         try:
             facts, pid, host = self._get(reference)
-        except self._ray.exceptions.RayActorError as error:
+        except _WorkerLost as error:
             self._failed_starts += 1
             if self._failed_starts == _TRIES:
                 raise RunError(
@@ -194,9 +200,13 @@ class RayWorkers:
     def _get(self, reference: Any) -> Any:
         try:
             return self._ray.get(reference)
+        except self._ray.exceptions.RayActorError as error:
+            raise _WorkerLost(str(error)) from error
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, HeadcountError):
                 raise error.cause from None
+            if broken_for_good(cause := error.cause or error):
+                raise _WorkerLost(str(cause)) from error
             raise
 
 

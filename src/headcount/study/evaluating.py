@@ -211,8 +211,9 @@ def begun(
         known = open_run(folder).settings if is_run(Path(folder)) else known
     kept = {"shard": known.shard, "scores_dtype": known.scores_dtype, "summaries": known.summaries}
     return begin_run(
-        folder, model=facts.model, data=facts.data, settings={"seed": seed} | kept | chosen, command=command
-    )
+        folder, model=facts.model, data=facts.data, settings={"seed": seed} | kept | chosen,
+        batch_tokens=facts.batch_tokens, command=command,
+    )  # fmt: skip
 
 
 def ask(run: Run, subject: Subject, asking: Asking, announce: Announce = silent) -> None:

@@ -63,16 +63,17 @@ class Subject:
     data: dict[str, Any]
     rows: list[list[int]]
     benchmark: "Benchmark | None"
-    batch_tokens: int | None
+    batch_tokens: int
 
     def workload(self) -> Workload:
         if self.benchmark is not None:
             return self.benchmark.workload()
-        return Workload(tokens=(), at_once=PART_BATCHES * batch_tokens_for(self.model.model, self.batch_tokens))
+        return Workload(tokens=(), at_once=PART_BATCHES * self.batch_tokens)
 
     def facts(self) -> "SubjectFacts":
         return SubjectFacts(
             model=self.model.facts(), data=self.data, inputs=tuple(map(len, self.rows)), workload=self.workload(),
+            batch_tokens=self.batch_tokens,
         )  # fmt: skip
 
 
@@ -86,6 +87,7 @@ class SubjectFacts:
     """Tokens of each."""
     workload: Workload
     """Of the questions; of none for texts."""
+    batch_tokens: int
 
     @property
     def num_inputs(self) -> int:
@@ -134,6 +136,9 @@ def read_data(
         InputError: texts that cannot be read or are too long, or a chat template that the model lacks.
         TaskError: a task that cannot be had.
     """
+    batch_tokens = batch_tokens_for(
+        loaded.model, batch_tokens
+    )  # once: all shards of a run are read in the same batches
     if isinstance(data, Texts):
         rows = text_rows(loaded, data)
         facts = data.model_dump(mode="json", exclude={"name"})
