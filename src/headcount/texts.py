@@ -4,9 +4,10 @@ import codecs
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from headcount.errors import InputError, nearest
 
@@ -141,15 +142,17 @@ def _read_parquet(path: Path, column: str) -> Iterator[_Placed]:
     names = file.schema_arrow.names
     if column not in names:
         raise InputError(f"{str(path)!r} has no column {column!r}. {nearest(column, names)} Choose with --text-column.")
-    row = 0
-    for batch in file.iter_batches(batch_size=256, columns=[column]):
-        for entry in batch.column(0).to_pylist():
-            row += 1
-            if entry is not None and not isinstance(entry, str):
-                raise InputError(
-                    f"Column {column!r} of {str(path)!r} holds no texts. Choose another with --text-column."
-                )
-            yield entry or "", f"Row {row} of {str(path)!r}"
+    batches = file.iter_batches(batch_size=256, columns=[column])
+    yield from _texts_of((row for batch in batches for row in batch.to_pylist()), str(path), column)
+
+
+def _texts_of(rows: Iterable[Any], source: str, column: str) -> Iterator[_Placed]:
+    for number, row in enumerate(rows, 1):
+        if column not in row:
+            raise InputError(f"{source!r} has no column {column!r}. {nearest(column, row)} Choose with --text-column.")
+        if row[column] is not None and not isinstance(row[column], str):
+            raise InputError(f"Column {column!r} of {source!r} holds no texts. Choose another with --text-column.")
+        yield row[column] or "", f"Row {number} of {source!r}"
 
 
 def _read_hub(source: str, column: str, limit: int | None) -> Iterator[_Placed]:
@@ -162,14 +165,7 @@ def _read_hub(source: str, column: str, limit: int | None) -> Iterator[_Placed]:
     name, _, config = source.partition(":")
     try:
         rows = load_dataset(name, config or None, split="train", streaming=True)
-        for number, row in enumerate(rows, 1):
-            if column not in row:
-                raise InputError(
-                    f"{source!r} has no column {column!r}. {nearest(column, row)} Choose with --text-column."
-                )
-            if row[column] is not None and not isinstance(row[column], str):
-                raise InputError(f"Column {column!r} of {source!r} holds no texts. Choose another with --text-column.")
-            yield row[column] or "", f"Row {number} of {source!r}"
+        yield from _texts_of(rows, source, column)
     except InputError:
         raise
     except Exception as error:  # datasets raises many kinds of error for data that cannot be had

@@ -7,7 +7,7 @@ import pandas as pd
 import xarray as xr
 
 from headcount.store import begin_run
-from headcount.store.described import noted_facts
+from headcount.store.run import noted_facts
 from headcount.study.analysing import analyse_study
 from headcount.study.folder import begin_study
 from headcount.study.spec import Study

@@ -11,10 +11,9 @@ from headcount.evaluation.evaluate import evaluate
 from headcount.measure import measure_heads
 from headcount.models.loading import load
 from headcount.policies import Random, Threshold
-from headcount.study.check import check_study
 from headcount.study.folder import find_faults, is_study, open_study
 from headcount.study.progress import study_progress
-from headcount.study.running import run_study
+from headcount.study.running import check_study, run_study
 from headcount.study.spec import Study
 from headcount.thresholding import thresholds
 from tests.runs import contents

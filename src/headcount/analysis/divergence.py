@@ -19,11 +19,7 @@ def divergence_table(
 ) -> pd.DataFrame:
     """How far each policy moves the answers from the untouched model's, with paired bootstrap intervals.
 
-    Args:
-        outcomes: one row a policy and question.
-        confidence: of the intervals.
-        resamples: bootstrap draws.
-        seed: of the draws.
+    Arguments are those of ``accuracy_table``.
 
     Returns:
         One row a policy but the baseline, in order of first appearance: policy, curve, share_asked, share_realised,

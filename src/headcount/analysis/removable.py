@@ -65,16 +65,13 @@ def removable_table(
     Of a metric that is better when lower a fall is a rise: the share is where the curve last rises above the baseline
     plus the margin.
 
+    Arguments are those of ``accuracy_table``, and:
+
     Args:
-        outcomes: one row a policy and question.
-        metric: the column to average.
-        higher_is_better: which way it is better, where its tasks are not to be asked.
         margin: the fall that is tolerated: of accuracy as a fraction of 1 (0.01 for 1 point), or with ``relative`` as a
             fraction of the baseline's accuracy (0.01 for 1 percent of it).
         relative: whether ``margin`` is relative.
         confidence: of the interval, and of ``share_shown``.
-        resamples: bootstrap draws.
-        seed: of the draws.
 
     Returns:
         One row a curve, in order of first appearance: curve; removable_share; is_lower_bound (the curve does not end

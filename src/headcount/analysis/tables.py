@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
+from operator import attrgetter
 
 import pandas as pd
 import xarray as xr
@@ -261,10 +262,7 @@ def _of_curves(
 
 
 def _by(runs: Sequence[RunTables], attribute: str) -> Iterator[tuple[str, list[RunTables]]]:
-    def key(run: RunTables) -> str:
-        return getattr(run, attribute)
-
-    for name, group in groupby(sorted(runs, key=key), key):
+    for name, group in groupby(sorted(runs, key=attrgetter(attribute)), attrgetter(attribute)):
         yield name, list(group)
 
 

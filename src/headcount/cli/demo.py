@@ -25,7 +25,7 @@ def demo(
     with steps() as progress:
         from headcount.cli.evaluate import print_results
         from headcount.cli.report import write_report
-        from headcount.cli.runs import command_line, default_folder, keep_offline, load_model, read_data
+        from headcount.cli.runs import command_line, default_folder, keep_offline
 
         keep_offline(True)
         from headcount.resolving import policy_at
@@ -35,12 +35,12 @@ def demo(
         from headcount.study.evaluating import ask, begun
         from headcount.study.spec import ModelSpec, Tasks
         from headcount.study.stages import measure_inputs
+        from headcount.study.subject import load_model, read_data
         from headcount.study.units import LocalEngine
         from headcount.thresholding import SHARES as ALL_SHARES
 
-        questions = options.Questions(offline=True, chat_template=False)
-        loaded = load_model(ModelSpec(model="demo"), progress)
-        subject = read_data(loaded, Tasks(tasks=(TASK,), limit=limit), questions, progress, seed=seed)
+        loaded, data = load_model(ModelSpec(model="demo"), announce=progress.start), Tasks(tasks=(TASK,), limit=limit)
+        subject = read_data(loaded, data, chat_template=False, offline=True, seed=seed, announce=progress.start)
         folder, facts = output_folder or default_folder("demo", [TASK]), subject.facts()
         progress.keep_in(folder, output_folder)
         policies = tuple(policy_at(score, share, seed=seed) for score in SCORES for share in SHARES)

@@ -12,6 +12,7 @@ from headcount.errors import InputError
 
 if TYPE_CHECKING:
     from headcount.store import Run
+    from headcount.study.subject import Subject
 
 
 @app.command()
@@ -57,40 +58,37 @@ def evaluate(
 ) -> None:
     """Zero inactive heads, chosen anew for each input, while a benchmark runs, and compare with the untouched model."""
     from headcount.resolving import read_policy
-    from headcount.study.asking import Asking
 
     if not task:
         raise InputError("Say which benchmark to run: --task NAME, such as arc_easy or mmlu.")
     excluded = frozenset(exclude_layer or ())
-    policies = (
+    policies = [
         read_policy(text, exclude_layers=excluded, seed=seed, model=published_model or loading.model)
         for text in policy or ()
-    )
-    asking = Asking(
-        policies=tuple(dict.fromkeys(policies)), exclude_layers=excluded, thresholds_from=thresholds_from,
-        pruned=tuple(pruned or ()), **stopping.asked(judging),
-    )  # fmt: skip
+    ]
+    asked, read = stopping.asked(judging), []
     with steps() as progress:
-        from headcount.cli.runs import command_line, default_folder, load_model, questions_of, read_data
+        from headcount.cli.runs import command_line, default_folder, keep_offline, say_template
 
-        data = questions_of(task, questions, progress)
-        loaded = load_model(loading.spec(), progress, offline=questions.offline)
-        from headcount.study.evaluating import ask, begun
-        from headcount.study.pruned import check_pruned
+        keep_offline(questions.offline)
+        from headcount.study.evaluating import evaluate_run
 
-        for checkpoint in asking.pruned:
-            check_pruned(checkpoint, loaded)
-        subject = read_data(loaded, data, questions, progress, batch_tokens=batch_tokens, seed=seed)
         folder = output_folder or default_folder(loading.model, task)
-        progress.keep_in(folder, output_folder)
-        with begun(folder, subject.facts(), seed=seed, command=command_line()) as run:
-            ask(run, subject, asking, progress.start)
+
+        def prepared(subject: "Subject") -> None:
+            read.append(subject.benchmark)
+            say_template(subject, questions.chat_template)
+            progress.keep_in(folder, output_folder)
+
+        run = evaluate_run(
+            folder, loading.spec(), task, policies, **vars(questions), **asked, batch_tokens=batch_tokens, seed=seed,
+            exclude_layers=excluded, thresholds_from=thresholds_from, pruned=pruned or (),
+            announce=progress.start, prepared=prepared, command=command_line(),
+        )  # fmt: skip
     print_results(run, judging.metric, judging.higher_is_better)
-    assert subject.benchmark is not None
-    if subject.benchmark.num_truncated:
+    if num_truncated := read[0].num_truncated:
         output.print(
-            f"{subject.benchmark.num_truncated} inputs were longer than the model's positions: their starts were cut off, "
-            "as in lm-eval."
+            f"{num_truncated} inputs were longer than the model's positions: their starts were cut off, as in lm-eval."
         )
 
 

@@ -1,6 +1,6 @@
 """``headcount measure``: every score of every head on a benchmark's questions or on texts."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -8,6 +8,9 @@ from headcount.cli import options
 from headcount.cli.app import app, grouped
 from headcount.cli.console import output, steps
 from headcount.errors import InputError
+
+if TYPE_CHECKING:
+    from headcount.study.subject import Subject
 
 
 @app.command()
@@ -55,34 +58,33 @@ def measure(
     if scores_dtype not in DTYPES:
         raise InputError(f"Unknown --scores-dtype {scores_dtype!r}. Use {' or '.join(DTYPES)}.")
     with steps() as progress:
-        from headcount.cli.runs import command_line, default_folder, keep_offline, load_model, questions_of, read_data
+        from headcount.cli.runs import command_line, default_folder, keep_offline, say_template
 
         keep_offline(questions.offline)
         from headcount.scores import select_scores
-        from headcount.study.evaluating import begun, named_texts
-        from headcount.study.stages import measure_inputs
-        from headcount.study.units import LocalEngine
+        from headcount.study.evaluating import measure_run, named_texts
         from headcount.thresholding import not_finite, said_not_finite
 
         ids = [chosen.id for chosen in select_scores(score or "all")]
-        if texts:
-            data = named_texts(
-                texts, text_column=text_column, limit=questions.limit, max_length=max_length, too_long=too_long
-            )
-        else:
-            data = questions_of(task or (), questions, progress)
-        loaded = load_model(loading.spec(), progress, offline=questions.offline)
-        subject = read_data(loaded, data, questions, progress, batch_tokens=batch_tokens, seed=seed)
-        folder, facts = output_folder or default_folder(loading.model, task or texts or []), subject.facts()
-        progress.keep_in(folder, output_folder)
-        chosen = {"scores_dtype": scores_dtype, "summaries": summaries}
-        with begun(folder, facts, seed=seed, command=command_line(), **chosen) as run:
-            measure_inputs(run, LocalEngine(subject), ids, num_inputs=facts.num_inputs, announce=progress.start)
-    measured = run.measurements()
+        data = texts and named_texts(
+            texts, text_column=text_column, limit=questions.limit, max_length=max_length, too_long=too_long
+        )
+        folder = output_folder or default_folder(loading.model, task or texts or [])
+
+        def prepared(subject: "Subject") -> None:
+            say_template(subject, questions.chat_template)
+            progress.keep_in(folder, output_folder)
+
+        run = measure_run(
+            folder, loading.spec(), task or (), texts=data or (), scores=ids, **vars(questions),
+            batch_tokens=batch_tokens, seed=seed, scores_dtype=scores_dtype, summaries=summaries,
+            announce=progress.start, prepared=prepared, command=command_line(),
+        )  # fmt: skip
+    measured, num_inputs = run.measurements(), run.manifest.data.num_inputs
     left_out = {} if measured is None else not_finite(measured)
     scores = f"{len(ids)} score{'s' * (len(ids) != 1)}"
-    inputs = f"{facts.num_inputs} input{'s' * (facts.num_inputs != 1)}"
-    output.print(f"Measured {scores} of {facts.model['num_heads']} heads on {inputs}.")
+    inputs = f"{num_inputs} input{'s' * (num_inputs != 1)}"
+    output.print(f"Measured {scores} of {run.manifest.model.num_heads} heads on {inputs}.")
     for name, facts in left_out.items():
         output.print(said_not_finite(name, facts), highlight=False, soft_wrap=True, markup=False)
     output.say(f"Run: {run.path}")

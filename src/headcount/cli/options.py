@@ -185,7 +185,7 @@ class Stopping:
     ] = None
 
     def asked(self, judging: Judging) -> dict[str, Any]:
-        """For ``Asking``: rule, scores and range of the search; nothing to ask every question.
+        """For ``evaluate_run``: rule, scores and range of the search; nothing to ask every question.
 
         Raises:
             InputError: an option that goes with another one that is not there, or a number that makes no sense.
@@ -204,7 +204,7 @@ class Stopping:
         of_rule |= vars(judging)
         ids = select_scores("all" if "all" in self.search else self.search) if self.search else []
         return {
-            "rule": UntilDecided(**{name: value for name, value in of_rule.items() if value is not None}),
-            "searched": tuple(score.id for score in ids),
-            "search": ShareSearch(**{name: value for name, value in of_search.items() if value is not None}),
+            "until_decided": UntilDecided(**{name: value for name, value in of_rule.items() if value is not None}),
+            "search": [score.id for score in ids],
+            "search_range": ShareSearch(**{name: value for name, value in of_search.items() if value is not None}),
         }

@@ -73,7 +73,7 @@ def prune(
     """Cut heads out of a model for good: show the plan, replace what they did, write a checkpoint, load it and compare."""
     with steps() as progress:
         from headcount.cli.reading import first_tokens
-        from headcount.cli.runs import command_line, load_model
+        from headcount.cli.runs import command_line
         from headcount.models.loading import default_name, gguf_file
         from headcount.models.observe import units_of
         from headcount.removal.fitting import Distillation, Fitting
@@ -82,6 +82,7 @@ def prune(
         from headcount.removal.pruned import savings
         from headcount.removal.selection import Selection
         from headcount.store.whole import check_writable, refuse_taken
+        from headcount.study.subject import load_model
 
         if format == "gguf" and uneven == "index":
             raise InputError("A GGUF file has no place for an index. Choose --uneven repeat or keep.")
@@ -102,7 +103,7 @@ def prune(
                 )
             if distill and not texts:
                 raise InputError("--distill needs texts to learn from: give --texts FILE.")
-        loaded = load_model(loading.spec(), progress)
+        loaded = load_model(loading.spec(), announce=progress.start)
         name = default_name(loaded.name)
         selection.check(loaded.model, name)
         uneven = uneven or ("repeat" if format == "gguf" else "index")

@@ -1,4 +1,4 @@
-"""What the commands that make runs have in common: load the model, read the data, choose the folder."""
+"""What the commands that make runs have in common: what they say of it, and which folder it is in."""
 
 import os
 import re
@@ -7,16 +7,14 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from headcount.cli.console import Steps, errors, output
-from headcount.cli.options import Questions
+from headcount.cli.console import errors, output
 from headcount.errors import InputError
 from headcount.store import Run, is_run, open_run
 
 if TYPE_CHECKING:
-    from headcount.study.spec import ModelSpec, Tasks, Texts
-    from headcount.study.subject import LoadedModel, Subject
+    from headcount.study.subject import Subject
 
 
 def keep_offline(offline: bool) -> None:
@@ -24,49 +22,14 @@ def keep_offline(offline: bool) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: it reads this once
 
 
-def questions_of(tasks: Sequence[str], questions: Questions, steps: Steps) -> "Tasks":
-    """The questions asked for. What is wrong with their names and number is said before a model is loaded."""
-    keep_offline(questions.offline)
-    done = steps.start("Looking up the tasks", 1)
-    from headcount.study.evaluating import named_tasks
-
-    named = named_tasks(
-        tasks, num_fewshot=questions.num_fewshot, limit=questions.limit, include_path=questions.include_path
-    )
-    done(1, 1)
-    return named
-
-
-def load_model(spec: "ModelSpec", steps: Steps, *, offline: bool = False) -> "LoadedModel":
-    """Load a model."""
-    keep_offline(offline)
-    done = steps.start("Loading the model", 1)
-    from headcount.study.subject import load_model
-
-    loaded = load_model(spec)
-    done(1, 1)
-    return loaded
-
-
-def read_data(
-    loaded: "LoadedModel", data: "Tasks | Texts", questions: Questions, steps: Steps, **options: Any
-) -> "Subject":
-    """Prepare what the model reads; options are those of ``study.subject.read_data``."""
-    from headcount.study.subject import read_data
-
-    done = steps.start("Preparing the questions" if hasattr(data, "tasks") else "Reading the texts", 1)
-    subject = read_data(
-        loaded, data, chat_template=questions.chat_template, offline=questions.offline,
-        include_path=questions.include_path, **options,
-    )  # fmt: skip
-    done(1, 1)
-    has_template = getattr(loaded.tokenizer, "chat_template", None)
-    if subject.benchmark is not None and has_template and questions.chat_template is None:
+def say_template(subject: "Subject", chosen: bool | None) -> None:
+    """Say whether prompts are in the model's chat template, where nothing was asked for and there is one."""
+    loaded = subject.model
+    if subject.benchmark is not None and chosen is None and getattr(loaded.tokenizer, "chat_template", None):
         used, why = loaded.expects_chat()
         where, otherwise = ("in", "--no-chat-template") if used else ("not in", "--chat-template")
         note = f"Prompts are {where} the model's chat template: {why}. Otherwise with {otherwise}."
         errors.print(note, highlight=False, soft_wrap=True, markup=False)
-    return subject
 
 
 def open_runs(paths: Sequence[Path]) -> list[Run]:

@@ -1,6 +1,6 @@
 """``headcount select``: which heads to remove."""
 
-import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -79,32 +79,46 @@ def select(
         raise InputError(f"{str(output_file)!r} exists already. Choose another file with -o, or remove it first.")
     with steps() as progress:
         from headcount.cli.reading import first_tokens
-        from headcount.cli.runs import load_model, questions_of, read_data
+        from headcount.cli.runs import keep_offline, say_template
+
+        keep_offline(asked.offline)
         from headcount.models.loading import default_name
         from headcount.removal.budget import Budget, select_within_budget
         from headcount.removal.choose import NOT_FINITE, check_share, select_heads
         from headcount.removal.fitting import Fitting
         from headcount.store.whole import check_writable
+        from headcount.study.evaluating import named_tasks
+        from headcount.study.subject import load_model, read_data
         from headcount.units import KINDS
 
         check_writable(output_file)
         if share is not None:
             check_share(share)
         wanted = Budget.parse(budget) if budget else None
-        chosen = questions_of(task, asked, progress) if task else None
-        kept = questions_of(wanted.tasks, dataclasses.replace(asked, limit=None), progress) if wanted else None
-        loaded = load_model(loading.spec(), progress, offline=asked.offline)
+        named = partial(
+            named_tasks, num_fewshot=asked.num_fewshot, include_path=asked.include_path, announce=progress.start
+        )
+        chosen = named(task, limit=asked.limit) if task else None
+        kept = named(wanted.tasks, limit=None) if wanted else None
+        loaded = load_model(loading.spec(), announce=progress.start)
+        read = partial(
+            read_data, loaded, chat_template=asked.chat_template, offline=asked.offline, include_path=asked.include_path,
+            batch_tokens=batch_tokens, seed=seed, announce=progress.start,
+        )  # fmt: skip
         rows: list[list[int]] = []
         used: list[tuple[str, int]] = []
         if texts:
             rows = first_tokens(texts, loaded.tokenizer, reading)
         if chosen:
-            chosen_on = read_data(loaded, chosen, asked, progress, batch_tokens=batch_tokens, seed=seed)
+            chosen_on = read(chosen)
+            say_template(chosen_on, asked.chat_template)
             rows += [row for row in chosen_on.rows if len(row) > 1]
             used = chosen_on.benchmark.questions if chosen_on.benchmark else []
         held_out = None
         if kept:
-            held_out = read_data(loaded, kept, asked, progress, batch_tokens=batch_tokens, seed=seed).benchmark
+            asked_on = read(kept)
+            say_template(asked_on, asked.chat_template)
+            held_out = asked_on.benchmark
         fitting = Fitting(rows=rows, ridge=replacing.ridge, batch_tokens=batch_tokens, seed=seed)
         selection = select_heads(
             loaded.model, fitting, share=share or 0.5, score=score, kind=unit, aggregate=aggregate, quantile=quantile,

@@ -72,24 +72,21 @@ def study(
 
     keep_offline(asked.offline)
     with steps() as progress:
-        from headcount.study.check import check_study
+        from headcount.study.progress import announced
+        from headcount.study.running import LocalWorkers, check_study, run_study
 
-        checking = progress.start("Checking the study", 1)
-        check_study(asked)
-        checking(1, 1)
+        with announced(progress.start, "Checking the study"):
+            check_study(asked)
         if dry_run:
             _count(asked, progress)
             return
         asked = asked.with_own_scores()  # what is wrong with them is said before a cluster is joined
-        from headcount.study.running import LocalWorkers, run_study
-
         working: Workers = LocalWorkers()
         if engine == "ray":
             from headcount.study.cluster import RayWorkers
 
-            joining = progress.start("Joining the cluster", 1)
-            working = RayWorkers(address=ray_address, workers=workers, gpus=gpus, cpus=cpus)
-            joining(1, 1)
+            with announced(progress.start, "Joining the cluster"):
+                working = RayWorkers(address=ray_address, workers=workers, gpus=gpus, cpus=cpus)
         place = folder or Path("runs") / asked.name
         progress.keep_in(place, place)
         done = run_study(asked, place, workers=working, announce=progress.start, command=command_line())
@@ -105,10 +102,10 @@ def study(
 def _count(asked: "Study", progress: Steps) -> None:
     """What the study would cost."""
     from headcount.study.cost import machine_rate, study_costs
+    from headcount.study.progress import announced
 
-    counting = progress.start("Counting", 1)
-    costs, rate = study_costs(asked), machine_rate(asked.models[0], asked)
-    counting(1, 1)
+    with announced(progress.start, "Counting"):
+        costs, rate = study_costs(asked), machine_rate(asked.models[0], asked)
     _print_costs(costs, rate)
     if asked.scores_from and asked.scores == ("all",):
         files = ", ".join(asked.scores_from)

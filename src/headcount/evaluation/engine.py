@@ -23,9 +23,8 @@ from transformers import PreTrainedModel
 
 from headcount.attention.measurements import RAW_TENSORS
 from headcount.errors import InputError
-from headcount.evaluation.ledger import Ledger, Scored
+from headcount.evaluation.ledger import Ledger, Reading, Scored
 from headcount.evaluation.plan import ScoringPlan
-from headcount.evaluation.reading import Reading
 from headcount.models.act import Act, Draws, always_off
 from headcount.models.batching import Progress, batch_tokens_for, batches, check_tokens, no_progress
 from headcount.models.capabilities import can_pack, can_restart, can_share_prefixes

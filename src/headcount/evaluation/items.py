@@ -41,14 +41,14 @@ def _plain(value: Any, metric: str) -> Any:
         value = value.detach().cpu().numpy()
     if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufSU":
         return tagged("array", value.tolist(), dtype=value.dtype.str, scalar=isinstance(value, np.generic))
-    if type(value) is list:
-        return each(value)
     if isinstance(value, dict):
         if all(type(key) is str for key in value) and _KIND not in value:
             return {key: _plain(entry, metric) for key, entry in value.items()}
         return tagged("dict", [each(pair) for pair in value.items()])
-    if isinstance(value, tuple | list):
-        return tagged("tuple", each(value)) if isinstance(value, tuple) else each(value)
+    if isinstance(value, list):
+        return each(value)
+    if isinstance(value, tuple):
+        return tagged("tuple", each(value))
     if isinstance(value, set | frozenset):
         return tagged("set", each(sorted(value, key=repr)))  # in one order: the same answers are the same bytes
     if isinstance(value, bytes):

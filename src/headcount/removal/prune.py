@@ -14,7 +14,6 @@ from headcount.models.batching import Progress, no_progress
 from headcount.models.loading import quiet_transformers
 from headcount.models.observe import units_of
 from headcount.models.state import reads, refuse_out_of_reach
-from headcount.removal.card import model_card
 from headcount.removal.checkpoint import (
     Loaded,
     load_saved,
@@ -29,7 +28,7 @@ from headcount.removal.gradients import refuse_without_gradients
 from headcount.removal.head_weights import head_weights_of
 from headcount.removal.llama_cpp import GGUF_FILE, Precision, refuse_unfit, write_gguf
 from headcount.removal.plan import Plan, Uneven, plan_removal
-from headcount.removal.pruned import Pruned, savings
+from headcount.removal.pruned import Pruned, model_card, savings
 from headcount.removal.replace import How, Replacement, replace_heads
 from headcount.removal.selection import Selection
 from headcount.removal.verify import Verification, refuse_unequal, verify

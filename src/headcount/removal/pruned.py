@@ -1,5 +1,7 @@
-"""What a pruned checkpoint is, and what it saves."""
+"""What a pruned checkpoint is, what it saves, and its model card."""
 
+import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,12 @@ from headcount.removal.plan import Plan
 from headcount.removal.replace import Replacement
 from headcount.removal.selection import Selection
 from headcount.removal.verify import Verification
+
+_REPLACED = {
+    "zero": "nothing: their part of each output projection is gone",
+    "mean": "their mean output, folded into the bias of the output projection",
+    "refit": "the output projections of the heads that stay, refitted by ridge regression, and a bias",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,3 +82,103 @@ def savings(model: PreTrainedModel, plan: Plan, *, biases: bool = True) -> Savin
         cached_after += of_heads.cached(key_value) if layer.query else 2  # a removed layer counts tokens in two numbers
     size = model.dtype.itemsize
     return Savings(num_parameters=(before, before - saved), key_value_bytes=(size * cached_before, size * cached_after))
+
+
+def model_card(pruned: Pruned, *, name: str, command: str) -> str:
+    """Markdown: what was removed, how it was chosen, how it was verified, how to load it."""
+    selection, plan, savings = pruned.selection, pruned.plan, pruned.savings
+    total = sum(layer.num_attention_heads for layer in selection.model.layers)
+    # A hub id becomes the card's base model; a path is nobody's business.
+    base = f"base_model: {name}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else ""
+    parts = [
+        f"---\n{base}tags:\n- headcount\n- pruned\n---",
+        f"# {_code(name)} without {len(plan.removed)} of {total} attention heads",
+        f"Made with headcount {selection.versions['headcount']}.",
+        "## How to load it\n" + _how_to_load(pruned),
+        "## What was removed\n" + _removed(plan),
+    ]
+    if savings is not None:
+        (parameters, parameters_left), (cache, cache_left) = savings.num_parameters, savings.key_value_bytes
+        parts.append(
+            "| | before | after |\n|---|---|---|\n"
+            f"| parameters | {parameters:,} | {parameters_left:,} |\n"
+            f"| key-value cache, bytes a token | {cache:,} | {cache_left:,} |"
+        )
+    parts.append(_replaced(pruned.replacement))
+    chosen = "\n".join(f"- {_code(key)}: {_code(_plain(value))}" for key, value in selection.chosen.items())
+    parts.append(f"## How the heads were chosen\n- unit: {selection.kind}\n{chosen}\n\n`selection.json` holds it all.")
+    compared = (
+        "The cut weights, before they were written for llama.cpp, were"
+        if pruned.loaded == "llama.cpp"
+        else ("This checkpoint was loaded again, and")
+    )
+    parts.append(
+        f"## Verification\n{compared} compared with the original model whose removed heads are masked and replaced in the "
+        f"same way: {pruned.verification}. How good the masked model is, is another question: benchmark it with "
+        "`headcount evaluate`."
+    )
+    if command:
+        parts.append(f"## Command\n```sh\n{command.replace('```', '')}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def _replaced(replacement: Replacement) -> str:
+    fitting, training = replacement.fitting, replacement.distillation
+    replaced = f"In their place: {_REPLACED[replacement.how]}."
+    if training is not None:
+        passes = f"{training.epochs} pass{'es' * (training.epochs != 1)}"
+        replaced += (
+            f" Their weights and biases were then trained towards the original model's predictions: {passes}, learning rate "
+            f"{training.learning_rate:g}, {training.step_tokens} tokens a step, seed {fitting.seed}."
+        )
+    if replacement.how != "zero" or training is not None:
+        replaced += f" Calibrated on {len(fitting.rows)} texts, the first token of each left out."
+    if replacement.how == "refit":
+        replaced += f" Ridge {fitting.ridge:g} of the mean variance."
+    return replaced
+
+
+def _how_to_load(pruned: Pruned) -> str:
+    if pruned.loaded == "llama.cpp":
+        return (
+            "`model.gguf` is for llama.cpp (architecture `deci`, which has head counts of its own for each layer):\n"
+            "```sh\nllama-cli -m model.gguf\n```"
+        )
+    trust = "" if pruned.loaded == "stock" else ", trust_remote_code=True"
+    code = (
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("this folder"{trust})\n'
+        f'tokenizer = AutoTokenizer.from_pretrained("this folder"{trust})\n```\n'
+    )
+    if pruned.savings is None:
+        return code + (
+            "The weights keep their shapes: removed heads meet zeros in the output projection. This loads anywhere, and is "
+            "**no faster and no smaller** than the original."
+        )
+    if pruned.loaded == "stock":
+        return code + "Every layer has the same number of heads, so a class of transformers loads it."
+    return code + (
+        "Layers differ from what a class of transformers expects, so `modeling_pruned.py` in this folder builds them; it needs "
+        "transformers alone. Read it before you trust it: it is short."
+    )
+
+
+def _removed(plan: Plan) -> str:
+    rows = ["| layer | removed query heads | query heads | key-value heads |", "|---|---|---|---|"]
+    for layer in plan.layers:
+        if not layer.unchanged:
+            gone = sorted(set(range(layer.before.num_attention_heads)) - set(layer.query))
+            rows.append(
+                f"| {layer.before.index} | {', '.join(map(str, gone))} | {layer.before.num_attention_heads} → "
+                f"{len(layer.query)} | {layer.before.num_key_value_heads} → {len(layer.key_value)} |"
+            )
+    return "\n".join(rows)
+
+
+def _plain(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _code(text: str) -> str:
+    """Text from elsewhere as inline code, on one line."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"

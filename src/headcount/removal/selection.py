@@ -134,22 +134,21 @@ class Selection(_Strict):
         theirs, ours = self.model, SelectedModel.of(model, name)
         if theirs.fingerprint == ours.fingerprint and theirs.layers == ours.layers:
             return
+        differing = [pair for pair in zip(theirs.layers, ours.layers, strict=False) if pair[0] != pair[1]]
         if len(theirs.layers) != len(ours.layers):
             difference = f"it has {len(theirs.layers)} attention layers, this one {len(ours.layers)}"
+        elif differing:
+            a, b = differing[0]
+            difference = (
+                f"layer {a.index} has {a.num_attention_heads} query heads, {a.num_key_value_heads} key-value heads and "
+                f"head_dim {a.head_dim} there, and {b.num_attention_heads}, {b.num_key_value_heads} and {b.head_dim} here "
+                f"(layer {b.index})"
+            )
         else:
-            differing = [pair for pair in zip(theirs.layers, ours.layers, strict=True) if pair[0] != pair[1]]
-            if differing:
-                a, b = differing[0]
-                difference = (
-                    f"layer {a.index} has {a.num_attention_heads} query heads, {a.num_key_value_heads} key-value heads and "
-                    f"head_dim {a.head_dim} there, and {b.num_attention_heads}, {b.num_key_value_heads} and {b.head_dim} here "
-                    f"(layer {b.index})"
-                )
-            else:
-                difference = (
-                    f"the heads are alike and the weights are not (fingerprint {theirs.fingerprint} there, "
-                    f"{ours.fingerprint} here)"
-                )
+            difference = (
+                f"the heads are alike and the weights are not (fingerprint {theirs.fingerprint} there, "
+                f"{ours.fingerprint} here)"
+            )
         raise ModelError(
             f"The selection is for {theirs.name}, not for {ours.name}: {difference}. Load the model that it was made for, or "
             "select heads of this one with `headcount select`."

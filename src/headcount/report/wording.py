@@ -333,12 +333,12 @@ def margins_of(margin: float, metrics: Iterable[Metric]) -> str:
     return " or ".join(dict.fromkeys(fall_name(margin, metric) for metric in metrics))
 
 
-def judged_in(table: pd.DataFrame, name: str = "") -> Metric:
+def judged_in(table: pd.DataFrame) -> Metric:
     """What a table of ``accuracy_table`` or ``sequential_table`` was judged by, as its columns say."""
     first = rows(table.head(1))[0]
     way = getattr(first, "higher_is_better", True)
     return Metric(
-        name=str(getattr(first, "metric", name)),
+        name=str(getattr(first, "metric", "")),
         higher_is_better=None if pd.isna(way) else bool(way),
         is_share=bool(getattr(first, "is_share", True)),
     )

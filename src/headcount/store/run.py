@@ -20,24 +20,28 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from html import escape
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 import xarray as xr
 
 from headcount.errors import RunError
-from headcount.store.described import described
+from headcount.scores import SCORE_FACTS, ScoreFacts, get_score, is_registered
 from headcount.store.files import Shard, check_parts, damaged, write_shard
 from headcount.store.folder import MANIFEST, OUTCOMES, SCORES, SUMMARIES, RunFolder, covered, holds_shards
 from headcount.store.headers import read_header
-from headcount.store.manifest import Manifest, RuleFacts
+from headcount.store.manifest import Manifest, NotedScore, RuleFacts
 from headcount.store.outcomes import OutcomeShard, describe_outcomes, encode_outcomes, read_outcomes
 from headcount.store.scores import encode_scores, open_scores
 from headcount.store.summaries import add_summary, read_summaries
 from headcount.summaries import Summary
+
+_Measured = TypeVar("_Measured", xr.Dataset, Summary)
 
 
 class Run(RunFolder):
@@ -85,7 +89,7 @@ class Run(RunFolder):
         A score is read from disk when its values are asked for, as float32.
         """
         files = self._shards(SCORES)
-        return described(open_scores(files), self.manifest.scores, self.path) if files else None
+        return _described(open_scores(files), self.manifest.scores, self.path) if files else None
 
     def score_parts(self) -> Iterator[tuple[int, xr.Dataset]]:
         """The scores part by part, each with the number of its first input: for runs larger than memory."""
@@ -95,7 +99,7 @@ class Run(RunFolder):
     def summary(self) -> Summary | None:
         """What was measured, summarised; None if no summary was kept."""
         files = self._shards(SUMMARIES)
-        return described(read_summaries(files), self.manifest.scores, self.path) if files else None
+        return _described(read_summaries(files), self.manifest.scores, self.path) if files else None
 
     def measurements(self) -> xr.Dataset | Summary | None:
         """Every score, or their summary where that was kept; None if nothing was measured."""
@@ -225,6 +229,34 @@ class Run(RunFolder):
 
     def _answers(self) -> list[OutcomeShard]:
         return [describe_outcomes(file) for file in self._shards(OUTCOMES)]
+
+
+def noted_facts(ids: Iterable[str]) -> dict[str, dict[str, str]]:
+    """The facts of registered scores, for a manifest."""
+    of_score = {id: asdict(get_score(id).facts()) for id in ids}
+    return {id: {name: value for name, value in facts.items() if name != "id"} for id, facts in of_score.items()}
+
+
+def _described(measured: _Measured, noted: Mapping[str, NotedScore], folder: Path) -> _Measured:
+    """What was measured, with the facts that the run notes of scores that are not registered here.
+
+    Raises:
+        RunError: a score is another one here.
+    """
+    facts = {
+        id: ScoreFacts(id=id, name=of.name, inactive_when=of.inactive_when, unit=of.unit, source=of.source)
+        for id, of in noted.items()
+    }
+    for id, there in facts.items():
+        if is_registered(id) and (here := get_score(id)).inactive_when != there.inactive_when:
+            raise RunError(
+                f"{str(folder)!r} says that {id} is inactive when {there.inactive_when}; here it is inactive when "
+                f"{here.inactive_when}. It is another score of that name, or the manifest was altered."
+            )
+    own = {id: entry for id, entry in facts.items() if not is_registered(id)}
+    if own:
+        measured.attrs[SCORE_FACTS] = own
+    return measured
 
 
 def subject_of(shard: Shard) -> str | None:

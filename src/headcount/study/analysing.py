@@ -3,10 +3,9 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -15,10 +14,7 @@ from headcount.published import published_curves
 from headcount.store import Run, table_csv, write_atomically
 from headcount.study.cuts import cuts_of
 from headcount.study.folder import StudyFolder
-from headcount.study.progress import rule_of
-
-if TYPE_CHECKING:
-    from headcount.models.batching import Progress
+from headcount.study.progress import Announce, announced, rule_of, silent
 
 
 def analyse_runs(
@@ -51,9 +47,7 @@ def analyse_runs(
     return _tables(tables, published)
 
 
-def analyse_study(
-    study: StudyFolder, *, announce: "Callable[[str], Progress] | None" = None
-) -> dict[str, pd.DataFrame]:
+def analyse_study(study: StudyFolder, *, announce: Announce = silent) -> dict[str, pd.DataFrame]:
     """Every table of a study's runs, kept in its folder; made anew only where a run has changed.
 
     Models and data are called as in the study.
@@ -63,12 +57,10 @@ def analyse_study(
     """
     runs = study.runs()
     made_from = _made_from(runs.values())
-    told = announce("making tables") if announce else None
-    if not (kept := study.tables(made_from)):
-        kept = _tables([read_tables(run, model, data) for (model, data), run in runs.items()])
-        study.write_tables(kept, made_from)
-    if told:
-        told(1, 1)
+    with announced(announce, "making tables"):
+        if not (kept := study.tables(made_from)):
+            kept = _tables([read_tables(run, model, data) for (model, data), run in runs.items()])
+            study.write_tables(kept, made_from)
     return kept
 
 

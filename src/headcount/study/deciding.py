@@ -1,7 +1,7 @@
 """Ask until it is decided: questions in random order, and no more of them under a policy than its verdict takes."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -15,7 +15,8 @@ from headcount.models.batching import Progress, no_progress
 from headcount.policies import BASELINE, Policy, policy_facts
 from headcount.resolving import policy_at
 from headcount.store import Run
-from headcount.study.stages import Announce, keep_answers, note_policies, note_rule, parts_left, silent, together
+from headcount.study.progress import Announce, silent
+from headcount.study.stages import keep_answers, note_policies, note_rule, parts_left, together
 from headcount.study.units import AskShard, Engine
 from headcount.summaries import Summary
 
@@ -33,12 +34,10 @@ def ask_until_decided(
 
     Look by look: the untouched model first, then the policies that have no verdict yet, those of one score together.
 
+    Arguments are those of ``ask_run``, and:
+
     Args:
-        run: begun with ``begin_run``; its seed gives the order.
-        engine: where it is done.
-        policies: with labels of their own.
-        workload: of the benchmark.
-        rule: when to stop.
+        rule: when to stop; the run's seed gives the order.
         progress: called with (answers given or not needed, answers to give at most).
 
     Returns:
@@ -81,18 +80,13 @@ class _Asking:
         self._run, self._rule, self._policies, self._num_questions = run, rule, policies, num_questions
         self.tests = {policy.label: rule.test(num_questions) for policy in policies}
         self.failed = set(run.failures())
-        self._values: dict[str, dict[int, float]] = defaultdict(dict, run.values(rule.metric))
+        #: For each policy's label, the questions that it has answered, with their values.
+        self.answered: dict[str, dict[int, float]] = defaultdict(dict, run.values(rule.metric))
         self._baseline = run.outcomes([BASELINE])
 
     def undecided(self) -> list[Policy]:
-        open_ = (label for label, test in self.tests.items() if test.verdict is None and label not in self.failed)
-        wanted = set(open_)
-        return [policy for policy in self._policies if policy.label in wanted]
-
-    @property
-    def answered(self) -> Mapping[str, Mapping[int, float]]:
-        """For each policy's label, the questions that it has answered, with their values."""
-        return self._values
+        known = {label for label, test in self.tests.items() if test.verdict is not None} | self.failed
+        return [policy for policy in self._policies if policy.label not in known]
 
     def keep(self, unit: AskShard, answers: Answers) -> None:
         untouched = unit.policies == (None,)
@@ -104,21 +98,21 @@ class _Asking:
             self._baseline = pd.concat(parts, ignore_index=True)
         self.failed |= answers.failures.keys()
         for label, rows in outcomes.groupby("policy", sort=False):
-            self._values[str(label)] |= dict(zip(unit.questions, rows[self._rule.metric], strict=True))
+            self.answered[str(label)] |= dict(zip(unit.questions, rows[self._rule.metric], strict=True))
 
     def judge(self, look: Sequence[int]) -> None:
         assert self._baseline is not None
         sign = self._rule.judged(self._baseline).sign
-        before = np.array([self._values[BASELINE][question] for question in look])
+        before = np.array([self.answered[BASELINE][question] for question in look])
         for policy in self.undecided():
-            after = np.array([self._values[policy.label][question] for question in look])
+            after = np.array([self.answered[policy.label][question] for question in look])
             self.tests[policy.label].update(sign * (after - before))
 
     def progress(self) -> tuple[int, int]:
         done = sum(
             self._num_questions
             if test.verdict is not None or label in self.failed
-            else min(len(self._values[label]), self._num_questions)
+            else min(len(self.answered[label]), self._num_questions)
             for label, test in self.tests.items()
         )
         return done, self._num_questions * len(self.tests)
@@ -140,13 +134,11 @@ def search_run(
 
     The scores take their looks side by side. A search that is continued takes the looks it has taken from the run.
 
+    Arguments are those of ``ask_until_decided``, and:
+
     Args:
-        run: begun with ``begin_run``.
-        engine: where it is done.
         scores: ids.
         measured: scores that thresholds come from; None where no score takes any.
-        workload: of the benchmark.
-        rule: when a look ends.
         search: the largest share and when to stop.
         exclude_layers: layers never touched.
         announce: begins a step of progress.

@@ -1,7 +1,7 @@
 """Measure a model, or evaluate it under policies, into the folder of a run: all that the commands of these names keep."""
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +21,10 @@ from headcount.store.scores import DTYPES
 from headcount.study.asking import Asking
 from headcount.study.cuts import find_thresholds
 from headcount.study.deciding import ask_until_decided, search_run
+from headcount.study.progress import Announce, announced, silent
 from headcount.study.pruned import ask_pruned, check_pruned
 from headcount.study.spec import ModelSpec, Tasks, Texts
-from headcount.study.stages import Announce, aggregate_run, ask_run, inputs_left, measure_inputs, silent
+from headcount.study.stages import aggregate_run, ask_run, inputs_left, measure_inputs
 from headcount.study.subject import LoadedModel, Subject, SubjectFacts, load_model, read_data, read_texts
 from headcount.study.units import Engine, LocalEngine
 from headcount.summaries import Summary
@@ -55,6 +56,7 @@ def evaluate_run(
     search: Iterable[str] = (),
     search_range: ShareSearch | None = None,
     announce: Announce = silent,
+    prepared: Callable[[Subject], object] = lambda _: None,
     command: str = "",
 ) -> Run:
     """Ask a benchmark's questions untouched and under policies, and keep the answers in a folder, as ``headcount evaluate``.
@@ -76,6 +78,7 @@ def evaluate_run(
         search: scores whose removable share is searched for, each look until it is decided; ``all`` for all.
         search_range: where it is searched for; ``ShareSearch()`` if not given.
         announce: called with the name of each step; what it returns is called with (done, in all).
+        prepared: called with the model and what it is to read, before anything is kept.
         command: for the run's history.
 
     Raises:
@@ -100,14 +103,15 @@ def evaluate_run(
         searched=searched, search=search_range or ShareSearch(), exclude_layers=excluded,
         thresholds_from=thresholds_from, pruned=tuple(map(Path, _several(pruned))),
     )  # fmt: skip
-    data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path)
-    loaded = _loaded(model, tokenizer)
+    data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, announce=announce)
+    loaded = _loaded(model, tokenizer, announce)
     for checkpoint in asking.pruned:
         check_pruned(checkpoint, loaded)
     subject = read_data(
         loaded, data, chat_template=chat_template, offline=offline, include_path=include_path,
-        batch_tokens=batch_tokens, seed=seed,
+        batch_tokens=batch_tokens, seed=seed, announce=announce,
     )  # fmt: skip
+    prepared(subject)
     with begun(folder, subject.facts(), seed=seed, command=command) as run:
         ask(run, subject, asking, announce)
     return run
@@ -131,6 +135,7 @@ def measure_run(
     scores_dtype: str = "float32",
     summaries: bool = False,
     announce: Announce = silent,
+    prepared: Callable[[Subject], object] = lambda _: None,
     command: str = "",
 ) -> Run:
     """Measure every head on a benchmark's questions or on texts, and keep the scores in a folder, as ``headcount measure``.
@@ -154,13 +159,14 @@ def measure_run(
     if scores_dtype not in DTYPES:
         raise InputError(f"Unknown scores_dtype {scores_dtype!r}. Use {' or '.join(DTYPES)}.")
     if tasks:
-        data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path)
+        data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, announce=announce)
     else:
         data = texts if isinstance(texts, Texts) else named_texts(texts, limit=limit)
     subject = read_data(
-        _loaded(model, tokenizer), data, chat_template=chat_template, offline=offline, include_path=include_path,
-        batch_tokens=batch_tokens, seed=seed,
+        _loaded(model, tokenizer, announce), data, chat_template=chat_template, offline=offline,
+        include_path=include_path, batch_tokens=batch_tokens, seed=seed, announce=announce,
     )  # fmt: skip
+    prepared(subject)
     chosen = {"scores_dtype": scores_dtype, "summaries": summaries}
     facts = subject.facts()
     with begun(folder, facts, seed=seed, command=command, **chosen) as run:
@@ -169,11 +175,17 @@ def measure_run(
 
 
 def named_tasks(
-    tasks: str | Sequence[str], *, num_fewshot: int | None, limit: float | None, include_path: str | Path | None
+    tasks: str | Sequence[str],
+    *,
+    num_fewshot: int | None,
+    limit: float | None,
+    include_path: str | Path | None,
+    announce: Announce = silent,
 ) -> Tasks:
     """Questions by the names of their tasks. What is wrong with names and number is said before a model is loaded."""
     names = tuple(_several(tasks))
-    check_tasks(names, limit=limit, include_path=include_path)
+    with announced(announce, "Looking up the tasks"):
+        check_tasks(names, limit=limit, include_path=include_path)
     return Tasks.model_construct(tasks=names, num_fewshot=num_fewshot, limit=None if limit is None else float(limit))
 
 
@@ -316,10 +328,12 @@ def _name(model: "str | ModelSpec | PreTrainedModel") -> str:
     return model if isinstance(model, str) else getattr(model, "name_or_path", "") or ""
 
 
-def _loaded(model: "str | ModelSpec | PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None") -> LoadedModel:
+def _loaded(
+    model: "str | ModelSpec | PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", announce: Announce
+) -> LoadedModel:
     spec = model if isinstance(model, ModelSpec) else ModelSpec.model_construct(model=_name(model))
     if isinstance(model, str | ModelSpec):
-        return load_model(spec)
+        return load_model(spec, announce=announce)
     if tokenizer is None:
         raise InputError("A model that is loaded goes with its tokenizer: pass both that `load` gave.")
     return LoadedModel(spec=spec, model=model, tokenizer=tokenizer)

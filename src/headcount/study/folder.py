@@ -16,12 +16,12 @@ from pydantic import Field
 from headcount.errors import InputError, RunError
 from headcount.files import checksum, kind, read_file
 from headcount.store import Manifest, Run, environment, is_run, open_run, table_csv, write_atomically
-from headcount.store.described import noted_facts
 from headcount.store.files import WRITTEN, Damaged, Shard, check_parts, damaged, is_whole, leftovers
 from headcount.store.folder import MANIFEST as RUN
 from headcount.store.lock import HOLDER, claimed, holder
 from headcount.store.manifest import Facts, NotedScore, Sealed
 from headcount.store.names import slug
+from headcount.store.run import noted_facts
 from headcount.study.spec import ModelSpec, Study, Tasks, Texts
 
 MANIFEST, TABLES = "study.json", "tables"

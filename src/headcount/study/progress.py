@@ -1,6 +1,7 @@
 """How far runs and studies are, and what is decided of a run whose questions are asked until it is."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,22 @@ from headcount.metrics import DIRECTIONS
 from headcount.policies import BASELINE
 from headcount.store import Manifest, Run
 from headcount.study.folder import StudyFolder
+
+#: Begins a step with a name; what it returns is called with (done, in all).
+Announce = Callable[[str], Callable[[int, int], None]]
+
+
+def silent(step: str) -> Callable[[int, int], None]:
+    """Announce nothing."""
+    return lambda done, total: None
+
+
+@contextmanager
+def announced(announce: Announce, step: str) -> Iterator[None]:
+    """The block is a step of which nothing is known but that it is done in the end."""
+    told = announce(step)
+    yield
+    told(1, 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ from headcount.models.source import refuse_pipes
 from headcount.policies import BASELINE, PRUNED, PolicyFacts
 from headcount.removal.selection import Selection
 from headcount.store import Run
-from headcount.study.stages import Announce, aggregate_run, compared, note_policies, parts_left, silent
+from headcount.study.progress import Announce, silent
+from headcount.study.stages import aggregate_run, compared, note_policies, parts_left
 from headcount.study.subject import LoadedModel, Subject
 from headcount.study.units import LocalEngine
 

@@ -1,13 +1,17 @@
-"""Run a study: every model on all data, one stage after the other, from wherever it was left."""
+"""Check a study, and run it: every model on all data, one stage after the other, from wherever it was left."""
 
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import xarray as xr
 
 from headcount.analysis import ShareSearch
+from headcount.errors import HeadcountError, InputError
+from headcount.models.loading import find_source, resolve_device
 from headcount.policies import Policy
 from headcount.resolving import policy_at
 from headcount.store import continue_run, is_run, open_run
@@ -17,10 +21,10 @@ from headcount.study.asking import Asking
 from headcount.study.cuts import find_thresholds
 from headcount.study.evaluating import ask_policies, begun
 from headcount.study.folder import StudyFolder, begin_study
-from headcount.study.progress import run_progress
+from headcount.study.progress import Announce, announced, run_progress, silent
 from headcount.study.spec import ModelSpec, Study, Tasks, Texts
-from headcount.study.stages import Announce, has_metrics, measure_inputs, silent
-from headcount.study.subject import LoadedModel, SubjectFacts, load_model, read_data
+from headcount.study.stages import has_metrics, measure_inputs
+from headcount.study.subject import LoadedModel, SubjectFacts, load_model, read_data, read_texts
 from headcount.study.units import Engine, LocalEngine
 
 
@@ -52,6 +56,47 @@ def data_options(study: Study, model: ModelSpec) -> dict[str, Any]:
         "chat_template": model.chat_template, "offline": study.offline, "include_path": study.include_path,
         "batch_tokens": study.batch_tokens, "seed": study.seeds[0],
     }  # fmt: skip
+
+
+def check_study(study: Study) -> None:
+    """Look for every model, device, task and text of a study, without loading a model.
+
+    Raises:
+        InputError: some cannot be had; each is named with its field.
+    """
+    wrong = [f"{field}: {complaint}" for field, check in _checks(study) if (complaint := _complaint(check)) is not None]
+    if wrong:
+        count = "one field" if len(wrong) == 1 else f"{len(wrong)} fields"
+        raise InputError(f"The study {study.name!r} cannot start because of {count}. {' '.join(wrong)}")
+
+
+def _checks(study: Study) -> Iterator[tuple[str, Callable[[], Any]]]:
+    for i, model in enumerate(study.models):
+        source = model.model, model.revision, model.allow_pickle, model.trust_remote_code
+        yield f"models[{i}].model", partial(find_source, *source)
+        yield f"models[{i}].device", partial(resolve_device, model.device)
+    for i, data in enumerate(study.data):
+        if isinstance(data, Texts):
+            yield f"data[{i}].texts", partial(read_texts, data)
+        else:
+            yield f"data[{i}].tasks", partial(_load, study, data)
+
+
+def _load(study: Study, data: Tasks) -> None:
+    from headcount.tasks import load_tasks
+
+    load_tasks(
+        data.tasks, num_fewshot=data.num_fewshot, offline=study.offline or None, include_path=study.include_path,
+        seed=study.seeds[0],
+    )  # fmt: skip
+
+
+def _complaint(check: Callable[[], Any]) -> str | None:
+    try:
+        check()
+    except HeadcountError as error:
+        return str(error)
+    return None
 
 
 def run_study(
@@ -108,9 +153,8 @@ def _run_cell(
     announce: Announce,
     command: str,
 ) -> None:
-    loading = announce("loading")
-    facts, engine = workers.open(study, model, data)
-    loading(1, 1)
+    with announced(announce, "loading"):
+        facts, engine = workers.open(study, model, data)
     kept = {"scores_dtype": study.scores_dtype, "summaries": study.summaries}
     with begun(path, facts, seed=study.seeds[0], shard=study.shard, command=command, **kept) as run:
         scores, search = study.score_ids(), study.search

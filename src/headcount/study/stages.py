@@ -1,7 +1,7 @@
 """The stages of a run: measure and ask. Each does what is not done yet, and keeps each unit as soon as it is done."""
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from itertools import groupby
 from typing import Any
@@ -18,17 +18,10 @@ from headcount.models.batching import Progress, no_progress
 from headcount.policies import BASELINE, POLICY_COLUMNS, Policy, PolicyFacts, policy_facts
 from headcount.scores import is_registered
 from headcount.store import Run
-from headcount.store.described import noted_facts
+from headcount.store.run import noted_facts
+from headcount.study.progress import Announce, silent
 from headcount.study.units import Aggregate, AskShard, Engine, MeasureShard
 from headcount.summaries import Summary
-
-#: Begins a step with a name; what it returns is called with (done, in all).
-Announce = Callable[[str], Progress]
-
-
-def silent(step: str) -> Progress:
-    """Announce nothing."""
-    return no_progress
 
 
 def measure_inputs(

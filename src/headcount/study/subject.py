@@ -10,6 +10,7 @@ from headcount.models.batching import batch_tokens_for, check_lengths, data_fing
 from headcount.models.chat import expects_chat
 from headcount.models.loading import default_name, fingerprint, load
 from headcount.models.observe import units_of
+from headcount.study.progress import Announce, announced, silent
 from headcount.study.spec import ModelSpec, Tasks, Texts
 
 if TYPE_CHECKING:
@@ -102,12 +103,13 @@ class SubjectFacts:
         return even_size(self.inputs, at_once=self.workload.at_once, most=most)
 
 
-def load_model(spec: ModelSpec, *, dtype: str = "auto") -> LoadedModel:
+def load_model(spec: ModelSpec, *, dtype: str = "auto", announce: Announce = silent) -> LoadedModel:
     """Load a model; ``dtype`` is for one that does not say its own."""
-    model, tokenizer = load(
-        spec.model, dtype=spec.dtype or dtype, device=spec.device, device_map=spec.device_map, revision=spec.revision,
-        allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code,
-    )  # fmt: skip
+    with announced(announce, "Loading the model"):
+        model, tokenizer = load(
+            spec.model, dtype=spec.dtype or dtype, device=spec.device, device_map=spec.device_map,
+            revision=spec.revision, allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code,
+        )  # fmt: skip
     return LoadedModel(spec=spec, model=model, tokenizer=tokenizer)
 
 
@@ -120,17 +122,18 @@ def read_data(
     include_path: str | Path | None = None,
     batch_tokens: int | None = None,
     seed: int = 0,
+    announce: Announce = silent,
 ) -> Subject:
     """Prepare what a model is to read.
+
+    Arguments are those of ``Benchmark``, and:
 
     Args:
         loaded: the model.
         data: tasks or texts.
-        chat_template: put benchmark prompts into the model's chat template; None: if it is an instruct model.
+        chat_template: None puts prompts into the model's chat template if it is an instruct model.
         offline: never use the network.
-        include_path: folder with task files of one's own.
-        batch_tokens: tokens in a batch, padding included; None for as many as suit the memory.
-        seed: of few-shot examples.
+        announce: begins a step of progress.
 
     Raises:
         InputError: texts that cannot be read or are too long, or a chat template that the model lacks.
@@ -140,18 +143,20 @@ def read_data(
         loaded.model, batch_tokens
     )  # once: all shards of a run are read in the same batches
     if isinstance(data, Texts):
-        rows = text_rows(loaded, data)
+        with announced(announce, "Reading the texts"):
+            rows = text_rows(loaded, data)
         facts = data.model_dump(mode="json", exclude={"name"})
         facts |= {"num_inputs": len(rows), "fingerprint": data_fingerprint(rows)}
         return Subject(model=loaded, data=facts, rows=rows, benchmark=None, batch_tokens=batch_tokens)
-    from headcount.evaluation.benchmark import Benchmark
+    with announced(announce, "Preparing the questions"):
+        from headcount.evaluation.benchmark import Benchmark
 
-    benchmark = Benchmark(
-        loaded.model, list(data.tasks), tokenizer=loaded.tokenizer, num_fewshot=data.num_fewshot, limit=data.limit,
-        chat_template=loaded.expects_chat()[0] if chat_template is None else chat_template,
-        batch_tokens=batch_tokens, seed=seed, offline=offline or None, include_path=include_path,
-    )  # fmt: skip
-    facts = {"tasks": list(data.tasks)} | benchmark.facts()
+        benchmark = Benchmark(
+            loaded.model, list(data.tasks), tokenizer=loaded.tokenizer, num_fewshot=data.num_fewshot, limit=data.limit,
+            chat_template=loaded.expects_chat()[0] if chat_template is None else chat_template,
+            batch_tokens=batch_tokens, seed=seed, offline=offline or None, include_path=include_path,
+        )  # fmt: skip
+        facts = {"tasks": list(data.tasks)} | benchmark.facts()
     return Subject(model=loaded, data=facts, rows=benchmark.inputs(), benchmark=benchmark, batch_tokens=batch_tokens)
 
 
