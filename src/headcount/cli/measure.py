@@ -61,11 +61,9 @@ def measure(
         from headcount.cli.runs import command_line, default_folder, keep_offline, say_template
 
         keep_offline(questions.offline)
-        from headcount.scores import select_scores
         from headcount.study.evaluating import measure_run, named_texts
         from headcount.thresholding import not_finite, said_not_finite
 
-        ids = [chosen.id for chosen in select_scores(score or "all")]
         data = texts and named_texts(
             texts, text_column=text_column, limit=questions.limit, max_length=max_length, too_long=too_long
         )
@@ -76,13 +74,13 @@ def measure(
             progress.keep_in(folder, output_folder)
 
         run = measure_run(
-            folder, loading.spec(), task or (), texts=data or (), scores=ids, **vars(questions),
+            folder, loading.spec(), task or (), texts=data or (), scores=score or "all", **vars(questions),
             batch_tokens=batch_tokens, seed=seed, scores_dtype=scores_dtype, summaries=summaries,
             announce=progress.start, prepared=prepared, command=command_line(),
         )  # fmt: skip
     measured, num_inputs = run.measurements(), run.manifest.data.num_inputs
-    left_out = {} if measured is None else not_finite(measured)
-    scores = f"{len(ids)} score{'s' * (len(ids) != 1)}"
+    left_out, num_scores = {} if measured is None else not_finite(measured), len(run.scores_measured() or ())
+    scores = f"{num_scores} score{'s' * (num_scores != 1)}"
     inputs = f"{num_inputs} input{'s' * (num_inputs != 1)}"
     output.print(f"Measured {scores} of {run.manifest.model.num_heads} heads on {inputs}.")
     for name, facts in left_out.items():

@@ -191,7 +191,6 @@ class Stopping:
             InputError: an option that goes with another one that is not there, or a number that makes no sense.
         """
         from headcount.analysis import ShareSearch, UntilDecided
-        from headcount.scores import select_scores
 
         of_rule: dict[str, Any] = {"margin": self.margin, "confidence": self.confidence}
         of_search = {"largest": self.largest_share, "resolution": self.resolution}
@@ -202,9 +201,8 @@ class Stopping:
                 raise InputError("--margin and --confidence go with --until-decided or --search. Add one of them.")
             return {}
         of_rule |= vars(judging)
-        ids = select_scores("all" if "all" in self.search else self.search) if self.search else []
         return {
             "until_decided": UntilDecided(**{name: value for name, value in of_rule.items() if value is not None}),
-            "search": [score.id for score in ids],
+            "search": self.search or (),
             "search_range": ShareSearch(**{name: value for name, value in of_search.items() if value is not None}),
         }

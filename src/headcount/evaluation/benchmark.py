@@ -239,9 +239,6 @@ class Benchmark:
             )
         return [self.questions[index] for index in questions]
 
-    def _num_tokens(self, text: str) -> int:
-        return len(self.lm.tok_encode(text))
-
     def _of_kinds(self, questions: Iterable[tuple[str, int]]) -> dict[str, list[Any]]:
         """The questions' requests by lm-eval's kind of request, each as often as its task repeats it."""
         kinds: dict[str, list[Any]] = defaultdict(list)
@@ -260,7 +257,7 @@ class Benchmark:
         for name, requests in of_tasks.items():
             for request in requests:
                 request.resps = given.responses[id(request)]
-            for row in answers(name, self.task_set.tasks[name], requests, self._num_tokens):
+            for row in answers(name, self.task_set.tasks[name], requests, lambda text: len(self.lm.tok_encode(text))):
                 question = name, row["doc_id"]
                 add_usage(row, given.usage[question])
                 rows.append(label | row | {"heads_off": given.heads_off.get(question)})

@@ -108,8 +108,9 @@ class _Run:
         self._batch_tokens = batch_tokens_for(model, batch_tokens)
         self._waiting: dict[int, list[_Waiting]] = defaultdict(list)
         self._num_read = 0
-        shape = len(scores), len(plan.inputs), len(self._units.layers), self._units.max_attention_heads
-        self._recorded = np.full(shape, np.nan, np.float32)
+        shape = len(self._units.layers), self._units.max_attention_heads
+        self._nothing = np.zeros(shape, bool)
+        self._recorded = np.full((len(scores), len(plan.inputs), *shape), np.nan, np.float32)
 
         for policy in policies:
             if policy is not None:
@@ -136,9 +137,10 @@ class _Run:
             whole = any(reader.needs & RAW_TENSORS for reader in read)
             self._read_segments(segment_tree(inputs, share=self._sharing and not whole), {}, {})
         self._read_waiting()
-        nothing = np.zeros((len(self._units.layers), self._units.max_attention_heads), bool)
         for p in self._deciding.keys() - self._riding.keys():
-            self._waiting[0] = [_Waiting(input=i, policies=(p,), hidden=None, off=nothing) for i in range(len(inputs))]
+            self._waiting[0] = [
+                _Waiting(input=i, policies=(p,), hidden=None, off=self._nothing) for i in range(len(inputs))
+            ]
             self._read_waiting()
 
     def scores(self) -> xr.Dataset:
@@ -204,7 +206,10 @@ class _Run:
                     self._recorded[:, input] = values[:, row]
             decided = act.decided()
             for row, input in ended:
-                self._leave_trunk(input, row, dict(zip(self._riding, decided[:, row], strict=True)), trunk)
+                of_row = dict(zip(self._riding, decided[:, row], strict=True))
+                staying = self._part(input, of_row, self._nothing, self._nothing, partial(trunk.hidden_of, row))
+                for p in (*self._untouched, *staying):
+                    self.ledger.settle(p, input, 0.0, like=self.ledger.untouched)
         for p, off in self._fixed.items():
             if p in self._untouched:
                 continue
@@ -221,13 +226,6 @@ class _Run:
         self._num_read += sum(segment.input is not None for segment in segments)
         self.ledger.report(self._num_read)
         return read
-
-    def _leave_trunk(self, input: int, row: int, decided: dict[int, np.ndarray], trunk: Segments) -> None:
-        """Policies that zero a head on an input wait for a pass of their own; the others have the untouched answer."""
-        nothing = np.zeros((len(self._units.layers), self._units.max_attention_heads), bool)
-        staying = self._part(input, decided, nothing, nothing, partial(trunk.hidden_of, row))
-        for p in (*self._untouched, *staying):
-            self.ledger.settle(p, input, 0.0, like=self.ledger.untouched)
 
     def _part(
         self,
@@ -355,5 +353,4 @@ class _Run:
 
     def _draws(self, texts: Sequence[Sequence[int] | None]) -> Draws:
         """Random numbers for each row's whole text; None where the text goes on."""
-        shape = len(self._units.layers), self._units.max_attention_heads
-        return lambda seed: draw_rows(texts, self._seed if seed is None else seed, shape)
+        return lambda seed: draw_rows(texts, self._seed if seed is None else seed, self._nothing.shape)

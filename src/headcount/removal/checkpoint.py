@@ -44,14 +44,7 @@ class PrunedForCausalLM({model}):
 
 
 def save_as_stock(model: PreTrainedModel, pruned: PreTrainedModel, plan: Plan, folder: Path) -> bool:
-    """Save a cut model as a stock class; False, and nothing is written, if none holds its weights.
-
-    Args:
-        model: the model before the cut.
-        pruned: from ``cut_heads``.
-        plan: what was cut.
-        folder: an existing folder.
-    """
+    """Save what ``cut_heads`` made of ``model`` as a stock class; False, and nothing is written, if none holds its weights."""
     if (counts := plan.uniform) is None:
         return False
     changes = {"num_attention_heads": counts[0], "num_key_value_heads": counts[1]}
@@ -65,14 +58,7 @@ def save_as_stock(model: PreTrainedModel, pruned: PreTrainedModel, plan: Plan, f
 def save_with_modelling_file(
     model: PreTrainedModel, pruned: PreTrainedModel, resized: dict[str, Any], folder: Path
 ) -> None:
-    """Save a cut model, whatever its layers' counts, with the modelling file that loads it.
-
-    Args:
-        model: the model before the cut.
-        pruned: from ``cut_heads``.
-        resized: from ``cut_heads``.
-        folder: an existing folder.
-    """
+    """Save what ``cut_heads`` made of ``model``, whatever its layers' counts, with the modelling file that loads it."""
     pruned.save_pretrained(folder, save_original_format=False)
     (folder / _FILE).write_text(modelling_file(model), encoding="utf-8")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

@@ -1,6 +1,7 @@
 """Take selected heads out of a model for good, and leave a checkpoint that was held to the masked model."""
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,10 +141,11 @@ def prune_heads(
             verification=verification,
             savings=savings(model, plan, biases=biases) if cut else None,
         )
-        (temporary / "README.md").write_text(model_card(pruned, name=name, command=command), encoding="utf-8")
+        card = temporary / "README.md"
+        card.write_text(model_card(pruned, name=name, command=command), encoding="utf-8")
         selection.save(temporary / "selection.json")
         for file in temporary.iterdir():  # safetensors makes files that nobody else may read
-            file.chmod(0o666 & ~_umask())
+            shutil.copymode(card, file)
     return pruned
 
 
@@ -177,13 +179,6 @@ def _save_verified(
     verification = verify(model, replacement, load_saved(folder, "modelling file", model), rows)
     refuse_unequal(verification, "The pruned checkpoint")
     return "modelling file", verification
-
-
-def _umask() -> int:
-    """The bits that new files of this process lack; to read it is to set it."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
 
 
 def probe_rows(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -55,13 +55,7 @@ class Pruned:
 
 
 def savings(model: PreTrainedModel, plan: Plan, *, biases: bool = True) -> Savings:
-    """Parameters and cache that a plan leaves.
-
-    Args:
-        model: the model before the cut.
-        plan: what goes.
-        biases: whether output projections without a bias get one.
-    """
+    """Parameters and cache that a plan leaves of ``model``; ``biases``: whether output projections without one get a bias."""
     head_weights, modules = head_weights_of(model), attention_modules(model)
     before = sum(parameter.numel() for parameter in model.parameters())
     saved = cached_before = cached_after = 0

@@ -40,13 +40,9 @@ def print_table(
 def print_tables(
     console: Console, accuracy: pd.DataFrame, removable: pd.DataFrame, metric: Metric = wording.ACCURACY
 ) -> None:
-    """Print the accuracy of each policy, then the removable share of each curve.
+    """Print the accuracy of each policy, by ``metric``, then the removable share of each curve, if there is one.
 
-    Args:
-        console: where to.
-        accuracy: as from ``headcount.analysis.accuracy_table``.
-        removable: as from ``headcount.analysis.removable_table``; nothing is printed for an empty one.
-        metric: that accuracy is measured by.
+    The tables are as from ``accuracy_table`` and ``removable_table`` of ``headcount.analysis``.
     """
     name = wording.titled(wording.shown(wording.metric_name(metric.name), 40))
     only = "Policy", "Share asked", "Realised", name, "Change [95%]"
@@ -63,13 +59,7 @@ def print_tables(
 
 
 def print_divergence(console: Console, divergence: pd.DataFrame, *, title: str) -> None:
-    """Print how far each policy moves the answers.
-
-    Args:
-        console: where to.
-        divergence: as from ``headcount.analysis.divergence_table``; nothing is printed for an empty one.
-        title: above it.
-    """
+    """Print how far each policy moves the answers, as from ``headcount.analysis.divergence_table``; nothing if that is empty."""
     if divergence.empty:
         return
     several, choices = divergence["share_asked"].nunique() > 1, bool(divergence["kl"].notna().any())
@@ -79,11 +69,9 @@ def print_divergence(console: Console, divergence: pd.DataFrame, *, title: str) 
 
 
 def print_decided(console: Console, decided: pd.DataFrame) -> None:
-    """Print each policy's verdict, and between which shares each curve's removable share lies.
+    """Print each policy's verdict, and between which shares each curve's removable share lies; nothing if there is none.
 
-    Args:
-        console: where to.
-        decided: as from ``headcount.analysis.RunTables.decided``; nothing is printed for an empty one.
+    ``decided`` is as from ``headcount.analysis.RunTables.decided``.
     """
     if decided.empty:
         return
@@ -111,13 +99,9 @@ def print_removable_by_curve(
     console: Console, removable: pd.DataFrame, columns: Sequence[str],
     title: str = "Heads that can be zeroed within 1 point, percent",
 ) -> None:  # fmt: skip
-    """Print removable shares side by side.
+    """Print removable shares side by side, as from ``headcount.analysis.removable_by_curve``.
 
-    Args:
-        console: where to.
-        removable: as from ``headcount.analysis.removable_by_curve``.
-        columns: curves of it to show, and ``best`` for the best one with its name.
-        title: above it.
+    ``columns`` are the curves to show, and ``best`` for the best one with its name.
     """
     several = len(set(removable["task"])) > 1
 

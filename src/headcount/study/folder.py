@@ -141,9 +141,8 @@ class StudyFolder:
         gone = [file for file in files if kind(file) is None]
         paths = [self.run_path(model, data) for model, data in self.study.cells()]
         gone += [path / RUN for path in paths if not is_run(path)]
-        whole = (is_whole(Shard(file, file.stem, known_as)) for file, known_as in files.items() if file not in gone)
-        there = [file for file in files if file not in gone]
-        return [file for file, fine in zip(there, whole, strict=True) if not fine], gone
+        there = (Shard(file, file.stem, known_as) for file, known_as in files.items() if file not in gone)
+        return [shard.path for shard in there if not is_whole(shard)], gone
 
 
 @contextmanager
