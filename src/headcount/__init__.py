@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headcount.analysis import UntilDecided
+    from headcount.calibrate import calibrate
     from headcount.calibration import Calibration
     from headcount.errors import HeadcountError
     from headcount.evaluation.benchmark import Benchmark
@@ -38,7 +39,7 @@ _MODULES = {
     "HeadcountError": "errors", "Policy": "policies", "PolicyFacts": "policies", "Probe": "models.probe", "Random": "policies",
     "Run": "store", "Selection": "removal.selection", "Study": "study.spec", "StudyFolder": "study.folder",
     "Threshold": "policies", "UnitMap": "units", "UnitSet": "units", "UntilDecided": "analysis", "all_scores": "scores",
-    "evaluate": "evaluation.evaluate", "evaluate_run": "study.evaluating", "get_score": "scores",
+    "calibrate": "calibrate", "evaluate": "evaluation.evaluate", "evaluate_run": "study.evaluating", "get_score": "scores",
     "instrument": "models.instrument", "load": "models.loading", "measure_heads": "measure", "measure_run": "study.evaluating",
     "open_run": "store", "open_study": "study.folder", "prune_heads": "removal.prune", "run_study": "study.running",
     "score": "scores", "select_heads": "removal.choose", "thresholds": "thresholding", "units_of": "models.observe",
@@ -49,8 +50,9 @@ _NAMESPACES = {"plot": "report.plot"}  # modules whose functions are used as ``h
 __all__ = [
     "Benchmark", "Calibration", "Checkpoint", "Distillation", "Evaluation", "Fitting", "Fixed", "HeadcountError", "Policy",
     "PolicyFacts", "Probe", "Random", "Run", "Selection", "Study", "StudyFolder", "Threshold", "UnitMap", "UnitSet",
-    "UntilDecided", "all_scores", "evaluate", "evaluate_run", "get_score", "instrument", "load", "measure_heads", "measure_run",
-    "open_run", "open_study", "plot", "prune_heads", "run_study", "score", "select_heads", "thresholds", "units_of",
+    "UntilDecided", "all_scores", "calibrate", "evaluate", "evaluate_run", "get_score", "instrument", "load", "measure_heads",
+    "measure_run", "open_run", "open_study", "plot", "prune_heads", "run_study", "score", "select_heads", "thresholds",
+    "units_of",
 ]  # fmt: skip
 
 

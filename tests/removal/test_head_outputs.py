@@ -7,8 +7,9 @@ from headcount.errors import ModelError
 from headcount.models.capabilities import can_restart
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
+from headcount.moments import Covariance, Mean
 from headcount.removal.fitting import Fitting
-from headcount.removal.head_outputs import Covariance, Mean, head_output_statistics, walk_layers
+from headcount.removal.head_outputs import head_output_statistics, walk_layers
 from headcount.removal.replace import parameters_restored
 from tests.models.families import build
 

@@ -8,9 +8,10 @@ from headcount.errors import InputError
 from headcount.models.instrument import instrument
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
+from headcount.moments import Mean
 from headcount.policies import Fixed
 from headcount.removal.fitting import Fitting
-from headcount.removal.head_outputs import Mean, head_output_statistics
+from headcount.removal.head_outputs import head_output_statistics
 from headcount.removal.replace import replace_heads
 from headcount.units import UnitSet
 

@@ -13,8 +13,9 @@ from headcount.errors import InputError
 from headcount.models.batching import Progress, data_fingerprint, no_progress, run_in_batches
 from headcount.models.instrument import instrument
 from headcount.models.observe import units_of
+from headcount.models.reading import batch_of
 from headcount.models.state import reads
-from headcount.removal.fitting import Fitting, batch_of
+from headcount.removal.fitting import Fitting
 from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection

@@ -11,10 +11,12 @@ from transformers.pytorch_utils import Conv1D
 
 from headcount.errors import InputError, ModelError
 from headcount.models.batching import Progress, batches_by_tokens, no_progress
+from headcount.models.gradients import layers_recomputed, parameters_frozen, refuse_without_gradients
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
-from headcount.removal.fitting import Distillation, Fitting, batch_of
-from headcount.removal.gradients import layers_recomputed, parameters_frozen, refuse_without_gradients
+from headcount.models.reading import batch_of
+from headcount.models.state import refuse_out_of_reach
+from headcount.removal.fitting import Distillation, Fitting
 from headcount.removal.replace import Projection, Replacement, parameters_restored, put_projection, removed_inputs
 
 _WARM_UP = 10  # steps until the learning rate is reached; from there it falls to a twentieth by half a cosine
@@ -47,7 +49,8 @@ def distill(
         InputError: no text of two tokens or more.
         ModelError: a model whose gradients cannot be had, or a loss that is not finite.
     """
-    refuse_without_gradients(model)
+    refuse_out_of_reach(model)
+    refuse_without_gradients(model, "leave --distill out")
     texts = fitting.texts
     if not texts:
         raise InputError("Distilling needs texts of two tokens or more. Give some.")

@@ -3,12 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
 from headcount.errors import InputError
-from headcount.models.batching import pad
-from headcount.models.state import input_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +59,3 @@ class Distillation:
             raise InputError(f"Distilling takes 1 pass over the texts or more, not {self.epochs}.")
         if not 0 < self.learning_rate < 1:
             raise InputError(f"The learning rate lies between 0 and 1, not {self.learning_rate}; 3e-4 is the default.")
-
-
-def batch_of(model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows side by side where the model takes them: their tokens and mask, and bool ``[row, token]``, which ones count."""
-    tokens, mask = pad(rows, input_device(model))
-    counted = mask.bool()
-    counted[:, 0] = False
-    return tokens, mask, counted

@@ -1,26 +1,25 @@
 """How much the loss would change without a head: first-order scores from one backward pass."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
-from headcount.errors import InputError, ModelError
+from headcount.errors import InputError
 from headcount.models.batching import Progress, no_progress, run_in_batches
-from headcount.models.decoder import forward_replaced
-from headcount.models.observe import attention_modules, decoder_of, units_of
+from headcount.models.gradients import layers_recomputed, not_finite, parameters_frozen, refuse_without_gradients
+from headcount.models.observe import attention_modules, units_of
 from headcount.models.projection import output_projection
+from headcount.models.reading import batch_of
 from headcount.models.state import refuse_out_of_reach
-from headcount.removal.fitting import Fitting, batch_of
-from headcount.removal.head_outputs import Covariance, Mean, head_output_statistics
+from headcount.moments import Covariance, Mean
+from headcount.removal.fitting import Fitting
+from headcount.removal.head_outputs import head_output_statistics
 from headcount.removal.replace import How
 from headcount.units import KindId, LayerUnits, UnitSet
 
@@ -59,7 +58,8 @@ def taylor_scores(
         InputError: no texts, or one of a single token.
         ModelError: a model whose gradients cannot be had, or are not finite.
     """
-    refuse_without_gradients(model)
+    refuse_out_of_reach(model)
+    refuse_without_gradients(model, "choose heads by a score that needs no gradient (--score ahon_ln)")
     rows = fitting.rows
     if not rows or min(map(len, rows)) < 2:
         raise InputError("Gradients need texts of two tokens or more, to predict one from the others. Give some.")
@@ -89,10 +89,7 @@ def taylor_scores(
         run_in_batches([len(row) for row in rows], fitting.batch_tokens, run, progress)
     for place, layer in enumerate(units.layers):
         if not np.isfinite(scores[:, place, : len(members[place])]).all():
-            raise ModelError(
-                f"Gradients of layer {layer.index} are not finite in {str(model.dtype).removeprefix('torch.')}. Load the model "
-                "with --dtype float32."
-            )
+            raise not_finite(model, layer.index)
         for unit, heads in enumerate(members[place]):
             if all((layer.index, head) in removed for head in heads):
                 scores[:, place, unit] = np.nan
@@ -187,51 +184,3 @@ def unpredicted(
         rows = torch.linalg.solve(precision[own][:, own], precision[own])
         result[into[own][:, None], into[None, :]] = rows
     return result.float()
-
-
-def refuse_without_gradients(model: PreTrainedModel) -> None:
-    """Raise ModelError, saying what is needed, where gradients cannot be computed well."""
-    refuse_out_of_reach(model)
-    quantised = getattr(model, "hf_quantizer", None) is not None or getattr(model, "is_quantized", False)
-    if quantised or not all(parameter.is_floating_point() for parameter in model.parameters()):
-        raise ModelError(
-            f"{type(model).__name__} is quantised, and gradients through its weights cannot be relied on. Load the original "
-            "checkpoint in float32 or bfloat16, or choose heads by a score that needs no gradient (--score ahon_ln)."
-        )
-    if model.dtype == torch.float16:
-        raise ModelError(
-            "Gradients in float16 overflow and vanish. Load the model with --dtype float32 or bfloat16, or choose heads by a "
-            "score that needs no gradient (--score ahon_ln)."
-        )
-
-
-@contextmanager
-def parameters_frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, no parameter that the model has gathers gradients."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in learning:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learning:
-            parameter.requires_grad_(True)
-
-
-@contextmanager
-def layers_recomputed(model: PreTrainedModel) -> Iterator[None]:
-    """Inside, decoder layers keep their input alone and are run again for the backward pass, one at a time.
-
-    transformers' own switch for this works in training mode only, where some layers drop out.
-    """
-    with ExitStack() as stack:
-        for layer in decoder_of(model).layers:
-            stack.enter_context(forward_replaced(layer, _recomputed(layer.forward)))
-        yield
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def run(*args: Any, **kwargs: Any) -> Any:
-        return checkpoint(partial(forward, **kwargs), *args, use_reentrant=True)
-
-    return run

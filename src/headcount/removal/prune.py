@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.errors import InputError
 from headcount.models.batching import Progress, no_progress
+from headcount.models.gradients import refuse_without_gradients
 from headcount.models.loading import quiet_transformers
 from headcount.models.observe import units_of
 from headcount.models.state import reads, refuse_out_of_reach
@@ -25,7 +26,6 @@ from headcount.removal.checkpoint import (
 from headcount.removal.cut import cut_heads
 from headcount.removal.distill import distill
 from headcount.removal.fitting import NO_TEXTS, Distillation, Fitting
-from headcount.removal.gradients import refuse_without_gradients
 from headcount.removal.head_weights import head_weights_of
 from headcount.removal.llama_cpp import GGUF_FILE, Precision, refuse_unfit, write_gguf
 from headcount.removal.plan import Plan, Uneven, plan_removal
@@ -121,7 +121,7 @@ def prune_heads(
     if checkpoint.format == "gguf":
         refuse_unfit(model, plan)
     if distillation is not None:
-        refuse_without_gradients(model)
+        refuse_without_gradients(model, "leave --distill out")
     with new_folder(target) as temporary:  # one that cannot be written is known before the calibration
         told = progress(_STEPS[how]) if how != "zero" else no_progress
         replacement = replace_heads(model, plan.removed, how, fitting, progress=told)

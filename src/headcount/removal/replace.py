@@ -15,8 +15,9 @@ from headcount.models.batching import Progress, no_progress
 from headcount.models.observe import attention_modules, units_of
 from headcount.models.projection import output_projection
 from headcount.models.state import refuse_out_of_reach
+from headcount.moments import Covariance, Mean
 from headcount.removal.fitting import NO_TEXTS, Distillation, Fitting
-from headcount.removal.head_outputs import Covariance, Mean, head_output_statistics, walk_layers
+from headcount.removal.head_outputs import head_output_statistics, walk_layers
 from headcount.units import UnitSet
 
 #: What removed heads are replaced by.

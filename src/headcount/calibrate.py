@@ -1,0 +1,236 @@
+"""Measure once, on texts, what calibrated scores and replacements need of a model's attention layers."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from headcount.calibration import Calibration, CalibrationFacts, CalibrationTexts, LayerCalibration
+from headcount.calibration.layer import kept_shapes, symmetric
+from headcount.errors import InputError, ModelError, seed_of, whole
+from headcount.measure import token_ids, versions
+from headcount.models.batching import Progress, batch_tokens_for, check_lengths, data_fingerprint, no_progress
+from headcount.models.loading import fingerprint
+from headcount.models.observe import units_of
+from headcount.models.reading import Heard, block_inputs, read_layers
+from headcount.models.sensitivity import sensitivities
+from headcount.models.state import reads
+from headcount.moments import Covariance, Mean
+from headcount.store.calibrating import CalibrationParts, calibrating
+from headcount.units import LayerUnits
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+#: Bytes that sums of products may take at a time, in float64, where nobody says another number.
+MEMORY = 2 * 2**30
+
+
+@reads
+def calibrate(
+    model: "PreTrainedModel",
+    inputs: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    covariances: bool = True,
+    sensitivity: bool = True,
+    gradients: bool = False,
+    batch_tokens: int | None = None,
+    memory: int = MEMORY,
+    seed: int = 0,
+    too_long: str = "refuse",
+    into: str | os.PathLike[str] | None = None,
+    name: str = "",
+    command: str = "",
+    progress: Callable[[str], Progress] = lambda _: no_progress,
+) -> Calibration:
+    """What calibrated scores and replacements need of every attention layer, from a few passes over texts.
+
+    Nothing of a text is kept: means and covariances are summed as its tokens come, as many layers at a time as ``memory``
+    allows, each such group in a pass that ends after its last layer. The sensitivity takes one backward pass more. Padding
+    never counts, and numbers do not depend on how texts are batched, beyond rounding.
+
+    Args:
+        model: a causal language model, as from ``load``; is left as it was.
+        inputs: texts, or lists of token ids, to which nothing is added.
+        tokenizer: needed for texts; adds the special tokens it adds by default.
+        covariances: of head outputs and block inputs, for predictions; else means alone.
+        sensitivity: of the model's predictions to what each layer writes; needs gradients.
+        gradients: also the mean outer product of these gradients.
+        batch_tokens: tokens in a batch, padding included; None for as many as suit the memory.
+        memory: bytes that sums of products may take at a time; one layer's are always taken.
+        seed: of the tokens that are drawn from the model's predictions.
+        too_long: what to do with an input longer than the model's positions: ``refuse``, or ``cut`` its end off.
+        into: a new file, where it is also written. What is done of it is kept in a hidden folder beside it, so that the same
+            call goes on where one before was stopped, to the same bytes.
+        name: of the model, for people. [default: where it was loaded from]
+        command: for people who wait for the file.
+        progress: called with the name of each step, gives what to call with (done, total).
+
+    Raises:
+        InputError: no inputs, none of two tokens or more, inputs too long, or a file that exists.
+        ModelError: a model that cannot be measured, whose blocks' inputs or gradients cannot be had, or whose numbers are not
+            finite.
+        RunError: the file cannot be written, or is being made by another process.
+    """
+    file = None if into is None else Path(os.path.abspath(into))
+    if file is not None and os.path.lexists(file):
+        raise InputError(f"{str(file)!r} exists already. Choose another file with -o (into), or remove it first.")
+    if gradients and not sensitivity:
+        raise InputError("gradients are part of the sensitivity: leave sensitivity=True, or gradients out.")
+    memory = whole(memory, "memory is a number of bytes, at least 1", least=1)
+    rows, _ = check_lengths(token_ids(inputs, tokenizer), model, too_long=too_long)
+    if max(map(len, rows)) < 2:
+        raise InputError(
+            "A calibration needs a text of two tokens or more: the first of each is apart. Give longer texts."
+        )
+    batch_tokens = batch_tokens_for(model, batch_tokens)
+    facts = _facts(model, rows, seed_of(seed), name)
+    if covariances:
+        _refuse_without_inputs(model, facts.hidden_size)
+    with calibrating(file, facts, command) as parts:
+        squared = parts.sensitivities(gradients=gradients) if sensitivity else {}
+        if squared is None:
+            squared = sensitivities(
+                model, rows, batch_tokens=batch_tokens, seed=facts.seed, gradients=gradients,
+                progress=progress("Differentiating its predictions"),
+            )  # fmt: skip
+            parts.keep_sensitivities(squared)
+        layers = _layers(
+            model,
+            rows,
+            facts,
+            parts,
+            covariances=covariances,
+            batch_tokens=batch_tokens,
+            memory=memory,
+            progress=progress,
+        )
+        for index, (mean, outer) in squared.items():
+            layers[index] = replace(layers[index], sensitivity=mean, gradients=outer)
+        calibration = Calibration(layers=layers, facts=facts)
+        if file is not None:
+            calibration.save(file)
+    return calibration
+
+
+def layer_bytes(
+    layer: LayerUnits, hidden_size: int, *, covariances: bool = True, gradients: bool = False
+) -> tuple[int, int]:
+    """Bytes of one layer of a calibration, in its file and of the sums that it is made of."""
+    held = ["mean", "first", *["input_mean", "covariance"] * covariances, *["gradients"] * gradients]
+    shapes = kept_shapes(layer, hidden_size)
+    joint = layer.num_attention_heads * layer.head_dim + hidden_size
+    return sum(4 * prod(shapes[name]) for name in held), 8 * joint**2 * covariances
+
+
+def _facts(model: "PreTrainedModel", rows: Sequence[Sequence[int]], seed: int, name: str) -> CalibrationFacts:
+    texts = CalibrationTexts(fingerprint=data_fingerprint(rows), num_texts=len(rows), num_tokens=sum(map(len, rows)))
+    return CalibrationFacts(
+        model=name or str(getattr(model.config, "_name_or_path", "")),
+        model_fingerprint=fingerprint(model),
+        dtype=str(model.dtype).removeprefix("torch."),
+        hidden_size=model.config.get_text_config().hidden_size,
+        layers=units_of(model).layers,
+        texts=(texts,),
+        seed=seed,
+        versions=versions(),
+    )
+
+
+def _refuse_without_inputs(model: "PreTrainedModel", hidden_size: int) -> None:
+    for layer, shape in block_inputs(model).items():
+        if shape is None or shape[-1] != hidden_size:
+            seen = "is not to be seen" if shape is None else f"is {shape[-1]} wide"
+            raise ModelError(
+                f"What enters the attention block of layer {layer} of {type(model).__name__} {seen}, and covariances are of head "
+                f"outputs and an input {hidden_size} wide. Leave covariances out with --no-covariances (covariances=False)."
+            )
+
+
+def _layers(
+    model: "PreTrainedModel",
+    rows: Sequence[Sequence[int]],
+    facts: CalibrationFacts,
+    parts: CalibrationParts,
+    *,
+    covariances: bool,
+    batch_tokens: int,
+    memory: int,
+    progress: Callable[[str], Progress],
+) -> dict[int, LayerCalibration]:
+    """Every layer's means and covariance: those that are done, and the others, a group at a time."""
+    units = {layer.index: layer for layer in facts.layers}
+    done = {index: parts.layer(index, covariance=covariances) for index in units}
+    missing = [index for index, layer in done.items() if layer is None]
+    sums: dict[int, _Sums] = {}
+
+    def hear(index: int, heard: Heard) -> None:
+        if index not in sums:
+            sums[index] = _Sums(covariances)
+        sums[index].add(heard)
+
+    sizes = [layer_bytes(units[index], facts.hidden_size, covariances=covariances)[1] for index in missing]
+    groups = _groups(missing, sizes, memory)
+    told = progress("Reading layer by layer") if groups else no_progress
+    for group in read_layers(model, rows, groups, batch_tokens, hear, progress=told):
+        for index in group:
+            done[index] = layer = sums.pop(index).layer(units[index], model)
+            parts.keep_layer(index, layer)
+    return {index: layer for index, layer in done.items() if layer is not None}
+
+
+def _groups(layers: Sequence[int], sizes: Sequence[int], memory: int) -> list[list[int]]:
+    """Layers in order, as many together as fit in ``memory``.
+
+    >>> _groups([0, 1, 2, 5], [3, 3, 3, 9], memory=7)
+    [[0, 1], [2], [5]]
+    """
+    groups: list[list[int]] = []
+    taken = 0
+    for layer, size in zip(layers, sizes, strict=True):
+        if not groups or taken + size > memory:
+            groups.append([])
+            taken = 0
+        groups[-1].append(layer)
+        taken += size
+    return groups
+
+
+class _Sums:
+    """What comes of one layer, summed."""
+
+    def __init__(self, covariance: bool) -> None:
+        self._joint = Covariance() if covariance else Mean()
+        self._first = Mean()
+
+    def add(self, heard: Heard) -> None:
+        self._first.add(heard.outputs[heard.first])
+        vectors = heard.outputs[heard.counted].float()
+        if isinstance(self._joint, Covariance):
+            assert heard.inputs is not None
+            vectors = torch.cat([vectors, heard.inputs[heard.counted].to(vectors)], -1)
+        self._joint.add(vectors)
+
+    def layer(self, units: LayerUnits, model: "PreTrainedModel") -> LayerCalibration:
+        """Raises ModelError where it is not finite."""
+        joint, first = self._joint.mean.float().cpu(), self._first.mean.float().cpu()
+        covariance = symmetric(self._joint.covariance).cpu() if isinstance(self._joint, Covariance) else None
+        if not all(bool(torch.isfinite(each).all()) for each in (joint, first, covariance) if each is not None):
+            raise ModelError(
+                f"Head outputs or inputs of layer {units.index} are not finite in {str(model.dtype).removeprefix('torch.')}. "
+                "Load the model with --dtype float32."
+            )
+        shape = units.num_attention_heads, units.head_dim
+        outputs = shape[0] * shape[1]
+        return LayerCalibration(
+            count=self._joint.count,
+            mean=joint[:outputs].view(shape).clone(),
+            first_count=self._first.count,
+            first=first.view(shape),
+            input_mean=None if covariance is None else joint[outputs:].clone(),
+            covariance=covariance,
+        )
