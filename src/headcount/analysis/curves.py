@@ -144,16 +144,15 @@ def against_random(points: pd.DataFrame) -> pd.DataFrame:
     found = []
     for _, group in points.groupby(_WHERE, sort=False):
         curve = next(filter(is_random, group["curve"]), None)
-        at_random = group.loc[group["curve"] == curve].sort_values("share_realised")
+        drawn = group.loc[group["curve"] == curve].sort_values("share_realised")
         height = np.full(len(group), np.nan)
-        if len(at_random):
-            x, y = at_random["share_realised"].to_numpy(dtype=float), at_random["accuracy"].to_numpy(dtype=float)
+        if len(drawn):
+            x, y = drawn["share_realised"].to_numpy(dtype=float), drawn["accuracy"].to_numpy(dtype=float)
             height = np.interp(group["share_realised"], x, y, left=np.nan, right=np.nan)
-        found.append(pd.Series(height, index=group.index))
-    random_accuracy = pd.concat(found)
-    sign = np.concatenate([np.full(len(group), _sign(group)) for _, group in points.groupby(_WHERE, sort=False)])
-    above = (points["accuracy"] - random_accuracy) * pd.Series(sign, index=random_accuracy.index)
-    return points.assign(random_accuracy=random_accuracy, above_random=above)
+        above = _sign(group) * (group["accuracy"] - height)
+        found.append(pd.DataFrame({"random_accuracy": height, "above_random": above}, index=group.index))
+    at_random = pd.concat(found)
+    return points.assign(random_accuracy=at_random["random_accuracy"], above_random=at_random["above_random"])
 
 
 def rank_correlation(curves: pd.DataFrame) -> pd.DataFrame:

@@ -68,7 +68,8 @@ def count_beyond(
     side, inactive, measured = inactive_when(name, scores), 0, 0
     for examples in chunks(scores):
         values = of(values_of(scores, name, examples))
-        inactive += np.stack([beyond(values, cut, side).sum(axis=0) for cut in cuts])
+        beyond_each = [beyond(values, cut, side).sum(axis=0) for cut in cuts]
+        inactive += np.reshape(beyond_each, (len(cuts), *values.shape[1:]))  # also where there is none
         measured += (~np.isnan(values)).sum(axis=0)
     return np.asarray(inactive), np.asarray(measured)
 

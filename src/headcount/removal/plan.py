@@ -125,9 +125,7 @@ def _plan_layer(before: LayerUnits, going: Sequence[int], uneven: Uneven) -> Lay
     kept = [group for group, staying in enumerate(groups) if staying]
     lengths = {len(groups[group]) for group in kept}
     query = tuple(head for staying in groups for head in staying)
-    if len(lengths) <= 1:
-        return LayerPlan(before=before, query=query, key_value=tuple(kept))
-    if uneven == "index":
+    if len(lengths) > 1 and uneven == "index":
         index = (place for place, group in enumerate(kept) for _ in groups[group])
         return LayerPlan(before=before, query=query, key_value=tuple(kept), index=tuple(index))
     size = gcd(*lengths)

@@ -262,7 +262,7 @@ def caveats(
     baseline = rows(accuracy.head(1))[0]
     low, high = _wilson(baseline.accuracy, baseline.num_questions, confidence)
     said = [metric.doubt] * bool(metric.doubt) + left_out(accuracy, metric)
-    fall, name = ("rise", metric_name(metric.name)) if metric.sign < 0 else ("fall", metric_name(metric.name))
+    fall, name = "rise" if metric.sign < 0 else "fall", metric_name(metric.name)
     if metric.is_share and high - low > 2 * margin:
         said.append(
             f"Few questions: from {baseline.num_questions:,} the untouched model's own {name} is known only to lie "
@@ -274,13 +274,10 @@ def caveats(
             f"Near chance: guessing would give {percent(chance)} and the untouched model has "
             f"{percent(baseline.accuracy)}. Where a model cannot do the task, zeroing heads has little to take away."
         )
-    best = best_row(removable)
-    below = [
-        row
-        for row in rows(accuracy)
-        if best is not None and row.curve == best.curve and metric.sign * row.change < -margin
-    ]
-    if best is not None and (dips := [row for row in below if row.share_realised < best.removable_share]):
+    if (best := best_row(removable)) is None:
+        return said
+    below = [row for row in rows(accuracy) if row.curve == best.curve and metric.sign * row.change < -margin]
+    if dips := [row for row in below if row.share_realised < best.removable_share]:
         worst = min(dips, key=lambda row: metric.sign * row.change)
         size = 100 * abs(worst.change) if metric.is_share else abs(worst.change)
         apart = f"{size:.1f} points" if metric.is_share else number(size)
@@ -290,10 +287,10 @@ def caveats(
             f"{name} was {apart} {side}. The share is where the curve last {moves}, as in the paper."
         )
     chosen = max((row.removable_share for row in rows(removable) if is_random(row.curve)), default=0.0)
-    if best is not None and chosen >= best.removable_share:
+    if chosen >= best.removable_share:
         said.append(f"No better than chance: with random heads the share is {_whole(chosen)}, as large or larger.")
     tried = sum(by_score(row.curve) for row in rows(removable))
-    if tried > 1 and best is not None:
+    if tried > 1:
         said.append(
             f"{shown(best.curve, 40)} is the best of {tried} scores on these very questions, which flatters it; "
             "the interval does not correct for that. Confirm it on other questions."

@@ -4,7 +4,7 @@ from headcount.files import write_atomically
 from headcount.store.begin import begin_run, continue_run
 from headcount.store.export import table_csv
 from headcount.store.folder import is_run
-from headcount.store.identity import differences, environment
+from headcount.store.identity import environment
 from headcount.store.manifest import Manifest
 from headcount.store.run import Run, open_run
 
@@ -13,7 +13,6 @@ __all__ = [
     "Run",
     "begin_run",
     "continue_run",
-    "differences",
     "environment",
     "is_run",
     "open_run",

@@ -39,8 +39,8 @@ class RunProgress:
         num_inputs: inputs to measure; None before that was known.
         inputs_done: of them, how many are measured.
         num_questions: questions of the benchmark; 0 for texts.
-        policies: for each policy asked for, the untouched model among them, how many questions it has answered.
-        stopped: of them, those that are asked no more since it was decided, with how many questions that took.
+        answers_done: that were given, those of the untouched model among them.
+        stopped: policies that are asked no more since it was decided, with how many questions that took.
         searching: scores whose removable share is not found yet.
         answers_left: to be given; where questions are asked until it is decided, at most.
         num_thresholds: shares at which thresholds are known.
@@ -52,7 +52,7 @@ class RunProgress:
     inputs_done: int
     num_questions: int
     num_policies: int
-    policies: dict[str, int]
+    answers_done: int
     stopped: dict[str, int]
     searching: list[str]
     answers_left: int
@@ -63,10 +63,6 @@ class RunProgress:
     @property
     def inputs_left(self) -> int:
         return max(0, (self.num_inputs or 0) - self.inputs_done)
-
-    @property
-    def answers_done(self) -> int:
-        return sum(self.policies.values())
 
 
 def rule_of(manifest: Manifest, higher_is_better: bool | None = None) -> UntilDecided | None:
@@ -138,7 +134,7 @@ def run_progress(run: Run, num_policies: int = 0, searched: Sequence[str] = ()) 
         inputs_done=inputs,
         num_questions=questions,
         num_policies=max(num_policies, len(labels)),
-        policies=policies,
+        answers_done=sum(policies.values()),
         stopped=stopped,
         searching=[score for score in searched if score not in found],
         answers_left=sum(left.values()) + max(0, num_policies - len(labels)) * questions,
