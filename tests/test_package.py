@@ -33,3 +33,25 @@ def test_importing_loads_nothing_heavy():
     heavy = "torch", "transformers", "lm_eval", "matplotlib", "plotly", "xarray"
     code = f"import sys, headcount; assert not set({heavy!r}) & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def modules_after(code: str) -> set[str]:
+    """What a fresh process has imported once it has run ``code``."""
+    told = f"import sys\ntry:\n    {code}\nexcept SystemExit:\n    pass\nprint(*sys.modules, file=sys.stderr)"
+    run = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True)
+    return set(run.stderr.split())
+
+
+def modules_of(*arguments: str) -> set[str]:
+    """What a command imports."""
+    return modules_after(f"sys.argv = {['headcount', *arguments]!r}; from headcount.cli import main; main()")
+
+
+def test_commands_that_need_no_model_import_as_little_as_their_answer_takes():
+    of_torch = modules_after("import torch")
+    for quick in (modules_of("--version"), modules_of("--help"), modules_of("evaluate", "--help")):
+        assert not {"numpy", "torch", "transformers"} & quick
+        assert len(quick) < 0.45 * len(of_torch)  # small ones: a fifth of the time
+    scores = modules_of("scores")
+    assert not {"pandas", "transformers", "xarray"} & scores
+    assert len(scores) < 1.25 * len(of_torch)
