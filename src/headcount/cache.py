@@ -1,4 +1,4 @@
-"""Where headcount keeps what can be made again: the converted demo model, lm-eval's task names, the built kernel.
+"""Where headcount keeps what can be made again: converted GGUF files, lm-eval's task names, the built kernel.
 
 What is kept is called ``STEM-DIGEST``, where DIGEST is the first 16 hex digits of its content's SHA-256: existing means
 whole, and altering shows. That says nothing of who put it there, so it is used only where nobody but this user or root can

