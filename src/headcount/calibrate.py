@@ -3,14 +3,13 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from headcount.calibration import Calibration, CalibrationFacts, CalibrationTexts, LayerCalibration
-from headcount.calibration.layer import kept_shapes, symmetric
+from headcount.calibration.layer import symmetric
 from headcount.errors import InputError, ModelError, seed_of, whole
 from headcount.measure import token_ids, versions
 from headcount.models.batching import Progress, batch_tokens_for, check_lengths, data_fingerprint, no_progress
@@ -117,14 +116,28 @@ def calibrate(
     return calibration
 
 
-def layer_bytes(
-    layer: LayerUnits, hidden_size: int, *, covariances: bool = True, gradients: bool = False
-) -> tuple[int, int]:
-    """Bytes of one layer of a calibration, in its file and of the sums that it is made of."""
-    held = ["mean", "first", *["input_mean", "covariance"] * covariances, *["gradients"] * gradients]
-    shapes = kept_shapes(layer, hidden_size)
-    joint = layer.num_attention_heads * layer.head_dim + hidden_size
-    return sum(4 * prod(shapes[name]) for name in held), 8 * joint**2 * covariances
+def layer_groups(layers: Sequence[LayerUnits], hidden_size: int, memory: int | None) -> list[list[int]]:
+    """Layers by index, in order, as many together as have sums of products that fit in ``memory``; None for means alone.
+
+    >>> layers = [LayerUnits(index=i, num_attention_heads=2, num_key_value_heads=2, head_dim=4) for i in range(3)]
+    >>> layer_groups(layers, 8, memory=2 * 8 * 16**2)
+    [[0, 1], [2]]
+    """
+    groups: list[list[int]] = []
+    taken = 0
+    for layer in layers:
+        size = 0 if memory is None else sum_bytes(layer, hidden_size)
+        if not groups or taken + size > (memory or 0):
+            groups.append([])
+            taken = 0
+        groups[-1].append(layer.index)
+        taken += size
+    return groups
+
+
+def sum_bytes(layer: LayerUnits, hidden_size: int) -> int:
+    """Bytes of a layer's sum of products, in float64."""
+    return 8 * (layer.num_attention_heads * layer.head_dim + hidden_size) ** 2
 
 
 def _facts(model: "PreTrainedModel", rows: Sequence[Sequence[int]], seed: int, name: str) -> CalibrationFacts:
@@ -173,31 +186,13 @@ def _layers(
             sums[index] = _Sums(covariances)
         sums[index].add(heard)
 
-    sizes = [layer_bytes(units[index], facts.hidden_size, covariances=covariances)[1] for index in missing]
-    groups = _groups(missing, sizes, memory)
+    groups = layer_groups([units[index] for index in missing], facts.hidden_size, memory if covariances else None)
     told = progress("Reading layer by layer") if groups else no_progress
     for group in read_layers(model, rows, groups, batch_tokens, hear, progress=told):
         for index in group:
             done[index] = layer = sums.pop(index).layer(units[index], model)
             parts.keep_layer(index, layer)
     return {index: layer for index, layer in done.items() if layer is not None}
-
-
-def _groups(layers: Sequence[int], sizes: Sequence[int], memory: int) -> list[list[int]]:
-    """Layers in order, as many together as fit in ``memory``.
-
-    >>> _groups([0, 1, 2, 5], [3, 3, 3, 9], memory=7)
-    [[0, 1], [2], [5]]
-    """
-    groups: list[list[int]] = []
-    taken = 0
-    for layer, size in zip(layers, sizes, strict=True):
-        if not groups or taken + size > memory:
-            groups.append([])
-            taken = 0
-        groups[-1].append(layer)
-        taken += size
-    return groups
 
 
 class _Sums:

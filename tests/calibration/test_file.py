@@ -1,5 +1,6 @@
 """A calibration's file: what is written is read again, and whatever else it may be is one sentence."""
 
+import dataclasses
 import json
 import os
 import struct
@@ -10,7 +11,7 @@ from safetensors.torch import load_file
 
 from headcount.calibration import Calibration
 from headcount.errors import InputError, RunError
-from tests.calibration.made import calibration
+from tests.calibration.made import LAYERS, calibration, facts
 
 
 @pytest.fixture
@@ -51,6 +52,16 @@ def test_what_is_written_is_read_again(file):
     halves = 17 * 18 // 2 + 5 * 6 // 2
     assert load_file(file)["0.covariance"].shape == (17 * 18 // 2,)
     assert len(parts(file)[1]) == 2 * 4 * (2 * 12 + 5 + halves)
+
+
+def test_layers_are_in_the_models_order(tmp_path):
+    """Names of 11 layers are in another order than their numbers."""
+    layer, many = calibration().layers[0], tuple(dataclasses.replace(LAYERS[0], index=i) for i in range(11))
+    known = Calibration(layers=dict.fromkeys(reversed(range(11)), layer), facts=facts(layers=many))
+    known.save(tmp_path / "f")
+    found = Calibration.load(tmp_path / "f")
+    assert [*found.layers] == [*known.layers] == [*range(11)]
+    assert found.fingerprint == known.fingerprint
 
 
 def test_a_file_that_cannot_be_written_is_a_sentence(tmp_path):

@@ -36,7 +36,7 @@ class Calibration:
     Calibrations of one model add up: that of two lots of texts is the sum of theirs, up to rounding.
 
     Attributes:
-        layers: by the layer's index in the model.
+        layers: by the layer's index in the model, in its order.
         facts: what it was made of.
 
     Raises:
@@ -49,7 +49,10 @@ class Calibration:
 
     def __post_init__(self) -> None:
         known = {layer.index: layer for layer in self.facts.layers}
-        for index, layer in self.layers.items():
+        in_order = {index: self.layers[index] for index in known if index in self.layers}
+        in_order |= self.layers  # which are refused if they are more
+        object.__setattr__(self, "layers", in_order)
+        for index, layer in in_order.items():
             if index not in known:
                 raise InputError(
                     f"The calibration has a layer {index}, and its model's attention layers are {[*known]}."

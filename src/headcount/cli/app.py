@@ -77,6 +77,7 @@ def add_commands() -> None:
     """Import every command, which adds it."""
     from headcount.cli import (  # noqa: F401
         analyse,
+        calibrate,
         demo,
         evaluate,
         export,

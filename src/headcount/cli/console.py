@@ -38,6 +38,18 @@ def visible(text: str, keep: str = "") -> str:
     )
 
 
+def said_bytes(count: int) -> str:
+    """A size as people read it.
+
+    >>> said_bytes(79_800_000)
+    '79.8 MB'
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"
+
+
 class PlainConsole(Console):
     """A console on which text is text. Names come from strangers: nothing in them is markup or steers the terminal."""
 

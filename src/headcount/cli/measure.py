@@ -27,12 +27,7 @@ def measure(
     max_length: Annotated[
         int | None, typer.Option(min=1, help="Keep this many first tokens of each text.", rich_help_panel="Data")
     ] = None,
-    too_long: Annotated[
-        str,
-        typer.Option(
-            help="A text longer than the model's positions: refuse, or cut its end off.", rich_help_panel="Data"
-        ),
-    ] = "refuse",
+    too_long: options.TooLong = "refuse",
     *,
     questions: options.Questions,
     loading: options.Loading,

@@ -58,6 +58,7 @@ Output = Annotated[
 ]
 Task = Annotated[list[str] | None, _data("--task", "-t", help="lm-eval task or group; repeat for several.")]
 Texts = Annotated[list[str] | None, _data(help=".txt, .jsonl or .parquet files, or hub data sets; repeat for several.")]
+TooLong = Annotated[str, _data(help="A text longer than the model's positions: refuse, or cut its end off.")]
 TextColumn = Annotated[str, _data(help="Column or key that holds the text.")]
 BatchTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens in a batch, padding included. [default: as many as suit the memory]")

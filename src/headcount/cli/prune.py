@@ -72,7 +72,7 @@ def prune(
 ) -> None:
     """Cut heads out of a model for good: show the plan, replace what they did, write a checkpoint, load it and compare."""
     with steps() as progress:
-        from headcount.cli.reading import first_tokens
+        from headcount.cli.reading import first_texts, first_tokens
         from headcount.cli.runs import command_line
         from headcount.models.gguf import gguf_file
         from headcount.models.loading import default_name
@@ -116,7 +116,7 @@ def prune(
             return
         rows = []
         if texts and (replace != "zero" or distill):
-            rows = first_tokens(texts, loaded.tokenizer, reading)
+            rows = first_tokens(first_texts(texts, reading), loaded.tokenizer, reading)
         tokenizer_from = gguf_tokenizer or gguf_file(loading.model)
         result = prune_heads(
             loaded.model, selection, output_folder,

@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
-def first_tokens(sources: Sequence[str], tokenizer: "PreTrainedTokenizerBase", reading: Reading) -> list[list[int]]:
-    """The first tokens of up to ``num_texts`` texts, equally many from each source where they have enough.
+def first_texts(sources: Sequence[str], reading: Reading) -> list[str]:
+    """Up to ``num_texts`` texts, equally many from each source where they have enough.
 
     Args:
         sources: as of ``load_texts``.
-        tokenizer: the model's.
-        reading: which column, how many texts in all, and how many tokens of each.
+        reading: which column, and how many texts in all.
 
     Raises:
         InputError: texts that cannot be read.
     """
-    column, num_texts, max_length = reading.text_column, reading.num_texts, reading.max_length
+    column, num_texts = reading.text_column, reading.num_texts
     of_sources = [load_texts([source], column=column, limit=num_texts) for source in sources]
-    taken = [text for turn in zip_longest(*of_sources) for text in turn if text is not None]
-    return [row[:max_length] for row in token_ids(taken[:num_texts], tokenizer)]
+    return [text for turn in zip_longest(*of_sources) for text in turn if text is not None][:num_texts]
+
+
+def first_tokens(texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", reading: Reading) -> list[list[int]]:
+    """The first ``max_length`` tokens of each text."""
+    return [row[: reading.max_length] for row in token_ids(texts, tokenizer)]

@@ -78,7 +78,7 @@ def select(
     if output_file.exists() or output_file.is_symlink():
         raise InputError(f"{str(output_file)!r} exists already. Choose another file with -o, or remove it first.")
     with steps() as progress:
-        from headcount.cli.reading import first_tokens
+        from headcount.cli.reading import first_texts, first_tokens
         from headcount.cli.runs import keep_offline, say_template
 
         keep_offline(asked.offline)
@@ -108,7 +108,7 @@ def select(
         rows: list[list[int]] = []
         used: list[tuple[str, int]] = []
         if texts:
-            rows = first_tokens(texts, loaded.tokenizer, reading)
+            rows = first_tokens(first_texts(texts, reading), loaded.tokenizer, reading)
         if chosen:
             chosen_on = read(chosen)
             say_template(chosen_on, asked.chat_template)

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from headcount.cli import options
 from headcount.cli.app import app
-from headcount.cli.console import Steps, output, steps
+from headcount.cli.console import Steps, output, said_bytes, steps
 from headcount.errors import InputError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _print_costs(costs: "dict[tuple[str, str], Cost]", rate: float) -> None:
     for labels, cost in costs.items():
         table.add_row(
             *labels, f"{cost.inputs:,}", f"{cost.tokens:,}", str(cost.passes), f"{cost.forwards:,}",
-            _bytes(cost.score_bytes + cost.outcome_bytes), f"{cost.hours(rate):.2g}",
+            said_bytes(cost.score_bytes + cost.outcome_bytes), f"{cost.hours(rate):.2g}",
         )  # fmt: skip
     output.print(table)
     total = sum(cost.hours(rate) for cost in costs.values())
@@ -131,10 +131,3 @@ def _print_costs(costs: "dict[tuple[str, str], Cost]", rate: float) -> None:
         f"passes, {sum(cost.operations for cost in costs.values()):.2g} operations, and at most about {total:.2g} hours on this "
         f"machine ({rate / 1e9:,.0f} GFLOP/s, from a matrix product just now; expect a factor of 2)."
     )
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}"
-    return f"{count} B"

@@ -66,8 +66,7 @@ def sensitivities(
         hearing.begin(counted)
         embedded = embed(tokens).detach().requires_grad_()
         logits = model(inputs_embeds=embedded, attention_mask=mask, use_cache=False).logits
-        labels = _labels(logits.detach(), texts, seed)
-        nn.functional.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum").backward()
+        logits.backward(_drawn(logits.detach(), texts, seed))
         for layer, squared in hearing.squared.items():  # once the whole batch has been read: one that fails is halved
             squares[layer][batch] = squared.cpu().numpy()
         for layer, product in hearing.product.items():
@@ -79,8 +78,8 @@ def sensitivities(
         stack.enter_context(torch.enable_grad())
         for layer, module in modules.items():
             stack.callback(output_projection(module).register_forward_hook(hearing.hook(layer)).remove)
-        bound = max(1, _LOGITS // model.config.get_text_config().vocab_size)
-        run_in_batches([len(row) for row in rows], min(batch_tokens, bound), run, progress)
+        at_once = tokens_at_once(model.config.get_text_config().vocab_size, batch_tokens)
+        run_in_batches([len(row) for row in rows], at_once, run, progress)
     count = sum(len(row) - 1 for row in rows)
     found: dict[int, tuple[float, Tensor | None]] = {}
     for layer, of_texts in squares.items():
@@ -89,6 +88,11 @@ def sensitivities(
             raise not_finite(model, layer)
         found[layer] = squared, None if product is None else symmetric(product.cpu() / count)
     return found
+
+
+def tokens_at_once(vocab_size: int, batch_tokens: int) -> int:
+    """Tokens of a batch whose logits are held for the way back."""
+    return max(1, min(batch_tokens, _LOGITS // vocab_size))
 
 
 class _Hearing:
@@ -123,15 +127,20 @@ class _Hearing:
         return forward
 
 
-def _labels(logits: Tensor, texts: Sequence[Sequence[int]], seed: int) -> Tensor:
-    """int64 ``[text, token]``: drawn from the distributions of ``logits`` ``[text, token, vocabulary]``; −100 is padding."""
-    labels = torch.full(logits.shape[:2], -100, device=logits.device)
+def _drawn(logits: Tensor, texts: Sequence[Sequence[int]], seed: int) -> Tensor:
+    """The gradient of −log p(y) at ``logits`` ``[text, token, vocabulary]``, where y is drawn from p: p less one at y.
+
+    Padding has none.
+    """
+    gradient = torch.zeros_like(logits)
     step = max(1, _DRAWN // logits.shape[-1])
     for i, text in enumerate(texts):
         uniform = torch.from_numpy(draw_uniform(np.asarray(text), seed, (1, len(text)))[0]).double().to(logits.device)
         for begin in range(0, len(text), step):
             end = min(begin + step, len(text))
-            summed = logits[i, begin:end].double().softmax(-1).cumsum(-1)
+            probabilities = logits[i, begin:end].double().softmax(-1)
+            summed = probabilities.cumsum(-1)
             drawn = torch.searchsorted(summed, uniform[begin:end, None] * summed[:, -1:], right=True)
-            labels[i, begin:end] = drawn[:, 0].clamp(max=logits.shape[-1] - 1)
-    return labels
+            drawn.clamp_(max=logits.shape[-1] - 1)
+            gradient[i, begin:end] = probabilities.scatter_add_(-1, drawn, torch.full_like(summed[:, :1], -1))
+    return gradient

@@ -77,6 +77,11 @@ class CalibrationParts:
         return folder / f"layer-{index}.safetensors"
 
 
+def parts_folder(file: Path) -> Path:
+    """Where the parts of what is to be in ``file`` are kept."""
+    return file.with_name(f".{file.name}.calibrating")
+
+
 @contextmanager
 def calibrating(file: Path | None, facts: CalibrationFacts, command: str) -> Iterator[CalibrationParts]:
     """The parts of what is to be in ``file``; they go when the block ends as it should, by which time it is there.
@@ -88,7 +93,7 @@ def calibrating(file: Path | None, facts: CalibrationFacts, command: str) -> Ite
         yield CalibrationParts(None, facts)
         return
     check_writable(file)
-    folder = file.with_name(f".{file.name}.calibrating")
+    folder = parts_folder(file)
     with claimed(folder, "calibration", lambda _: True, command):
         yield CalibrationParts(folder, facts)
         for path in [*folder.glob("layer-*.safetensors"), folder / _SENSITIVITIES, *leftovers(folder)]:

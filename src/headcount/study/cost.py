@@ -10,12 +10,18 @@ and once for the answers. What policies share while they answer makes this an up
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
+from headcount.calibrate import layer_groups, sum_bytes
+from headcount.calibration.layer import kept_shapes
+from headcount.models.capabilities import can_restart
 from headcount.models.loading import DTYPES, computes_in_bfloat16, outline, resolve_device
+from headcount.models.observe import units_of
+from headcount.models.sensitivity import tokens_at_once
 from headcount.study.spec import ModelSpec, Study
 from headcount.study.subject import LoadedModel, read_data
 
@@ -155,10 +161,65 @@ def study_costs(study: Study) -> dict[tuple[str, str], Cost]:
     return costs
 
 
+@dataclass(frozen=True, kw_only=True)
+class CalibrationCost:
+    """What a calibration takes.
+
+    Attributes:
+        file_bytes: of its file.
+        memory_bytes: at most, beside the model.
+        operations: floating-point operations of all passes and products.
+    """
+
+    file_bytes: int
+    memory_bytes: int
+    operations: float
+
+
+def calibration_cost(
+    model: "PreTrainedModel",
+    lengths: Sequence[int],
+    *,
+    covariances: bool,
+    sensitivity: bool,
+    gradients: bool,
+    memory: int,
+    batch_tokens: int,
+) -> CalibrationCost:
+    """Of calibrating a model on texts of these lengths, with the options of ``calibrate``."""
+    config, layers = model.config.get_text_config(), units_of(model).layers
+    hidden, tokens, size = config.hidden_size, sum(lengths), ModelSize.of(model)
+    groups = layer_groups(layers, hidden, memory if covariances else None)
+    sums = {layer.index: sum_bytes(layer, hidden) * covariances for layer in layers}
+    held = ["mean", "first", *["input_mean", "covariance"] * covariances, *["gradients"] * gradients]
+    squares = hidden**2 * len(layers) * gradients
+    # The sums of a group, its batch's products, and the covariances that are done, whole and in float32.
+    reading = (
+        max(sum(sums[index] for index in group) for group in groups) + 2 * max(sums.values()) + sum(sums.values()) // 2
+    )
+    if len(groups) > 1:
+        reading += tokens * hidden * model.dtype.itemsize  # what enters the layer that a group begins with
+    logits = tokens_at_once(config.vocab_size, batch_tokens) * config.vocab_size
+    read = size.operations(lengths)
+    drawn = 3 * read + 4.0 * size.projection * tokens  # there, again for the way back, and back
+    return CalibrationCost(
+        file_bytes=4 * sum(prod(kept_shapes(layer, hidden)[name]) for layer in layers for name in held),
+        memory_bytes=max(reading + 4 * squares, (8 * logits + 12 * squares) * sensitivity),
+        operations=(1 if can_restart(model) else len(groups)) * read
+        + tokens * sum(sums.values()) / 4
+        + (drawn + 2.0 * tokens * squares) * sensitivity,
+    )
+
+
 def machine_rate(model: ModelSpec, study: Study, *, seconds: float = 0.3) -> float:
-    """Floating-point operations a second that a forward pass may reach here: EFFICIENCY × those of a matrix product."""
+    """That of the device and dtype in which the study runs this model; see ``device_rate``."""
     device = resolve_device(model.device)
     dtype = DTYPES.get(model.dtype or study.dtype, torch.bfloat16 if computes_in_bfloat16(device) else torch.float32)
+    return device_rate(device, dtype, seconds=seconds)
+
+
+def device_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.3) -> float:
+    """Floating-point operations a second that a forward pass may reach here: EFFICIENCY × those of a matrix product."""
     size = 1024
     left, right = torch.ones(size, size, dtype=dtype, device=device), torch.ones(size, size, dtype=dtype, device=device)
     (left @ right).sum().item()
