@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from headcount.analysis import UntilDecided
-    from headcount.calibrate import calibrate
+    from headcount.calibrating import calibrate
     from headcount.calibration import Calibration
     from headcount.errors import HeadcountError
     from headcount.evaluation.benchmark import Benchmark
@@ -39,7 +39,7 @@ _MODULES = {
     "HeadcountError": "errors", "Policy": "policies", "PolicyFacts": "policies", "Probe": "models.probe", "Random": "policies",
     "Run": "store", "Selection": "removal.selection", "Study": "study.spec", "StudyFolder": "study.folder",
     "Threshold": "policies", "UnitMap": "units", "UnitSet": "units", "UntilDecided": "analysis", "all_scores": "scores",
-    "calibrate": "calibrate", "evaluate": "evaluation.evaluate", "evaluate_run": "study.evaluating", "get_score": "scores",
+    "calibrate": "calibrating", "evaluate": "evaluation.evaluate", "evaluate_run": "study.evaluating", "get_score": "scores",
     "instrument": "models.instrument", "load": "models.loading", "measure_heads": "measure", "measure_run": "study.evaluating",
     "open_run": "store", "open_study": "study.folder", "prune_heads": "removal.prune", "run_study": "study.running",
     "score": "scores", "select_heads": "removal.choose", "thresholds": "thresholding", "units_of": "models.observe",

@@ -58,7 +58,7 @@ def calibrate(
     if output_file.exists() or output_file.is_symlink():
         raise InputError(f"{str(output_file)!r} exists already. Choose another file with -o, or remove it first.")
     with steps() as progress:
-        from headcount.calibrate import calibrate as measure
+        from headcount.calibrating import calibrate as measure
         from headcount.cli.reading import first_texts, first_tokens
         from headcount.cli.runs import command_line
         from headcount.models.batching import batch_tokens_for, check_lengths

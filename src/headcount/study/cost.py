@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from headcount.calibrate import layer_groups, sum_bytes
+from headcount.calibrating import layer_groups, sum_bytes
 from headcount.calibration.layer import kept_shapes
 from headcount.models.capabilities import can_restart
 from headcount.models.loading import DTYPES, computes_in_bfloat16, outline, resolve_device
