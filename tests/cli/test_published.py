@@ -16,7 +16,7 @@ def test_table_2_is_printed_and_written(tmp_path):
     result = run("-o", str(tmp_path / "table.csv"))
     assert result.exit_code == 0
     mean = next(line for line in result.output.splitlines() if line.startswith("mean"))
-    assert mean.split() == ["mean", "4.6", "12.2", "11.0", "8.3", "1.2"]
+    assert mean.split() == ["mean", "4.61", "12.18", "11.03", "8.34", "1.18"]
     assert len(pd.read_csv(tmp_path / "table.csv")) == 15
 
 
@@ -24,11 +24,11 @@ def test_a_model_a_score_and_a_curve():
     of_model = run("--model", "Llama-3.1-8B").output
     assert "meta-llama/Llama-3.1-8B, mmlu: 65.2% untouched" in of_model
     assert next(line for line in of_model.splitlines() if line.startswith("ahon_ln")).split() == [
-        "ahon_ln", "17.1%", "14.3%", "63.9%", "1",
+        "ahon_ln", "17.11%", "14.29%", "63.9%", "1",
     ]  # fmt: skip
     assert len(run("--score", "HONOR").output.splitlines()) == 2 + 14
     curve = run("--model", "Llama-3.1-8B", "--score", "HONOR").output.splitlines()
-    assert curve[-1].split() == ["30%", "0.7188", "27.2%", "56.6%", "−8.6", "25.6%"]
+    assert curve[-1].split() == ["30%", "0.7188", "27.21%", "56.6%", "−8.6", "25.6%"]
 
 
 def test_what_was_not_published_is_refused():

@@ -63,7 +63,7 @@ def test_removable_shares_the_largest_first(lines):
 
 def test_published_models_stand_below_ones_own(lines):
     printed = lines({"removable": REMOVABLE, "by_curve": BY_SCORE}, published=True)
-    assert printed[-1] == "mean 4.6 12.2 11.0 8.3 1.2"
+    assert printed[-1] == "mean 4.61 12.18 11.03 8.34 1.18"
 
 
 def test_ranks_of_ones_own_and_of_published_models(lines):

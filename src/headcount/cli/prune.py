@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from headcount.cli import options
 from headcount.cli.app import app, grouped
 from headcount.cli.console import output, steps
 from headcount.errors import InputError
+from headcount.whole_table import WholeTable
 
 if TYPE_CHECKING:
     from headcount.removal.plan import Plan
@@ -151,7 +151,7 @@ def print_plan(plan: "Plan", savings: "Savings | None", *, choices: str) -> None
 
     total = sum(layer.before.num_attention_heads for layer in plan.layers)
     before, after = plan.key_value_heads
-    table = Table(box=None, header_style="bold", title="Plan", title_justify="left")
+    table = WholeTable(box=None, header_style="bold", title="Plan", title_justify="left")
     for heading in ("", "before", "after", "change"):
         table.add_column(heading, justify="left" if not heading else "right")
 

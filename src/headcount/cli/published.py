@@ -28,8 +28,8 @@ def published(
     from headcount.analysis.curves import against_random
     from headcount.errors import InputError
     from headcount.published import published_curves, published_model, published_points, published_table
-    from headcount.report.overview import TABLE_2
-    from headcount.report.terminal import print_curves, print_points, print_removable_by_curve
+    from headcount.report.overview import print_table_2
+    from headcount.report.terminal import print_curves, print_points
     from headcount.scores import get_score
     from headcount.store import table_csv, write_atomically
 
@@ -37,7 +37,7 @@ def published(
     chosen_score = get_score(score).id if score else None
     if not (model or score):
         table = published_table()
-        print_removable_by_curve(output, table, TABLE_2)
+        print_table_2(output)
     else:
         table = against_random(published_points()) if model and score else published_curves()
         if chosen_model:

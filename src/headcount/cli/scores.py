@@ -1,10 +1,9 @@
 """``headcount scores``: the registry."""
 
-from rich.table import Table
-
 from headcount.cli import options
 from headcount.cli.app import app
 from headcount.cli.console import output
+from headcount.whole_table import WholeTable
 
 
 @app.command()
@@ -12,7 +11,7 @@ def scores(scores_from: options.ScoresFrom = None) -> None:
     """List every score: id, name, when a head is inactive, unit, source, aliases."""
     from headcount.scores import all_scores
 
-    table = Table(box=None, header_style="bold")
+    table = WholeTable(box=None, header_style="bold")
     for heading in ("id", "name", "inactive when", "unit", "source", "aliases"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "id")
     for score in all_scores():

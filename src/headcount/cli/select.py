@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.table import Table
 
 from headcount.cli import options
 from headcount.cli.app import app, grouped
 from headcount.cli.console import output, steps
 from headcount.errors import InputError
+from headcount.whole_table import WholeTable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -151,7 +151,7 @@ def print_trials(trials: "pd.DataFrame", confidence: float) -> None:
 
     metric = judged_in(trials)
     name, side = metric_name(metric.name), "below" if metric.sign < 0 else "above"
-    table = Table(box=None, header_style="bold", title="On held-out questions", title_justify="left")
+    table = WholeTable(box=None, header_style="bold", title="On held-out questions", title_justify="left")
     for heading in ("heads removed", name, "change, points", f"{side}, {100 * confidence:g}%", "within budget"):
         table.add_column(heading, justify="right")
     for trial in trials.to_dict("records"):

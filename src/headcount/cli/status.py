@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from headcount.cli.app import app
 from headcount.cli.console import output
+from headcount.whole_table import WholeTable
 
 if TYPE_CHECKING:
     from headcount.study.folder import StudyFolder
@@ -65,7 +65,7 @@ def _show(folder: Path) -> bool:
         holder = run.holder()
         labels = run.manifest.model.name or "?", ", ".join(run.manifest.data.tasks)
         runs, rows = {labels: run}, {labels: run_progress(run)}
-    table = Table(box=None, header_style="bold")
+    table = WholeTable(box=None, header_style="bold")
     for heading in ("model", "data", "inputs measured", "thresholds", "policies", "answers", "left"):
         table.add_column(heading, justify="left" if heading in ("model", "data") else "right", overflow="fold")
     for labels, known in rows.items():

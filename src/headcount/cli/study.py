@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
 from headcount.cli import options
 from headcount.cli.app import app
 from headcount.cli.console import Steps, output, said_bytes, steps
 from headcount.errors import InputError
+from headcount.whole_table import WholeTable
 
 if TYPE_CHECKING:
     from headcount.study.cost import Cost
@@ -115,7 +115,7 @@ def _count(asked: "Study", progress: Steps) -> None:
 
 
 def _print_costs(costs: "dict[tuple[str, str], Cost]", rate: float) -> None:
-    table = Table(box=None, header_style="bold")
+    table = WholeTable(box=None, header_style="bold")
     for heading in ("model", "data", "inputs", "tokens", "passes", "forwards", "on disk", "hours"):
         name = heading in ("model", "data")
         table.add_column(heading, justify="left" if name else "right", overflow="fold", no_wrap=not name)

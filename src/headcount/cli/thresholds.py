@@ -3,11 +3,11 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from headcount.cli import options
 from headcount.cli.app import app
 from headcount.cli.console import output
+from headcount.whole_table import WholeTable
 
 
 @app.command()
@@ -29,7 +29,7 @@ def thresholds(
     with continue_run(run, command=command_line(), repair=False) as opened:
         cuts = find_thresholds(opened, share or SHARES)
         progress = run_progress(opened)
-    table = Table(box=None, header_style="bold")
+    table = WholeTable(box=None, header_style="bold")
     table.add_column("score")
     table.add_column("inactive")
     for value in cuts["share"].values:

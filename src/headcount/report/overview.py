@@ -57,7 +57,7 @@ def print_overview(
         if published and beside_paper:
             console.print()
             title = "As published, within 1 point of accuracy, percent"
-            print_removable_by_curve(console, published_table(), TABLE_2, title=title)
+            print_table_2(console, title)
         if "ranks" in tables:
             _ranks(console, tables["ranks"], set(tables["by_curve"]["model"]))
             if published and not beside_paper:
@@ -74,6 +74,13 @@ def print_overview(
             nearest = nearest_share(known, share)
             console.print()
             show(console, tables[name].loc[tables[name][column] == nearest], nearest)
+
+
+def print_table_2(console: Console, title: str = "Heads that can be zeroed within 1 point, percent") -> None:
+    """Print the paper's Table 2, recomputed, to the digits that it has there; organisations are left out of the names."""
+    table = published_table()
+    named = table.assign(model=[model.rpartition("/")[2] for model in table["model"]])
+    print_removable_by_curve(console, named, TABLE_2, title=title, digits=2)
 
 
 def _parts(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -6,12 +6,12 @@ from operator import attrgetter, itemgetter
 from typing import Any
 
 import pandas as pd
-import rich.table
 from pandas.io.formats.style import Styler
 from rich.text import Text
 
 from headcount.report.wording import percent, policy_name, rows, shown
 from headcount.store import table_csv
+from headcount.whole_table import WholeTable
 
 _LATEX = {ord(c): f"\\{c}" for c in "&%$#_{}"} | {
     ord(c): command
@@ -54,8 +54,8 @@ class Table:
 
     def terminal(
         self, only: Collection[str] = (), called: Mapping[str, str] | None = None, *, title: str = "", bold: str = ""
-    ) -> rich.table.Table:
-        """For a terminal of 80 columns: the first column folds, the others are flush right.
+    ) -> WholeTable:
+        """For a terminal: the first column may take several lines, the others are flush right.
 
         Args:
             only: headings of the columns that there is room for; all if none is given.
@@ -64,17 +64,17 @@ class Table:
             bold: the first cell of rows in bold.
         """
         # What strangers named is text, not markup; neither is `[95%]`.
-        made = rich.table.Table(
+        made = WholeTable(
             title=Text(shown(title or self.title)), title_justify="left", title_style="bold", box=None,
             padding=(0, 2, 0, 0), pad_edge=False,
         )  # fmt: skip
         columns = [column for column in self.columns if not only or column.heading in only]
         for at, column in enumerate(columns):
             said = (called or {}).get(column.heading, column.heading)
-            numeric: dict[str, Any] = {"justify": "right", "no_wrap": len(said) > 12} if at else {"overflow": "fold"}
-            made.add_column(Text(shown(said, 60)), **numeric)
+            made.add_column(Text(shown(said, 60)), justify="right" if at else "left")
         for cells in zip(*(column.cells for column in columns), strict=True):
-            made.add_row(*(Text(shown(said, 60)) for said in cells), style="bold" if cells[0] == bold else None)
+            style = "bold" if cells[0] == bold else None
+            made.add_row(*(Text(shown(said, 60), no_wrap=at > 0) for at, said in enumerate(cells)), style=style)
         return made
 
     def csv(self) -> str:

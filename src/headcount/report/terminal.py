@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -97,7 +98,7 @@ def _between(low: float, high: float) -> str:
 
 def print_removable_by_curve(
     console: Console, removable: pd.DataFrame, columns: Sequence[str],
-    title: str = "Heads that can be zeroed within 1 point, percent",
+    *, title: str, digits: int = 1,
 ) -> None:  # fmt: skip
     """Print removable shares side by side, as from ``headcount.analysis.removable_by_curve``.
 
@@ -108,7 +109,9 @@ def print_removable_by_curve(
     def share(row: Any, column: str) -> str:
         best = row.best_curve if column == "best" and isinstance(row.best_curve, str) else ""
         bound = "≥ " * ((best or column) in row.lower_bounds.split("; "))
-        return f"{bound}{f'{100 * getattr(row, column):.1f}'.replace('nan', wording.NOT_MEASURED)} {best}".rstrip()
+        return (
+            f"{bound}{f'{100 * getattr(row, column):.{digits}f}'.replace('nan', wording.NOT_MEASURED)} {best}".rstrip()
+        )
 
     name = text("Model", lambda row: f"{row.model}, {row.task}" if several else row.model)
     shares = [num(column, lambda row, column=column: share(row, column)) for column in columns]
@@ -116,13 +119,13 @@ def print_removable_by_curve(
 
 
 def print_curves(console: Console, curves: pd.DataFrame) -> None:
-    """Print what each curve says, as from ``headcount.analysis.curve_table``.
+    """Print what each published curve says, as from ``headcount.analysis.curve_table``.
 
     A table for each model and task, the best rank first; one table over all models if there is but one curve.
     """
     columns = [
-        num("Within 1 point", lambda row: f"{'≥ ' * row.is_lower_bound}{percent(row.removable_share)}"),
-        num("Within 1 percent", relative_share), num("Area", "normalised_area", percent),
+        num("Within 1 point", lambda row: f"{'≥ ' * row.is_lower_bound}{percent(row.removable_share, 2)}"),
+        num("Within 1 percent", partial(relative_share, digits=2)), num("Area", "normalised_area", percent),
         num("Rank", "rank", "{:g}".format),
     ]  # fmt: skip
     first = wording.rows(curves)[0]
@@ -134,17 +137,17 @@ def print_curves(console: Console, curves: pd.DataFrame) -> None:
         print_table(console, title, group.sort_values("rank", kind="stable"), [text("Score", "curve"), *columns])
 
 
-def relative_share(row: Any) -> str:
+def relative_share(row: Any, digits: int = 1) -> str:
     """A removable share within a margin that is relative to the untouched model's."""
-    return f"{'≥ ' * row.is_lower_bound_relative}{percent(row.removable_share_relative)}"
+    return f"{'≥ ' * row.is_lower_bound_relative}{percent(row.removable_share_relative, digits)}"
 
 
 def print_points(console: Console, curve: pd.DataFrame) -> None:
-    """Print one curve's points, as from ``headcount.analysis.against_random``."""
+    """Print one published curve's points, as from ``headcount.analysis.against_random``."""
     first = wording.rows(curve)[0]
     columns = [
         num("Share asked", "share_asked", lambda share: percent(share, 0)), num("Threshold", "threshold", "{:.4g}".format),
-        num("Realised", "share_realised", percent), num("Accuracy", "accuracy", percent),
+        num("Realised", "share_realised", lambda share: percent(share, 2)), num("Accuracy", "accuracy", percent),
         num("Change", lambda row: wording.points(row.accuracy - row.baseline)),
         num("Random at this share", "random_accuracy", percent),
     ]  # fmt: skip
