@@ -6,7 +6,7 @@ import torch
 
 import headcount as hc
 from headcount.errors import InputError, ModelError
-from headcount.models.context import draw_uniform
+from headcount.models.draws import draw_uniform
 from headcount.models.observe import attention_modules, units_of
 from headcount.models.projection import output_projection
 from tests.models.families import build

@@ -9,7 +9,7 @@ from headcount.measure import measure_heads, token_ids
 from headcount.models.batching import data_fingerprint
 from headcount.models.instrument import instrument
 from headcount.models.loading import fingerprint
-from headcount.scores import all_scores
+from headcount.scores import select_scores
 
 ROWS = [torch.randint(3, 100, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (4, 11, 1, 7, 7, 20)]
 
@@ -48,7 +48,7 @@ def test_neither_order_nor_company_matters(model):
 
 def test_the_table_and_its_attributes(model):
     table = measure_heads(model, ROWS, seed=3)
-    assert list(table.data_vars) == [s.id for s in all_scores()]
+    assert list(table.data_vars) == [s.id for s in select_scores("all")]
     assert dict(table.sizes) == {"example": 6, "layer": 2, "head": 8}
     assert table["layer"].values.tolist() == [0, 1]
     assert table["head"].values.tolist() == list(range(8))

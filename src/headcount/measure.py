@@ -1,19 +1,23 @@
 """Measure every head of a model on a list of inputs."""
 
 import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from headcount.calibration import Calibration
 from headcount.errors import InputError, seed_of
 from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
 from headcount.models.batching import Progress, check_lengths, data_fingerprint, no_progress
 from headcount.models.loading import fingerprint
 from headcount.models.state import check_tokenizer, reads
-from headcount.scores import select_scores
+from headcount.scores import Score, select_scores
+from headcount.summaries import ScoreSummary, Summary
 from headcount.texts import HALF_PAIR
 
 if TYPE_CHECKING:
@@ -29,10 +33,11 @@ def measure_heads(
     scores: str | Iterable[str] = "all",
     batch_tokens: int | None = None,
     seed: int = 0,
+    calibration: Calibration | None = None,
     too_long: str = "refuse",
     progress: Progress = no_progress,
 ) -> xr.Dataset:
-    """Every score of every query head on every input, with nothing zeroed, in one pass over the inputs.
+    """Every score of every query head on every input, with nothing off, in one pass over the inputs.
 
     Every token of an input counts and padding never does: the numbers do not depend on how inputs are batched,
     beyond rounding. Inputs that begin alike read that beginning once.
@@ -41,9 +46,10 @@ def measure_heads(
         model: a causal language model, as from ``load``.
         inputs: texts, or lists of token ids, to which nothing is added.
         tokenizer: needed for texts; adds the special tokens it adds by default.
-        scores: ids or aliases, or ``"all"``.
+        scores: ids or aliases, or ``"all"`` that need no calibration.
         batch_tokens: tokens in a batch, padding included; None for as many as suit the memory.
         seed: of the ``random`` score.
+        calibration: of the model, for scores that need one.
         too_long: what to do with an input longer than the model's positions: ``refuse``, or ``cut`` its end off.
         progress: called with (inputs done, inputs in all).
 
@@ -54,18 +60,66 @@ def measure_heads(
         Attributes name the model, the inputs, the seed and the versions.
 
     Raises:
-        InputError: no or empty inputs, texts without a tokenizer, unknown scores, inputs too long.
+        InputError: no or empty inputs, texts without a tokenizer, unknown scores, scores of tokens (which
+            ``summarise_heads`` takes), inputs too long, or a score without the calibration that it needs.
         ModelError: a model that cannot be measured.
     """
+    chosen = select_scores(scores)
+    if of_tokens := next((score.id for score in chosen if score.per == "token"), None):
+        raise InputError(
+            f"{of_tokens} has a value for every token, too many for a table. headcount.summarise_heads counts them."
+        )
+    return _measured(model, inputs, tokenizer, chosen, batch_tokens, seed, calibration, too_long, progress)[0]
+
+
+@reads
+def summarise_heads(
+    model: "PreTrainedModel",
+    inputs: Sequence[str] | Sequence[Sequence[int]],
+    *,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    scores: str | Iterable[str] = "all",
+    batch_tokens: int | None = None,
+    seed: int = 0,
+    calibration: Calibration | None = None,
+    too_long: str = "refuse",
+    progress: Progress = no_progress,
+) -> Summary:
+    """As ``measure_heads``, with the scores counted instead of kept; those of tokens (``ID/token``) too.
+
+    Every token of every input counts once for the latter, the first ones included.
+
+    Returns:
+        The summary, from which ``thresholds`` come as from a table.
+    """
+    chosen = select_scores(scores)
+    table, of_tokens = _measured(model, inputs, tokenizer, chosen, batch_tokens, seed, calibration, too_long, progress)
+    found = Summary.of(table)
+    return replace(found, scores={score.id: {**found.scores, **of_tokens}[score.id] for score in chosen})
+
+
+def _measured(
+    model: "PreTrainedModel",
+    inputs: Sequence[str] | Sequence[Sequence[int]],
+    tokenizer: "PreTrainedTokenizerBase | None",
+    scores: Sequence[Score],
+    batch_tokens: int | None,
+    seed: int,
+    calibration: Calibration | None,
+    too_long: str,
+    progress: Progress,
+) -> tuple[xr.Dataset, dict[str, ScoreSummary]]:
+    """The scores of inputs, and the summaries of those of tokens."""
     rows, num_cut = check_lengths(token_ids(inputs, tokenizer), model, too_long=too_long)
-    chosen, seed = [score.id for score in select_scores(scores)], seed_of(seed)
-    place_of = {row: i for i, row in enumerate(dict.fromkeys(map(tuple, rows)))}
+    seed, times = seed_of(seed), Counter(map(tuple, rows))
+    place_of = {row: i for i, row in enumerate(times)}
     distinct = ScoringPlan(inputs=[list(row) for row in place_of], input_of=[], continuations=[], num_truncated=0)
-    table = run_plan(
-        model, distinct, [], scores=chosen, batch_tokens=batch_tokens, seed=seed,
+    found = run_plan(
+        model, distinct, [], scores=[score.id for score in scores], batch_tokens=batch_tokens, seed=seed,
+        calibration=calibration, times=[*times.values()],
         progress=lambda done, total: progress(done * len(rows) // total, len(rows)),
-    ).scores  # fmt: skip
-    return table.isel(example=[place_of[tuple(row)] for row in rows]).assign_attrs(
+    )  # fmt: skip
+    table = found.scores.isel(example=[place_of[tuple(row)] for row in rows]).assign_attrs(
         model=str(getattr(model.config, "_name_or_path", "")),
         model_fingerprint=fingerprint(model),
         data_fingerprint=data_fingerprint(rows),
@@ -74,6 +128,7 @@ def measure_heads(
         num_cut=num_cut,
         **versions(),
     )
+    return table, found.of_tokens
 
 
 def token_ids(

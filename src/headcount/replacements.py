@@ -1,43 +1,261 @@
-"""What stands where a unit that is off would have written: zero."""
+"""What stands where a unit that is off would have written: zero, its mean, or what else tells about it."""
 
-from dataclasses import dataclass
-from typing import Protocol
+import math
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor
 
-
-class Replacement(Protocol):
-    """What takes the place of units that are off."""
-
-    @property
-    def suffix(self) -> str:
-        """What it adds to the names of policies and curves; empty for zero."""
-        ...
-
-    def values(self, outputs: Tensor, off: Tensor) -> Tensor | None:
-        """What stands in a layer's ``outputs [row, unit, token, width]`` where ``off [row, unit]``, in that shape; None is 0."""
-        ...
+from headcount.calibration import RIDGE, Calibration
+from headcount.errors import InputError, nearest
+from headcount.outputs import Outputs
 
 
 @dataclass(frozen=True)
-class Zero:
-    """Nothing: the unit writes 0 into the residual stream, as in the paper (arXiv 2504.03889, Section 3)."""
+class Replacement(ABC):
+    """What takes the place of units that are off."""
+
+    #: As policies are written: ``ahon_ln+mean:0.10``; empty for zero.
+    name: ClassVar[str]
+    #: What it reads beside the outputs: ``calibration``, ``block_input``.
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     @property
     def suffix(self) -> str:
-        return ""
+        """What it adds to the names of scores, curves and policies; empty for zero."""
+        return f"+{self.name}" if self.name else ""
 
-    def values(self, outputs: Tensor, off: Tensor) -> None:
+    @abstractmethod
+    def values(self, outputs: Outputs, off: Tensor) -> Tensor | None:
+        """What stands where ``off [row, unit, token or 1]``, ``[row, unit, token, width]`` or broadcast to it; None is 0."""
+
+    def alone(self, outputs: Outputs) -> Tensor | None:
+        """What would stand for each unit if it were the only one off, in the same shape; None is 0."""
+        return self.values(outputs, torch.ones(1, 1, 1, dtype=torch.bool))
+
+
+class Zero(Replacement):
+    """Nothing: the unit writes 0 into the residual stream, as in the paper (arXiv 2504.03889, Section 3)."""
+
+    name = ""
+
+    def values(self, outputs: Outputs, off: Tensor) -> None:
         return None
 
 
+class Mean(Replacement):
+    """The unit's mean output on the calibration texts; at a text's first token the mean of first tokens."""
+
+    name = "mean"
+    needs = frozenset({"calibration"})
+
+    def values(self, outputs: Outputs, off: Tensor) -> Tensor:
+        known, values = _calibration(outputs).layers[outputs.layer], outputs.values
+        return _with_first(outputs, known.mean.to(values.device)[None, :, None, :])
+
+
+@dataclass(frozen=True)
+class Linear(Replacement):
+    """The linear prediction of the unit's output from what enters its block: ridge regression on the calibration texts.
+
+    μ_o + C_oh (C_hh + Λ)⁻¹ (h − μ_h); at a text's first token the mean of first tokens.
+
+    Args:
+        ridge: Λ, in units of the mean variance of what predicts.
+    """
+
+    name = "linear"
+    needs = frozenset({"calibration", "block_input"})
+    ridge: float = RIDGE
+
+    def __post_init__(self) -> None:
+        _check_ridge(self.ridge)
+
+    @property
+    def suffix(self) -> str:
+        return _with_ridge(super().suffix, self.ridge)
+
+    def values(self, outputs: Outputs, off: Tensor) -> Tensor:
+        calibration = _calibration(outputs)
+        known, units = calibration.layers[outputs.layer], outputs.values.shape[1]
+        matrix = _of_layer("linear", outputs, self.ridge, lambda: calibration.linear(outputs.layer, self.ridge))
+        predicted = (_block_input(outputs, known.input_mean) @ matrix.T).unflatten(-1, (units, -1)).transpose(1, 2)
+        return _with_first(outputs, predicted + known.mean.to(predicted.device)[:, None, :])
+
+
+@dataclass(frozen=True)
+class Kept(Replacement):
+    """The linear prediction of the outputs that are off from the units that stay, and from what enters the block.
+
+    Ridge regression on the calibration texts, exact for whatever set is off: with z the outputs of all units and the block's
+    input, and P = (C + Λ)⁻¹, the outputs O become o_O − (P_OO)⁻¹ [P (z − μ)]_O, which is their conditional mean given the
+    rest of z. At a text's first token the mean of first tokens.
+
+    Args:
+        ridge: Λ, in units of the mean variance of the outputs, and of the block's input.
+    """
+
+    name = "kept"
+    needs = frozenset({"calibration", "block_input"})
+    ridge: float = RIDGE
+
+    def __post_init__(self) -> None:
+        _check_ridge(self.ridge)
+
+    @property
+    def suffix(self) -> str:
+        return _with_ridge(super().suffix, self.ridge)
+
+    def values(self, outputs: Outputs, off: Tensor) -> Tensor:
+        surprise = self._surprise(outputs)  # [row, token, unit · width]
+        rows, units, _, width = outputs.values.shape
+        if off.shape[2] == 1:  # decided for each row: one set for all its tokens
+            sets, each = off[:, :, 0], surprise
+        else:
+            sets, each = off.transpose(1, 2).flatten(0, 1), surprise.flatten(0, 1)[:, None]
+        gone = torch.zeros_like(each)
+        distinct, number = torch.unique(sets.to(torch.uint8), dim=0, return_inverse=True)
+        for i, members in enumerate(distinct.bool()):  # those with one set share its matrix
+            if bool(members.any()):
+                features = members.repeat_interleave(width).nonzero()[:, 0]
+                where = (number == i).nonzero()[:, 0]
+                own = torch.zeros_like(each[where])
+                own[..., features] = each[where][..., features] @ self._inverse(outputs, features)
+                gone[where] = own
+        gone = gone.view(rows, -1, units, width).transpose(1, 2)
+        return _with_first(outputs, outputs.values.float() - gone)
+
+    def alone(self, outputs: Outputs) -> Tensor:
+        units, width = outputs.values.shape[1], outputs.values.shape[3]
+        surprise = self._surprise(outputs).unflatten(-1, (units, width)).transpose(1, 2)  # [row, unit, token, width]
+
+        def inverses() -> Tensor:
+            own = self._precision(outputs)[:, : units * width].double()
+            blocks = own.view(units, width, units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+            return torch.linalg.inv(blocks).float()  # [unit, width, width]
+
+        return _with_first(
+            outputs, outputs.values.float() - surprise @ _of_layer("alone", outputs, self.ridge, inverses)
+        )
+
+    def _surprise(self, outputs: Outputs) -> Tensor:
+        """P (z − μ) of the outputs, float32 ``[row, token, unit · width]``."""
+        known = _calibration(outputs).layers[outputs.layer]
+        own = outputs.values.float() - known.mean.to(outputs.values.device)[:, None, :]
+        every = torch.cat([own.transpose(1, 2).flatten(2), _block_input(outputs, known.input_mean)], dim=-1)
+        return every @ self._precision(outputs).T
+
+    def _precision(self, outputs: Outputs) -> Tensor:
+        calibration = _calibration(outputs)
+        return _of_layer("precision", outputs, self.ridge, lambda: calibration.precision(outputs.layer, self.ridge))
+
+    def _inverse(self, outputs: Outputs, features: Tensor) -> Tensor:
+        """(P_OO)⁻¹, float32."""
+
+        def inverse() -> Tensor:
+            precision = self._precision(outputs)
+            return torch.linalg.inv(precision[features][:, features].double()).float()
+
+        return _of_set(features, outputs, self.ridge, inverse)
+
+
 ZERO = Zero()
+#: Those that policies can name.
+REPLACEMENTS: dict[str, type[Replacement]] = {kind.name: kind for kind in (Mean, Linear, Kept)}
 
 
-def replaced(outputs: Tensor, off: Tensor | None, instead: Replacement = ZERO) -> Tensor:
-    """``outputs [row, unit, token, width]`` with those of the units ``off [row, unit]`` replaced; None is none."""
+def replaced(outputs: Outputs, off: Tensor | None, instead: Replacement = ZERO, *, keep_first: bool = False) -> Tensor:
+    """A layer's outputs ``[row, unit, token, width]`` with those of the units that are off replaced.
+
+    Args:
+        outputs: of the layer.
+        off: bool ``[row, unit]``, or ``[row, unit, token]``; None is none.
+        instead: what stands in their place.
+        keep_first: leave every text's first token as it is.
+    """
     if off is None:
-        return outputs
-    where = off.to(outputs.device)[:, :, None, None]
+        return outputs.values
+    off = off.to(outputs.values.device)
+    off = off[:, :, None] if off.dim() == 2 else off
+    where = off & ~outputs.first if keep_first and outputs.first is not None else off
     values = instead.values(outputs, off)
-    return outputs.masked_fill(where, 0) if values is None else values.where(where, outputs)
+    if values is None:
+        return outputs.values.masked_fill(where[..., None], 0)
+    return values.to(outputs.values.dtype).where(where[..., None], outputs.values)
+
+
+def replacement_named(name: str) -> Replacement:
+    """The replacement that policies call ``name``. Raises InputError where there is none."""
+    if name not in REPLACEMENTS:
+        raise InputError(
+            f"Nothing that stands for a head that is off is called {name!r}. {nearest(name, REPLACEMENTS)}"
+        )
+    return REPLACEMENTS[name]()
+
+
+def _calibration(outputs: Outputs) -> Calibration:
+    if outputs.calibration is None:
+        raise InputError("What stands for heads that are off comes from a calibration, and none was given.")
+    return outputs.calibration
+
+
+def _block_input(outputs: Outputs, mean: Tensor | None) -> Tensor:
+    """What entered the block about its mean, float32 ``[row, token, hidden]``."""
+    assert outputs.block_input is not None
+    assert mean is not None
+    return outputs.block_input.float() - mean.to(outputs.block_input.device)
+
+
+def _with_first(outputs: Outputs, values: Tensor) -> Tensor:
+    """``values`` but at the first token of each text, where the mean of first tokens stands."""
+    if (first := outputs.first) is None:
+        return values
+    mean = _calibration(outputs).layers[outputs.layer].first.to(values.device)
+    return torch.where(first[..., None], mean[:, None, :], values)
+
+
+@dataclass
+class _Matrices:
+    """What replacements made of one calibration, where it is used."""
+
+    of_layers: dict[object, Tensor] = field(default_factory=dict)
+    of_sets: OrderedDict[object, Tensor] = field(default_factory=OrderedDict)  # the least recently used go first
+    bytes: int = 0  # of these
+
+
+_MATRICES: WeakKeyDictionary[Calibration, _Matrices] = WeakKeyDictionary()
+_MOST_BYTES = 1 << 28  # of the matrices of sets
+
+
+def _of_layer(what: str, outputs: Outputs, ridge: float, make: Callable[[], Tensor]) -> Tensor:
+    kept = _MATRICES.setdefault(_calibration(outputs), _Matrices()).of_layers
+    key = what, outputs.layer, ridge, outputs.values.device
+    if key not in kept:
+        kept[key] = make().to(outputs.values.device)
+    return kept[key]
+
+
+def _of_set(features: Tensor, outputs: Outputs, ridge: float, make: Callable[[], Tensor]) -> Tensor:
+    kept = _MATRICES.setdefault(_calibration(outputs), _Matrices())
+    key = features.numpy(force=True).tobytes(), outputs.layer, ridge, outputs.values.device
+    if key not in kept.of_sets:
+        kept.of_sets[key] = make()
+        kept.bytes += kept.of_sets[key].nbytes
+        while kept.bytes > _MOST_BYTES and len(kept.of_sets) > 1:
+            kept.bytes -= kept.of_sets.popitem(last=False)[1].nbytes
+    kept.of_sets.move_to_end(key)
+    return kept.of_sets[key]
+
+
+def _with_ridge(suffix: str, ridge: float) -> str:
+    return suffix if ridge == RIDGE else f"{suffix}({ridge:g})"
+
+
+def _check_ridge(ridge: float) -> None:
+    if not (ridge > 0 and math.isfinite(ridge)):
+        raise InputError(f"ridge is greater than 0, not {ridge!r}.")

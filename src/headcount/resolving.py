@@ -5,6 +5,7 @@ from pathlib import Path
 
 import xarray as xr
 
+from headcount.calibration import Calibration
 from headcount.errors import InputError, RunError
 from headcount.policies import Policy, Written, parse_policy
 from headcount.published import published_threshold
@@ -20,9 +21,11 @@ def policy_at(
     *,
     seed: int = 0,
     exclude_layers: Iterable[int] = (),
+    calibration: Calibration | None = None,
 ) -> Written:
-    """The policy of a score at a share of heads; with its threshold, if it takes one and ``measured`` scores are given."""
-    policy = parse_policy(f"{score}:{share}", seed=seed, exclude_layers=exclude_layers)
+    """The policy of a curve (``ahon_ln``, ``ahon_ln/token+mean``) at a share of heads; with its threshold, if it takes one
+    and ``measured`` scores are given, and with the calibration if it needs one."""
+    policy = parse_policy(f"{score}:{share}", seed=seed, exclude_layers=exclude_layers).calibrated(calibration)
     return policy if measured is None else _found_in(policy, measured)
 
 

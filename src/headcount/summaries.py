@@ -107,6 +107,15 @@ class ScoreSummary:
             moments=self.moments + other.moments, fine=self.fine + other.fine, by_head=self.by_head + other.by_head
         )
 
+    def times(self, often: int) -> "ScoreSummary":
+        """The same values as many times."""
+        moments, both = self.moments, (self.fine, self.by_head)
+        fine, by_head = (replace(counts, counts=counts.counts * often) for counts in both)
+        return ScoreSummary(
+            moments=replace(moments, count=moments.count * often, deviations=moments.deviations * often), fine=fine,
+            by_head=by_head,
+        )  # fmt: skip
+
     def quantiles(self, shares: ArrayLike) -> NDArray[np.float64]:
         """Values below which these shares of all heads' values lie, as ``numpy.quantile`` does by
         ``interpolated_inverted_cdf``; NaN when nothing was measured."""

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from headcount.evaluation.benchmark import Benchmark
-from headcount.scores import all_scores
+from headcount.scores import select_scores
 from headcount.store import open_run
 from tests.runs import contents
 
@@ -147,7 +147,7 @@ def test_a_run_can_be_measured_first_and_evaluated_then(headcount, checkpoint, o
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        (("measure",), rf"Measuring {len(all_scores())} scores +━+ 12/12"),
+        (("measure",), rf"Measuring {len(select_scores('all'))} scores +━+ 12/12"),
         (("evaluate", "-p", "random:0.3"), r"Asking under 2 policies +━+ 12/12"),
     ],
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from headcount.scores import all_scores
+from headcount.scores import select_scores
 from headcount.store import Run, open_run
 from tests.runs import contents
 
@@ -15,10 +15,10 @@ def test_texts_are_measured_and_reported(headcount, checkpoint, text, tmp_path):
     lines = tmp_path / "more.jsonl"
     lines.write_text('{"body": "one"}\n{"body": "two and three"}\n')
     code, out, _ = headcount("measure", checkpoint(), "--texts", text, "-o", "run", "--seed", "3")
-    assert (code, out) == (0, f"Measured {len(all_scores())} scores of 24 heads on 1 input.\nRun: run\n")
+    assert (code, out) == (0, f"Measured {len(select_scores('all'))} scores of 24 heads on 1 input.\nRun: run\n")
     run = open_run("run")
     scores = run.scores()
-    assert list(scores.data_vars) == [score.id for score in all_scores()]
+    assert list(scores.data_vars) == [score.id for score in select_scores("all")]
     assert scores["awft"].shape == (1, 3, 8)
     assert scores["num_tokens"].values.tolist() == [55]
     assert run.settings.facts() == {"seed": 3, "shard": 256, "scores_dtype": "float32", "summaries": False}

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from headcount.scores import all_scores
+from headcount.scores import select_scores
 from headcount.store import begin_run, open_run
 from tests.runs import contents
 
@@ -146,7 +146,7 @@ def test_runs_are_exported(headcount, refused, checkpoint, own, text):
 
     headcount("measure", checkpoint(), "--texts", text, "--summaries", "-o", "summarised")
     assert headcount("export", "summarised", "-f", "csv")[1].split() == ["summarised/export/heads.csv"]
-    assert len(pd.read_csv("summarised/export/heads.csv")) == len(all_scores()) * 24
+    assert len(pd.read_csv("summarised/export/heads.csv")) == len(select_scores("all")) * 24
 
 
 def test_a_page_that_cannot_be_written(headcount, refused, checkpoint, text, tmp_path):

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from headcount.errors import InputError
-from headcount.models.act import Act, always_off
-from headcount.models.sites import Outputs
+from headcount.models.act import Act, Needs, always_off
+from headcount.outputs import Outputs
 from headcount.policies import Fixed, Random, Threshold
-from headcount.replacements import Zero, replaced
+from headcount.replacements import Replacement, Zero, replaced
 from headcount.scores import get_score
 from headcount.units import LayerUnits, UnitMap
 
@@ -22,11 +22,11 @@ DRAWS = torch.rand(2, 2, 4, generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(frozen=True)
-class Sevens:
-    suffix: str = "=7"
+class Sevens(Replacement):
+    name = "sevens"
 
     def values(self, outputs, off):
-        return torch.full_like(outputs, 7.0)
+        return torch.full_like(outputs.values, 7.0)
 
 
 def outputs(layer, heads, norm=None):
@@ -63,8 +63,8 @@ def test_an_excluded_layer_goes_on_as_it_is():
     act = Act(UNITS, [Random(1.0, exclude_layers=[2])], rows=2, draws=lambda seed: DRAWS, obeyed=0)
     assert (act(outputs(0, 3)) == 0).all()
     assert torch.equal(act(outputs(2, 4)), outputs(2, 4).values)
-    assert act.needs(0) == {"uniform"}
-    assert act.needs(2) == frozenset()
+    assert act.needs(0) == Needs(of_rows=frozenset({"uniform"}))
+    assert act.needs(2) == Needs()
 
 
 def test_a_score_that_several_policies_read_is_computed_once_a_layer(monkeypatch):
@@ -105,10 +105,11 @@ def test_what_reads_nothing_decides_the_same_on_every_input():
 
 def test_nothing_off_is_the_very_tensor():
     values = torch.rand(1, 2, 3, 4)
-    assert replaced(values, None) is values
+    given = Outputs(layer=0, values=values)
+    assert replaced(given, None) is values
     off = torch.tensor([[True, False]])
-    assert (replaced(values, off, Zero())[0, 0] == 0).all()
-    assert torch.equal(replaced(values, off, Zero())[0, 1], values[0, 1])
+    assert (replaced(given, off, Zero())[0, 0] == 0).all()
+    assert torch.equal(replaced(given, off, Zero())[0, 1], values[0, 1])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from headcount.measure import measure_heads
 from headcount.models.instrument import instrument
 from headcount.models.observe import units_of
 from headcount.policies import Fixed, Random, Threshold
-from headcount.scores import all_scores
+from headcount.scores import select_scores
 from headcount.thresholding import thresholds
 from headcount.units import LayerUnits
 from tests.models.traces import TOKENS, logits, traces
@@ -133,7 +133,7 @@ def test_zeroing_equals_zeroing_columns_of_the_projections_input(tiny, score):
     assert not torch.allclose(intervened[real], logits(model, attention_mask=mask)[real], atol=1e-2)
 
 
-@pytest.mark.parametrize("score", [s.id for s in all_scores()])
+@pytest.mark.parametrize("score", [s.id for s in select_scores("all")])
 def test_share_0_changes_no_logit(tiny, score):
     model = tiny(**SHARP)
     with instrument(model, scores=[score]) as probe:

@@ -4,6 +4,7 @@ import torch
 import xarray as xr
 
 from headcount.errors import InputError
+from headcount.outputs import Outputs
 from headcount.policies import Fixed, PolicyFacts, Random, Seen, Threshold, check_policy, parse_policy
 from headcount.replacements import Zero
 from headcount.units import UnitSet
@@ -14,7 +15,8 @@ NAN = float("nan")
 
 
 def layer(index, shape, measured):
-    return Seen(index, torch.zeros(shape), measured, lambda seed: measured["uniform"])
+    outputs = Outputs(layer=index, values=torch.zeros(*shape, 1, 1), measured=measured)
+    return Seen(outputs, lambda seed: measured["uniform"])
 
 
 def decide(policy, **measured):

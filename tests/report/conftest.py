@@ -12,10 +12,10 @@ import xarray as xr
 from playwright.sync_api import Browser, Page, Request, sync_playwright
 
 from headcount.report import RunResults, render_page
-from headcount.scores import all_scores
+from headcount.scores import select_scores
 from headcount.store import Manifest
 
-IDS = [score.id for score in all_scores()]
+IDS = [score.id for score in select_scores("all")]
 LAYERS, HEADS, GROUP, INPUTS = 30, 9, 3, 40
 HOSTILE = "</script><script>alert(1)</script>\"'`\n=1+1\u202e\u2066 ‮" + "x" * 10_000
 

@@ -11,7 +11,7 @@ import pytest
 
 from headcount.errors import InputError
 from headcount.report import RunResults, render_page
-from headcount.scores import all_scores
+from headcount.scores import select_scores
 from tests.report.conftest import HOSTILE, IDS, make_outcomes, make_results, make_scores, manifest, results_of
 
 
@@ -150,7 +150,7 @@ def test_baseline_alone_is_not_an_answer():
 
 def test_definitions_are_those_of_the_scores_shown(page_html):
     text = text_of(page_html)
-    for score in all_scores():
+    for score in select_scores("all"):
         assert f"{score.name}." in text
     few = text_of(render_page([make_results(scores=None, outcomes=make_outcomes(loss={"awft": 0.5}))]))
     assert "Avg Weight of First Token." in few

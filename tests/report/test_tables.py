@@ -15,7 +15,7 @@ from headcount.report.overview import print_overview
 from headcount.report.results import Report
 from headcount.report.sections import SECTIONS, result_tables
 from headcount.report.tables import latex_text, num, table
-from headcount.scores import all_scores
+from headcount.scores import select_scores
 from headcount.store import begin_run
 from headcount.study.analysing import analyse_runs, read_tables
 from tests.report.conftest import HOSTILE, make_outcomes, make_results, make_scores, manifest
@@ -79,7 +79,7 @@ def test_tables_of_a_run():
     row = next(row for row in tables["thresholds"].rows() if row[0] == "ahon_ln")
     assert row[:2] == ("ahon_ln", "low")
     assert float(row[4]) == pytest.approx(cut, rel=5e-3)  # shares 0, 5, 10
-    assert len(tables["definitions"].rows()) == len(all_scores())
+    assert len(tables["definitions"].rows()) == len(select_scores("all"))
 
 
 def test_tables_of_a_baseline_alone():

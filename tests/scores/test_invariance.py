@@ -11,11 +11,11 @@ from headcount.attention.attend import attend
 from headcount.attention.blocks import attend_in_blocks
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import OF_WEIGHTS, RAW_TENSORS, LayerMeasurements
-from headcount.scores import all_scores
+from headcount.scores import select_scores
 
 GROUPS, GROUP, DIM, VALUE_DIM = 2, 3, 8, 6
 HEADS = GROUPS * GROUP
-SCORES = [score for score in all_scores() if not score.needs & (RAW_TENSORS | {"uniform"})]
+SCORES = [score for score in select_scores("all") if not score.needs & (RAW_TENSORS | {"uniform"})]
 NEEDS = frozenset().union(*(score.needs for score in SCORES))
 FACTOR = torch.randn(HEADS, VALUE_DIM, VALUE_DIM, generator=torch.Generator().manual_seed(1))
 lengths = st.integers(1, 40)

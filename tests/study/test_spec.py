@@ -5,7 +5,7 @@ import pytest
 
 from headcount.analysis import ShareSearch, UntilDecided
 from headcount.errors import InputError
-from headcount.scores import all_scores, registry
+from headcount.scores import registry, select_scores
 from headcount.study.spec import ModelSpec, Study, Tasks, Texts
 from headcount.thresholding import SHARES
 
@@ -18,7 +18,7 @@ def test_names_stand_for_models_and_tasks():
     assert study.data == (Tasks(tasks=("piqa",)), Texts(texts=("a/b.txt",)))
     assert [data.label for data in study.data] == ["piqa", "b"]
     assert len(list(study.cells())) == 4
-    assert study.score_ids() == [score.id for score in all_scores()]
+    assert study.score_ids() == [score.id for score in select_scores("all")]
     assert study.shares == SHARES
     assert Study(models=["demo"], data=["piqa"], scores="HONOR").score_ids() == ["ahon_ln"]
 

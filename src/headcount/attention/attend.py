@@ -1,6 +1,6 @@
 """One layer's attention with everything that scores may ask about it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -32,9 +32,20 @@ def attend(
     Returns:
         Output ``[batch, head, query, head_dim]`` and ``{measurement: float32 [batch, head]}``.
     """
-    if inputs.past:
-        needs = frozenset(name for name in needs if TAKEN[name].taken != "first")  # measured with the text's start
+    needs = measured_here(needs, inputs)
     wanted = frozenset(TAKEN[name].of for name in needs)
+    output, found = attend_positions(inputs, positions, wanted=wanted, projection_factor=projection_factor)
+    return output, {name: taken(name, found, inputs, positions) for name in needs}
+
+
+def attend_positions(
+    inputs: AttentionInputs,
+    positions: Positions,
+    *,
+    wanted: frozenset[str],
+    projection_factor: Callable[[], Tensor] | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """As ``attend``, with a number of every position: ``wanted`` and more, float32 ``[batch, head, position]``."""
     output, found = attend_by_the_fastest_way(inputs, positions, wanted=wanted, projection_factor=projection_factor)
     if "value_norm" in wanted:
         own = slice(inputs.past, inputs.past + inputs.query.shape[2])
@@ -45,12 +56,20 @@ def attend(
     if "contribution_norm" in wanted - found.keys():
         assert projection_factor is not None
         found["contribution_norm"] = _norm(output, projection_factor().mT)
-    at = {"first": (positions.first - inputs.past).clamp(min=0), "last": positions.last}
-    measured: dict[str, Tensor] = {}
-    for name in needs:
-        per_position, taken = found[TAKEN[name].of], TAKEN[name].taken  # [batch, head, position]
-        measured[name] = positions.mean(per_position) if taken == "mean" else positions.at(per_position, at[taken])
-    return output, measured
+    return output, found
+
+
+def measured_here(needs: frozenset[str], inputs: AttentionInputs) -> frozenset[str]:
+    """Of measurements those that these tokens give: what is the first token's was measured with the text's start."""
+    return frozenset(name for name in needs if TAKEN[name].taken != "first") if inputs.past else needs
+
+
+def taken(name: str, found: Mapping[str, Tensor], inputs: AttentionInputs, positions: Positions) -> Tensor:
+    """A measurement ``[batch, head]`` out of what was ``found`` of positions."""
+    of_positions, how = found[TAKEN[name].of], TAKEN[name].taken
+    if how == "mean":
+        return positions.mean(of_positions)
+    return positions.at(of_positions, positions.last if how == "last" else (positions.first - inputs.past).clamp(min=0))
 
 
 def _norm(vectors: Tensor, factor: Tensor | None = None) -> Tensor:

@@ -30,12 +30,27 @@ TAKEN = {
     "last_output_norm": Measurement("output_norm", "last"),
     "output_norm": Measurement("output_norm", "mean"),
     "contribution_norm": Measurement("contribution_norm", "mean"),
+    "residual_norm": Measurement("residual_norm", "mean"),
+    "mean_error": Measurement("mean_error", "mean"),
+    "linear_error": Measurement("linear_error", "mean"),
+    "kept_error": Measurement("kept_error", "mean"),
 }
 #: What needs every attention weight, and so costs more than plain attention.
 OF_WEIGHTS = frozenset({"first_token_weight", "entropy"})
 
+#: What is measured against a calibration, and comes from one.
+OF_ERRORS = frozenset({"mean_error", "linear_error", "kept_error"})
+CALIBRATED = OF_ERRORS | {"sensitivity"}
+
 #: The layer's own tensors, for scores that no measurement serves.
-RAW_TENSORS = frozenset({"query", "key", "value", "output", "o_proj", "real"})
+RAW_TENSORS = frozenset({"query", "key", "value", "output", "o_proj", "residual", "block_input", "real"})
+#: Of these what a single token has. Queries, keys and values say nothing without those of other tokens.
+OF_TOKENS = frozenset({"output", "o_proj", "residual", "block_input", "real"})
+
+
+def is_first(name: str) -> bool:
+    """Whether a measurement is the first token's, which all that follow need."""
+    return name in TAKEN and TAKEN[name].taken == "first"
 
 
 def extended(
@@ -60,13 +75,18 @@ def extended(
     share = (own_tokens / (tokens_before + own_tokens))[:, None]  # [batch, 1]
     joined = {name: values for name, values in before.items() if name in TAKEN and TAKEN[name].taken == "first"}
     for name, values in own.items():
-        if name in TAKEN and TAKEN[name].taken != "first":
+        if name == "sensitivity":
+            joined[name] = values
+        elif name in TAKEN and TAKEN[name].taken != "first":
             joined[name] = torch.lerp(before[name], values, share) if TAKEN[name].taken == "mean" else values
     return joined
 
 
 class LayerMeasurements:
     """Per-head means over the real tokens of each example, float32, each ``[batch, head]``; and the tensors behind them.
+
+    Where scores are of tokens (``ID/token``), each token stands for an example of its own, whose only real token it is:
+    means are its own values, and position 0 is still that of its text.
 
     ``head`` counts query heads; value norms of a key-value head are repeated for each of its query heads.
     Padding never counts: N below is the number of real tokens of an example and position 0 its first one.
@@ -87,6 +107,16 @@ class LayerMeasurements:
     """Mean over the N queries of the L2 norm of the head output."""
     contribution_norm: Tensor
     """Mean over the N queries of the L2 norm of the head output times the head's slice of ``o_proj``."""
+    residual_norm: Tensor
+    """Mean over the N tokens of the L2 norm of the residual stream that enters the decoder layer; the same for all heads."""
+    mean_error: Tensor
+    """Mean over the N queries of the squared L2 norm of W_h (o − r), with r what ``mean`` would put in the head's place."""
+    linear_error: Tensor
+    """Likewise, with what ``linear`` would put there."""
+    kept_error: Tensor
+    """Likewise, with what ``kept`` would put there if no other head were off."""
+    sensitivity: Tensor
+    """The layer's sensitivity in the calibration, nats² per squared unit of the block's output; the same for all heads."""
     uniform: Tensor
     """A number drawn uniformly from [0, 1) for each example, layer and head, from the run's seed."""
 
@@ -100,6 +130,10 @@ class LayerMeasurements:
     """Head outputs ``[batch, head, token, value head_dim]``, before zeroing."""
     o_proj: Tensor
     """Each head's slice of the output projection, float32 ``[head, hidden_size, value head_dim]``."""
+    residual: Tensor
+    """``[batch, token, hidden]``, what enters the decoder layer."""
+    block_input: Tensor
+    """``[batch, token, hidden]``, what enters the attention block: as a rule the normalised residual stream."""
     real: Tensor
     """bool ``[batch, token]``: False for padding."""
 

@@ -63,7 +63,7 @@ def _evaluate(
     from headcount.cli.report import write_report
     from headcount.cli.runs import command_line, default_folder
     from headcount.resolving import policy_at
-    from headcount.scores import all_scores
+    from headcount.scores import select_scores
     from headcount.study.asking import Asking
     from headcount.study.cuts import find_thresholds
     from headcount.study.evaluating import ask, begun
@@ -80,7 +80,7 @@ def _evaluate(
         facts = subject.facts()
         progress.keep_in(folder, output_folder)
         with begun(folder, facts, seed=seed, command=command_line()) as run:
-            scores = [score.id for score in all_scores()]
+            scores = [score.id for score in select_scores("all")]
             measure_inputs(run, LocalEngine(subject), scores, num_inputs=facts.num_inputs, announce=progress.start)
             find_thresholds(run, ALL_SHARES)
     _print_heads(run, subject, time.monotonic() - start)

@@ -25,7 +25,8 @@ def evaluate(
             "--policy",
             "-p",
             help="ID:SHARE (threshold from measured scores), ID@THRESHOLD, random:SHARE, or ID:published:SHARE (the paper's "
-            "threshold for this model); repeat for several.",
+            "threshold for this model); repeat for several. ID/token decides for each token; ID+mean, ID+linear, ID+kept and "
+            "ID+keep-first say what stands in place of 0, and where.",
         ),
     ] = None,
     output_folder: options.Output = None,
@@ -48,6 +49,7 @@ def evaluate(
         ),
     ] = None,
     scores_from: options.ScoresFrom = None,
+    calibration: options.Calibration = None,
     *,
     judging: options.Judging,
     stopping: options.Stopping,
@@ -81,7 +83,7 @@ def evaluate(
             progress.keep_in(folder, output_folder)
 
         run = evaluate_run(
-            folder, loading.spec(), task, policies, **vars(questions), **asked, batch_tokens=batch_tokens, seed=seed,
+            folder, loading.spec(calibration), task, policies, **vars(questions), **asked, batch_tokens=batch_tokens, seed=seed,
             exclude_layers=excluded, thresholds_from=thresholds_from, pruned=pruned or (),
             announce=progress.start, prepared=prepared, command=command_line(),
         )  # fmt: skip

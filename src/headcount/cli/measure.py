@@ -20,7 +20,8 @@ def measure(
     texts: options.Texts = None,
     output_folder: options.Output = None,
     score: Annotated[
-        list[str] | None, typer.Option(help="Score to measure; repeat for several. [default: all]")
+        list[str] | None,
+        typer.Option(help="Score to measure, ID, or ID/token of every token; repeat for several. [default: all]"),
     ] = None,
     scores_from: options.ScoresFrom = None,
     text_column: options.TextColumn = "text",
@@ -33,6 +34,7 @@ def measure(
     loading: options.Loading,
     batch_tokens: options.BatchTokens = None,
     seed: options.Seed = 0,
+    calibration: options.Calibration = None,
     scores_dtype: Annotated[
         str, typer.Option(help="float32, or float16 for half the disk.", rich_help_panel="What is kept")
     ] = "float32",
@@ -69,7 +71,7 @@ def measure(
             progress.keep_in(folder, output_folder)
 
         run = measure_run(
-            folder, loading.spec(), task or (), texts=data or (), scores=score or "all", **vars(questions),
+            folder, loading.spec(calibration), task or (), texts=data or (), scores=score or "all", **vars(questions),
             batch_tokens=batch_tokens, seed=seed, scores_dtype=scores_dtype, summaries=summaries,
             announce=progress.start, prepared=prepared, command=command_line(),
         )  # fmt: skip

@@ -64,6 +64,14 @@ BatchTokens = Annotated[
     int | None, typer.Option(min=1, help="Tokens in a batch, padding included. [default: as many as suit the memory]")
 ]
 FittingBatch = Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens in a batch, padding included.")]
+Calibration = Annotated[
+    Path | None,
+    path_option(
+        "--calibration",
+        help="File that `headcount calibrate` made of MODEL, for scores and replacements that need one.",
+        rich_help_panel="Model",
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of random heads and few-shot samples.")]
 
 
@@ -85,10 +93,10 @@ class Loading:
         bool, _model("--trust-remote-code", help="Run code that comes with the checkpoint.")
     ] = False
 
-    def spec(self) -> "ModelSpec":
+    def spec(self, calibration: Path | None = None) -> "ModelSpec":
         from headcount.study.spec import ModelSpec
 
-        return ModelSpec.model_construct(**vars(self))
+        return ModelSpec.model_construct(**vars(self), calibration=calibration and str(calibration))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,11 +3,12 @@
 Three things are shared, none of them an approximation:
 
 - Inputs that begin alike (the choices of a question, the few-shot examples of a subject) read that beginning once, as
-  long as what is zeroed there does not depend on the rest of the input: for the untouched model and ``Fixed`` policies.
-- Policies decide layer by layer, from what earlier layers produced. Until a policy zeroes its first head on an input, its
-  pass *is* the untouched model's; that one pass measures for all policies. Where a policy leaves it, its own pass starts at
-  that layer from the hidden states kept there; policies that still agree go on together, and part in the same way.
-- A policy that zeroes nothing on an input has the untouched model's answer, to the last bit.
+  long as what is off there does not depend on the rest of the input: for the untouched model, ``Fixed`` policies, and
+  those that decide per token.
+- Policies decide layer by layer, from what earlier layers produced. Until a policy switches its first head off on an input,
+  its pass *is* the untouched model's; that one pass measures for all policies. Where a policy leaves it, its own pass starts
+  at that layer from the hidden states kept there; policies that still agree go on together, and part in the same way.
+- A policy under which nothing is off on an input has the untouched model's answer, to the last bit.
 """
 
 from collections import defaultdict
@@ -22,17 +23,22 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from headcount.attention.measurements import RAW_TENSORS
+from headcount.calibration import Calibration
 from headcount.errors import InputError
 from headcount.evaluation.ledger import Ledger, Reading, Scored
 from headcount.evaluation.plan import ScoringPlan
-from headcount.models.act import Act, Draws, always_off
+from headcount.models.act import Act, Draws, Needs, always_off
 from headcount.models.batching import Progress, batch_tokens_for, batches, check_tokens, no_progress
+from headcount.models.calibrated import calibration_for
 from headcount.models.capabilities import can_pack, can_restart, can_share_prefixes
-from headcount.models.context import draw_rows
+from headcount.models.draws import draw_rows
+from headcount.models.layout import Layout
+from headcount.models.observe import units_of
 from headcount.models.prefixes import Segment, segment_tree
 from headcount.models.segments import SegmentReader, Segments
 from headcount.policies import Policy, check_policy
 from headcount.scores import Score, select_scores
+from headcount.summaries import ScoreSummary
 
 #: A token of a prefix takes this fraction of the memory and time of a row's own token.
 _PREFIX_DISCOUNT = 8
@@ -46,6 +52,7 @@ class ScoredPlan:
 
     of_policies: list[Scored]
     scores: xr.Dataset
+    of_tokens: dict[str, ScoreSummary]  # of the scores of tokens
 
 
 def run_plan(
@@ -56,6 +63,8 @@ def run_plan(
     scores: str | Iterable[str] = (),
     batch_tokens: int | None = None,
     seed: int = 0,
+    calibration: Calibration | None = None,
+    times: Sequence[int] = (),
     progress: Progress = no_progress,
 ) -> ScoredPlan:
     """Score the plan's requests under every policy, in float32; None is the untouched model.
@@ -63,10 +72,12 @@ def run_plan(
     Args:
         model: any model that headcount can measure.
         plan: what to read.
-        policies: which heads to zero.
-        scores: ids to record of the untouched model, one example an input.
+        policies: which heads are off.
+        scores: ids to record of the untouched model, one example an input; those of tokens are summarised.
         batch_tokens: tokens in a batch, padding included; None for as many as suit the memory.
         seed: of the ``random`` score.
+        calibration: for scores that need one; None for the policies'.
+        times: how often each input counts in summaries of tokens; once, if not given.
         progress: called with (inputs answered, inputs in all), each input once a policy.
 
     Raises:
@@ -74,15 +85,18 @@ def run_plan(
             model's logits are NaN.
     """
     check_tokens([*plan.inputs, *plan.continuations], model)
-    run = _Run(model, plan, policies, select_scores(scores) if scores else [], batch_tokens, seed, progress)
+    chosen = select_scores(scores) if scores else []
+    run = _Run(
+        model, plan, policies, chosen, batch_tokens, seed, calibration, times or [1] * len(plan.inputs), progress
+    )
     with run.reader.reading():
         run.read()
-    return ScoredPlan(of_policies=run.ledger.results(), scores=run.scores())
+    return ScoredPlan(of_policies=run.ledger.results(), scores=run.scores(), of_tokens=run.of_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Waiting:
-    """An input that some policies read in a pass of their own, from the decoder layer on where they first zero a head."""
+    """An input that some policies read in a pass of their own, from the decoder layer on where a head is first off."""
 
     input: int
     policies: tuple[int, ...]
@@ -99,42 +113,52 @@ class _Run:
         scores: list[Score],
         batch_tokens: int | None,
         seed: int,
+        calibration: Calibration | None,
+        times: Sequence[int],
         progress: Progress,
     ) -> None:
-        self.reader = SegmentReader(model, packed=can_pack(model))
+        self._units, acting = units_of(model), [policy for policy in policies if policy is not None]
+        for policy in acting:
+            check_policy(policy, self._units)
+        self.reader = SegmentReader(
+            model, packed=can_pack(model), calibration=calibration_for(model, acting, scores, calibration),
+            needs=Needs.of(acting, scores),
+        )  # fmt: skip
         self.ledger = Ledger(plan, len(policies), progress)
-        self._plan, self._scores, self._seed = plan, scores, seed
-        self._units = self.reader.units
+        self._plan, self._scores, self._seed, self._times = plan, scores, seed, times
         self._batch_tokens = batch_tokens_for(model, batch_tokens)
         self._waiting: dict[int, list[_Waiting]] = defaultdict(list)
         self._num_read = 0
+        self._of_inputs = [score for score in scores if score.per == "input"]
         shape = len(self._units.layers), self._units.max_attention_heads
         self._nothing = np.zeros(shape, bool)
-        self._recorded = np.full((len(scores), len(plan.inputs), *shape), np.nan, np.float32)
+        self._recorded = np.full((len(self._of_inputs), len(plan.inputs), *shape), np.nan, np.float32)
+        self.of_tokens: dict[str, ScoreSummary] = {}
+        self._pairs_before: dict[tuple[int, int], int] = {}  # policy, id of a segment → pairs off in what it continues
 
-        for policy in policies:
-            if policy is not None:
-                check_policy(policy, self._units)
         self._names = ["no policy" if policy is None else policy.label for policy in policies]
         self._untouched = [p for p, policy in enumerate(policies) if policy is None]
         self._policies = {p: policy for p, policy in enumerate(policies) if policy is not None}
         always = {p: always_off(policy, self._units) for p, policy in self._policies.items()}
         #: What policies switch off that decide the same on every input, bool [layer, unit].
         self._fixed = {p: off for p, off in always.items() if off is not None}
-        self._deciding = {p: policy for p, policy in self._policies.items() if p not in self._fixed}
+        #: Those whose decisions look at nothing later, so that inputs share what they begin with.
+        self._onward = [p for p, policy in self._policies.items() if p in self._fixed or policy.per == "token"]
+        self._deciding = {p: policy for p, policy in self._policies.items() if p not in self._onward}
         self._restartable, self._sharing = can_restart(model), can_share_prefixes(model)
-        # The untouched model's pass serves whoever has not zeroed anything yet. One policy alone reads for itself.
+        # The untouched model's pass serves whoever has nothing off yet. One policy alone reads for itself.
         self._has_trunk = bool(self._untouched or scores or (self._restartable and len(self._deciding) > 1))
         self._riding = self._deciding if self._has_trunk and self._restartable else {}
         if self._has_trunk:
             self._untouched += [p for p, off in self._fixed.items() if not off.any()]
+        own = (self._first_off(p) for p in self._onward if p not in self._untouched)
+        self._keep_hidden = self._restartable and (bool(self._riding) or any(own))
 
     def read(self) -> None:
         """Read every input under every policy."""
         inputs = self._plan.inputs
-        if self._has_trunk or self._fixed:
-            read = [*self._riding.values(), *self._scores]
-            whole = any(reader.needs & RAW_TENSORS for reader in read)
+        if self._has_trunk or self._onward:
+            whole = Needs.of(self._riding.values(), self._scores).of_rows & RAW_TENSORS
             self._read_segments(segment_tree(inputs, share=self._sharing and not whole), {}, {})
         self._read_waiting()
         for p in self._deciding.keys() - self._riding.keys():
@@ -147,7 +171,7 @@ class _Run:
         """What was recorded of the untouched model, in the form of ``Probe.scores``."""
         heads, lengths = self._units.max_attention_heads, [len(row) for row in self._plan.inputs]
         return xr.Dataset(
-            {score.id: (("example", "layer", "head"), self._recorded[i]) for i, score in enumerate(self._scores)},
+            {score.id: (("example", "layer", "head"), self._recorded[i]) for i, score in enumerate(self._of_inputs)},
             coords={
                 "layer": self._units.layer_indices,
                 "head": np.arange(heads),
@@ -192,40 +216,70 @@ class _Run:
         trunk = None
         if self._has_trunk:
             act = Act(
-                self._units, [*self._riding.values()], scores=self._scores, rows=len(rows), draws=self._draws(texts)
+                self._units, [*self._riding.values()], scores=self._scores, rows=len(rows), draws=self._draws(texts),
+                seed=self._seed,
             )  # fmt: skip
             trunk = self._forward(
                 [self.ledger.untouched], rows, wanted, prefix=parents.get(self.ledger.untouched), parents=prefix_rows,
-                act=act, keep_states=keep_states, keep_hidden=self._restartable and bool(self._riding or self._fixed),
+                act=act, keep_states=keep_states, keep_hidden=self._keep_hidden,
             )  # fmt: skip
             read[self.ledger.untouched] = trunk
             ended = [(row, segment.input) for row, segment in enumerate(segments) if segment.input is not None]
-            if self._scores:
+            if self._of_inputs:
                 values = act.values()
                 for row, input in ended:
                     self._recorded[:, input] = values[:, row]
+            if len(self._of_inputs) < len(self._scores):
+                self._summarise(act, segments, trunk.layout)
             decided = act.decided()
             for row, input in ended:
                 of_row = dict(zip(self._riding, decided[:, row], strict=True))
                 staying = self._part(input, of_row, self._nothing, self._nothing, partial(trunk.hidden_of, row))
                 for p in (*self._untouched, *staying):
                     self.ledger.settle(p, input, 0.0, like=self.ledger.untouched)
-        for p, off in self._fixed.items():
+        for p in self._onward:
             if p in self._untouched:
                 continue
-            first = self._units.layer_indices[int(off.any(1).argmax())]
-            place = self.reader.decoder.place_of[first] if trunk and self._restartable else 0
-            act = Act(self._units, [self._policies[p]], rows=len(rows), draws=self._draws(texts), obeyed=0)
+            place = self._first_off(p) if trunk and self._restartable else 0
+            act = Act(
+                self._units, [self._policies[p]], rows=len(rows), draws=self._draws(texts), seed=self._seed, obeyed=0
+            )  # fmt: skip
             read[p] = self._forward(
                 [p], rows, wanted, prefix=parents.get(p), parents=prefix_rows, start=place,
                 hidden=trunk.hidden_rows(place) if trunk and place else None, act=act, keep_states=keep_states,
             )  # fmt: skip
-            for segment in segments:
-                if segment.input is not None:
-                    self.ledger.settle(p, segment.input, off.sum() / self._units.num_heads)
+            self._settle_onward(p, act, segments)
         self._num_read += sum(segment.input is not None for segment in segments)
         self.ledger.report(self._num_read)
         return read
+
+    def _first_off(self, p: int) -> int:
+        """The place of the first decoder layer where a policy may switch something off."""
+        off, units = self._fixed.get(p), self._units
+        may = [i not in self._policies[p].exclude_layers for i in units.layer_indices] if off is None else off.any(1)
+        return self.reader.decoder.place_of[units.layer_indices[int(np.argmax(may))]]
+
+    def _settle_onward(self, p: int, act: Act, segments: list[Segment]) -> None:
+        """Inputs that end with a segment are answered under a policy that they share with others up to there."""
+        off, heads, pairs = self._fixed.get(p), self._units.num_heads, act.pairs_off()[0]
+        for row, segment in enumerate(segments):
+            so_far = int(pairs[row]) + self._pairs_before.pop((p, id(segment)), 0)
+            self._pairs_before |= {(p, id(child)): so_far for child in segment.children}
+            if segment.input is not None:
+                share = so_far / (heads * segment.end) if off is None else off.sum() / heads
+                self.ledger.settle(p, segment.input, share)
+
+    def _summarise(self, act: Act, segments: list[Segment], layout: Layout) -> None:
+        """Add the scores of a batch's tokens to their summaries, each as often as inputs have it."""
+        real = layout.real.cpu().numpy()
+        values = act.values_of_tokens(real)  # [score, token, layer, unit]
+        times = np.array([sum(self._times[input] for input in segment.inputs) for segment in segments])
+        of_token = np.repeat(times, real.sum(1))
+        names = [score.id for score in self._scores if score.per == "token"]
+        for number, name in enumerate(names):
+            for often in np.unique(of_token):
+                found = ScoreSummary.of(values[number, of_token == often]).times(int(often))
+                self.of_tokens[name] = self.of_tokens[name] + found if name in self.of_tokens else found
 
     def _part(
         self,
@@ -240,8 +294,8 @@ class _Run:
         Args:
             input: which input was read.
             decided: bool [layer, head] of each policy.
-            carried_out: bool [layer, head], what was zeroed in the layers that ran.
-            before: bool [layer, head], what was zeroed in the layers before.
+            carried_out: bool [layer, head], what was off in the layers that ran.
+            before: bool [layer, head], what was off in the layers before.
             hidden: from the place of a decoder layer to what entered it.
         """
         agreeing: list[int] = []
@@ -290,7 +344,8 @@ class _Run:
         obeyed = [row.policies[0] for row in alive]
         at = {p: number for number, p in enumerate(policies)}
         act = Act(
-            self._units, [*policies.values()], rows=len(texts), draws=self._draws(texts), obeyed=[at[p] for p in obeyed]
+            self._units, [*policies.values()], rows=len(texts), draws=self._draws(texts), seed=self._seed,
+            obeyed=[at[p] for p in obeyed],
         )  # fmt: skip
         wanted = [
             entry

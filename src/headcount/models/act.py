@@ -1,7 +1,9 @@
 """Measure, decide, replace: what happens in every layer of every pass, under ``instrument`` and in the engine alike."""
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import or_
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,9 @@ from torch import Tensor
 
 from headcount.attention.measurements import RAW_TENSORS
 from headcount.devices import moved
-from headcount.errors import InputError
-from headcount.models.sites import Outputs
+from headcount.errors import InputError, ModelError
+from headcount.models.draws import draw_tokens
+from headcount.outputs import Outputs
 from headcount.policies import Policy
 from headcount.policies.policy import Seen, declared
 from headcount.replacements import Replacement, replaced
@@ -22,15 +25,45 @@ from headcount.units import UnitMap
 Draws = Callable[[int | None], Tensor]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What is to be measured of a layer."""
+
+    of_rows: frozenset[str] = frozenset()  # measurements of each row
+    of_tokens: frozenset[str] = frozenset()  # measurements of each token
+    shown: frozenset[str] = frozenset()  # what replacements read beside outputs
+
+    def __bool__(self) -> bool:
+        return bool(self.of_rows or self.of_tokens or self.shown)
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(
+            of_rows=self.of_rows | other.of_rows,
+            of_tokens=self.of_tokens | other.of_tokens,
+            shown=self.shown | other.shown,
+        )
+
+    @classmethod
+    def of(cls, policies: Iterable[Policy], scores: Iterable[Score] = (), *, obeyed: bool = True) -> "Needs":
+        """Those of policies, of which some are obeyed, and of scores."""
+        found = cls()
+        for reader in (*policies, *scores):
+            found |= cls(of_tokens=reader.needs) if reader.per == "token" else cls(of_rows=reader.needs)
+            if obeyed and isinstance(reader, Policy):
+                found |= cls(shown=reader.instead.needs)
+        return found
+
+
 class Act:
     """What several policies decide, and several scores say, in one forward pass. Called by each layer with its outputs.
 
     Args:
         units: the model's.
         policies: who decides.
-        scores: to keep the values of.
+        scores: to keep the values of, of inputs and of tokens.
         rows: inputs of the pass.
         draws: random numbers of its rows.
+        seed: of random numbers of tokens, where a score draws them.
         obeyed: which of ``policies`` is carried out: one for all rows, or one for each; None carries none out.
     """
 
@@ -42,43 +75,52 @@ class Act:
         scores: Sequence[Score] = (),
         rows: int,
         draws: Draws,
+        seed: int = 0,
         obeyed: int | Sequence[int] | None = None,
     ) -> None:
-        self._units, self._policies, self._scores, self._rows = units, policies, scores, rows
-        self._draws, self._obeyed = draws, obeyed
+        self._units, self._policies, self._rows = units, policies, rows
+        self._scores = [score for score in scores if score.per == "input"]
+        self._token_scores = [score for score in scores if score.per == "token"]
+        self._draws, self._seed, self._obeyed = draws, seed, obeyed
         self._places = {layer.index: place for place, layer in enumerate(units.layers)}
         self._drawn: dict[tuple[int | None, torch.device], Tensor] = {}
-        self._obeying: dict[torch.device, list[tuple[Replacement, Tensor, Tensor]]] = {}
+        self._rows_of: dict[tuple[int, torch.device], Tensor] = {}  # that obey a policy
         self._decided: dict[int, Tensor] = {}  # place of the layer → bool [policy, row, unit]
+        self._pairs: dict[int, Tensor] = {}  # place of the layer → int64 [policy, row]
         self._said: dict[int, dict[str, Tensor]] = {}  # place of the layer → score → [row, unit]
+        self._said_of_tokens: dict[int, Tensor] = {}  # place of the layer → float32 [score, row, token, unit]
         self._measured: dict[int, dict[str, Tensor]] = {}  # place of the layer → what the other scores read
 
-    def needs(self, layer: int) -> frozenset[str]:
-        """The measurements that are read of a layer."""
-        deciding = (policy.needs for policy in self._policies if layer not in policy.exclude_layers)
-        return needs_of(self._scores).union(*deciding)
+    def needs(self, layer: int) -> Needs:
+        """What is read of a layer."""
+        policies = [policy for policy in self._policies if layer not in policy.exclude_layers]
+        return Needs.of(policies, (*self._scores, *self._token_scores), obeyed=self._obeyed is not None)
 
     def __call__(self, outputs: Outputs) -> Tensor:
         """The layer's outputs as they go on, ``[row, unit, token, width]``."""
         place = self._places[outputs.layer]
-        uniform = partial(self._uniform, place, outputs.values.device)
-        seen = Seen(outputs.layer, outputs.values, outputs.measured, uniform)
+        of_rows = Seen(outputs, partial(self._uniform, place, outputs.values.device))
+        of_tokens = Seen(outputs, partial(self._uniform_of_tokens, outputs), per="token")
+        off: dict[int, Tensor] = {}  # of each policy, [row, unit, token or 1]
+        for i, policy in enumerate(self._policies):
+            seen = of_tokens if policy.per == "token" else of_rows
+            if outputs.layer not in policy.exclude_layers:
+                off[i] = _off(_checked(policy.decide(seen), policy, seen.shape), policy, outputs)
         if self._policies:
-            decided = torch.zeros(len(self._policies), *seen.shape, dtype=torch.bool, device=seen.device)
-            for i, policy in enumerate(self._policies):
-                if outputs.layer not in policy.exclude_layers:
-                    decided[i] = _checked(policy.decide(seen), policy, seen.shape)
-            self._decided[place] = decided
+            self._note(place, outputs, off)
         if self._scores:
-            self._keep(place, seen, outputs)
-        return outputs.values if self._obeyed is None else self._carried_out(outputs, place)
+            self._keep(place, of_rows, outputs)
+        if self._token_scores:
+            said = [of_tokens.score(score.id).float() for score in self._token_scores]
+            self._said_of_tokens[place] = torch.stack(said).unflatten(1, (self._rows, -1))
+        return outputs.values if self._obeyed is None else self._carried_out(outputs, off)
 
     def off(self, layer: int) -> Tensor:
-        """bool ``[row, unit]``, what the first policy decided in a layer that ran."""
+        """bool ``[row, unit]``, what the first policy decided in a layer that ran; per token, what is off on all of them."""
         return self._decided[self._places[layer]][0]
 
     def decided(self) -> np.ndarray:
-        """bool ``[policy, row, layer, unit]``; False in layers that did not run."""
+        """bool ``[policy, row, layer, unit]``; False in layers that did not run. Per token, what is off on all of them."""
         found = np.zeros((len(self._policies), *self._shape), bool)
         if not self._decided:
             return found
@@ -87,6 +129,24 @@ class Act:
         sizes = [of_layer.shape[-1] for of_layer in self._decided.values()]
         for place, of_layer in zip(self._decided, fetched.split(sizes, dim=-1), strict=True):
             found[:, :, place, : of_layer.shape[-1]] = of_layer.numpy()
+        return found
+
+    def pairs_off(self) -> np.ndarray:
+        """int64 ``[policy, row]``: of policies that decide per token, the pairs of a head and a real token that are off."""
+        if not self._pairs:
+            return np.zeros((len(self._policies), self._rows), np.int64)
+        first, *others = self._pairs.values()
+        return sum((of_layer.to(first.device) for of_layer in others), first).cpu().numpy()
+
+    def values_of_tokens(self, real: np.ndarray) -> np.ndarray:
+        """float32 ``[score, token, layer, unit]`` of the scores of tokens, in the order of the real ones, bool ``[row, token]``.
+
+        NaN where a layer has fewer units, or did not run.
+        """
+        shape = len(self._token_scores), int(real.sum()), *self._shape[1:]
+        found = np.full(shape, np.nan, np.float32)
+        for place, said in self._said_of_tokens.items():
+            found[:, :, place, : said.shape[-1]] = said.cpu().numpy()[:, real]
         return found
 
     def values(self) -> np.ndarray:
@@ -123,35 +183,70 @@ class Act:
         later = needs_of(score for score in self._scores if score.id not in now)
         self._measured[place] = {name: outputs.measured[name] for name in later}
 
-    def _carried_out(self, outputs: Outputs, place: int) -> Tensor:
-        decided, obeyed = self._decided[place], self._obeyed
+    def _note(self, place: int, outputs: Outputs, off: dict[int, Tensor]) -> None:
+        """What each policy decided: per row, or on all real tokens, and how many pairs of a unit and a real token."""
+        device, units = outputs.values.device, outputs.values.shape[1]
+        decided = torch.zeros(len(self._policies), self._rows, units, dtype=torch.bool, device=device)
+        pairs: dict[int, Tensor] = {}
+        for i, of_policy in off.items():
+            if self._policies[i].per == "token":
+                real = outputs.real
+                decided[i] = (of_policy | ~real).all(-1)
+                pairs[i] = (of_policy & real).sum((1, 2))
+            else:
+                decided[i] = of_policy[:, :, 0]
+        self._decided[place] = decided
+        if any(policy.per == "token" for policy in self._policies):
+            none = torch.zeros(self._rows, dtype=torch.int64, device=device)
+            self._pairs[place] = torch.stack([pairs.get(i, none) for i in range(len(self._policies))])
+
+    def _carried_out(self, outputs: Outputs, off: dict[int, Tensor]) -> Tensor:
+        obeyed, device = self._obeyed, outputs.values.device
         if isinstance(obeyed, int):
             policy = self._policies[obeyed]
-            if outputs.layer in policy.exclude_layers:
-                return outputs.values
-            return replaced(outputs.values, decided[obeyed], policy.instead)
-        values = outputs.values
-        for instead, chosen, of_rows in self._obeyed_on(decided.device):
-            off = decided[chosen, torch.arange(self._rows, device=decided.device)]
-            values = replaced(values, off & of_rows, instead)
-        return values
+            return replaced(outputs, off.get(obeyed), policy.instead, keep_first=policy.keep_first)
+        assert obeyed is not None
+        ways: dict[tuple[Replacement, bool], list[int]] = {}  # how units are replaced → by which policies
+        for i in dict.fromkeys(obeyed):
+            if i in off:
+                ways.setdefault((self._policies[i].instead, self._policies[i].keep_first), []).append(i)
+        for (instead, keep_first), policies in ways.items():
+            mine = [off[i] & self._obeying(i, device) for i in policies]
+            values = replaced(outputs, reduce(or_, mine), instead, keep_first=keep_first)
+            outputs = replace(outputs, values=values)
+        return outputs.values
 
-    def _obeyed_on(self, device: torch.device) -> list[tuple[Replacement, Tensor, Tensor]]:
-        """Each replacement, the policy that each row obeys, and the rows ``[row, 1]`` whose policy puts it in."""
+    def _obeying(self, policy: int, device: torch.device) -> Tensor:
+        """bool ``[row, 1, 1]``: which rows obey a policy."""
         assert self._obeyed is not None and not isinstance(self._obeyed, int)
-        if device not in self._obeying:
-            chosen = moved(torch.tensor(self._obeyed), device)
-            insteads = [self._policies[i].instead for i in self._obeyed]
-            self._obeying[device] = [
-                (instead, chosen, moved(torch.tensor([other == instead for other in insteads])[:, None], device))
-                for instead in dict.fromkeys(insteads)
-            ]
-        return self._obeying[device]
+        if (policy, device) not in self._rows_of:
+            rows = torch.tensor([other == policy for other in self._obeyed])[:, None, None]
+            self._rows_of[policy, device] = moved(rows, device)
+        return self._rows_of[policy, device]
 
     def _uniform(self, place: int, device: torch.device, seed: int | None) -> Tensor:
         if (seed, device) not in self._drawn:
             self._drawn[seed, device] = moved(self._draws(seed), device)
         return self._drawn[seed, device][:, place, : self._units.layers[place].num_attention_heads]
+
+    def _uniform_of_tokens(self, outputs: Outputs, seed: int | None) -> Tensor:
+        """``[row · token, unit]``."""
+        if outputs.tokens is None or outputs.places is None:
+            raise ModelError("Random heads are drawn from an example's tokens: call the model with input_ids.")
+        device = outputs.values.device
+        drawn = draw_tokens(
+            outputs.tokens.to(device), outputs.places.to(device), self._seed if seed is None else seed, outputs.layer,
+            outputs.values.shape[1],
+        )  # fmt: skip
+        return drawn.flatten(0, 1)
+
+
+def _off(decided: Tensor, policy: Policy, outputs: Outputs) -> Tensor:
+    """bool ``[row, unit, 1]``, or per token ``[row, unit, token]`` without what is kept."""
+    if policy.per == "input":
+        return decided[:, :, None]
+    off = decided.unflatten(0, (outputs.values.shape[0], -1)).transpose(1, 2)
+    return off & ~outputs.first if policy.keep_first and outputs.first is not None else off
 
 
 def _no_draws(policy: Policy) -> Draws:

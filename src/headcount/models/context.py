@@ -1,8 +1,6 @@
 """What one forward pass is about: its real tokens, whether it continues a cache, and its random draws."""
 
-import hashlib
 import inspect
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ from transformers import PreTrainedModel
 from headcount.attention.inputs import Positions
 from headcount.errors import InputError, ModelError
 from headcount.models.batching import beyond_embedding, num_embeddings
+from headcount.models.draws import draw_rows
 
 
 class ForwardContext:
@@ -76,6 +75,12 @@ class ForwardContext:
         self._handed_on = tokens is None or tokens is self.tokens
         return self._handed_on
 
+    @property
+    def places(self) -> Tensor:
+        """int64 ``[batch, token]``: where in its text each token stands, in a pass that reads texts from their start."""
+        own = torch.arange(self.length, device=self.positions.first.device)
+        return own.expand(self.batch, -1) if self.positions.real is None else self.positions.real.cumsum(1) - 1
+
     def fetch_texts(self) -> list[np.ndarray]:
         """Each example's real tokens, in main memory; before the first layer, since the host waits for them."""
         if self._texts is None:
@@ -135,27 +140,6 @@ def _real_of_prepared(given: Tensor | dict[str, Tensor], batch: int, length: int
         f"got {'a dict of masks' if isinstance(given, dict) else f'shape {tuple(given.shape)}'}, which is not plainly one "
         "causal text a row."
     )
-
-
-def draw_rows(texts: Iterable[Sequence[int] | np.ndarray | None], seed: int, shape: tuple[int, int]) -> Tensor:
-    """``draw_uniform`` of each text, ``[text, *shape]``; 1 where there is None, whose numbers nobody may read."""
-    return torch.from_numpy(
-        np.stack(
-            [
-                np.ones(shape, np.float32) if text is None else draw_uniform(np.asarray(text), seed, shape)
-                for text in texts
-            ]
-        )
-    )
-
-
-def draw_uniform(tokens: np.ndarray, seed: int, shape: tuple[int, int]) -> np.ndarray:
-    """Float32 of ``shape`` on [0, 1), a function of the seed and one example's token ids alone."""
-    digest = hashlib.blake2b(
-        tokens.astype("<i8").tobytes(), digest_size=16, key=int(seed).to_bytes(16, "little", signed=True)
-    )
-    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest.digest(), "little")))
-    return generator.random(shape, dtype=np.float32)
 
 
 def _refuse_packed(position_ids: Tensor | None) -> None:

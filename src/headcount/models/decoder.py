@@ -37,7 +37,7 @@ class Decoder:
 
         with ExitStack() as stack:
             for layer in self.layers if places is None else [self.layers[place] for place in places]:
-                stack.enter_context(_entered_by(layer, keep))
+                stack.enter_context(entered_by(layer, keep))
             yield kept
 
     @contextmanager
@@ -47,7 +47,7 @@ class Decoder:
             if hidden is not None:
                 for layer, returned in zip(self.layers[:place], self._returned, strict=False):
                     stack.enter_context(forward_replaced(layer, _pass_through(returned)))
-                stack.enter_context(_entered_by(self.layers[place], lambda _: hidden))
+                stack.enter_context(entered_by(self.layers[place], lambda _: hidden))
             yield
 
 
@@ -66,7 +66,7 @@ def lists_watched(model: nn.Module) -> Iterator[dict[nn.Module, int]]:
 
 
 @contextmanager
-def _entered_by(layer: nn.Module, instead: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def entered_by(layer: nn.Module, instead: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Inside, the layer is given ``instead`` of its hidden states."""
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -12,9 +12,11 @@ from transformers import Cache, PreTrainedModel
 
 from headcount.attention.attend import attend
 from headcount.attention.inputs import AttentionInputs, Positions
-from headcount.attention.measurements import extended
+from headcount.attention.measurements import extended, is_first
+from headcount.calibration import Calibration
 from headcount.errors import InputError, ModelError, seed_of
-from headcount.models.act import Act
+from headcount.models.act import Act, Needs
+from headcount.models.calibrated import calibration_for
 from headcount.models.context import ForwardContext
 from headcount.models.continued import Caches, Continued, Decided
 from headcount.models.observe import units_of
@@ -40,34 +42,38 @@ def instrument(
     scores: str | Iterable[str] = (),
     seed: int = 0,
     decide: str = "prompt",
+    calibration: Calibration | None = None,
 ) -> Iterator[Probe]:
-    """Measure scores and zero heads in every forward pass of ``model`` inside the ``with`` block.
+    """Measure scores and switch heads off in every forward pass of ``model`` inside the ``with`` block.
 
-    Each layer measures what it sees, the policy decides per example, and the outputs of inactive heads are set to 0
-    before they are concatenated and projected: the same as zeroing the matching columns of ``o_proj``'s input. Real
-    tokens are those of the 2-D ``attention_mask`` given to the model (all, if none is given). On exit the model is
-    as it was.
+    Each layer measures what it sees, the policy decides per example or per token, and the outputs of inactive heads are
+    set to 0, or to what else the policy puts there, before they are concatenated and projected: the same as in the
+    matching columns of ``o_proj``'s input. Real tokens are those of the 2-D ``attention_mask`` given to the model (all, if
+    none is given). On exit the model is as it was.
 
     One block at a time is open on a model, and the model runs in the thread or task that opened it. Several caches may
     take turns, each with the heads of its own prompt. ``docs/evaluation.md`` has all rules.
 
     Args:
         model: any transformers causal language model whose attention goes through the attention interface.
-        policy: which heads to zero; None zeroes nothing.
+        policy: which heads are off; None is none.
         scores: ids to record, or ``"all"``.
         seed: of the ``random`` score.
         decide: what happens in passes that continue a cache (generation). ``prompt``: the heads decided on the prompt
             stay so for the answer. ``running``: heads are decided anew in each pass, by measurements averaged over all
             real tokens of the prompt and the answer so far (``last_output_norm`` is that of the newest token; random
             heads stay those of the prompt). ``every-pass``: such passes are refused, so that every pass reads and
-            decides on the whole text; generate with ``use_cache=False``.
+            decides on the whole text; generate with ``use_cache=False``. A policy that decides per token decides on
+            each as it comes, and so takes ``prompt`` or ``every-pass`` to the same numbers.
+        calibration: for scores that need one; None for the policy's.
 
     Yields:
         The Probe that records.
 
     Raises:
         ModelError: the model cannot be measured (named, with the reason), or a block is open on it already.
-        InputError: unknown score, an unknown way to decide, no seed, or a policy that names heads or layers the model lacks.
+        InputError: unknown score, an unknown way to decide, no seed, a policy that names heads or layers the model lacks, or
+            a calibration that is missing, or of another model.
     """
     chosen = select_scores(scores) if scores else []
     units = units_of(model)
@@ -76,10 +82,24 @@ def instrument(
         check_policy(policy, units)
     if decide not in DECIDE:
         raise InputError(f"decide is one of {', '.join(DECIDE)}, not {decide!r}.")
-    recorder = _Recorder(AttentionSite(model), units, policy, chosen, seed_of(seed), decide)
+    if of_tokens := next((score.id for score in chosen if score.per == "token"), None):
+        raise InputError(f"{of_tokens} has a value for every token: `headcount.summarise_heads` measures it.")
+    per_token = policy is not None and policy.per == "token"
+    if per_token and decide == "running":
+        raise InputError("A policy that decides per token decides anew on each: leave decide as it is.")
+    policies = [] if policy is None else [policy]
+    recorder = _Recorder(
+        AttentionSite(model, calibration_for(model, policies, chosen, calibration)),
+        units,
+        policy,
+        chosen,
+        seed_of(seed),
+        decide,
+    )
     with ExitStack() as stack:
         stack.enter_context(attention_replaced(model, recorder.layer, start=recorder.start, finish=recorder.finish))
-        if chosen or (policy is not None and policy.needs):
+        stack.enter_context(recorder.site.watching(model, Needs.of(policies, chosen)))
+        if chosen or (policy is not None and policy.needs and not per_token):
             stack.enter_context(prompts_read_whole(model))
         yield recorder.probe
 
@@ -90,12 +110,14 @@ class _Recorder:
     def __init__(
         self, site: AttentionSite, units: UnitMap, policy: Policy | None, scores: list[Score], seed: int, decide: str
     ) -> None:
-        self.probe = Probe(units, scores)
+        self.probe, self.site = Probe(units, scores), site
         self._units, self._policy, self._scores, self._seed, self._decide = units, policy, scores, seed, decide
-        self._site = site
-        self._draws_from_tokens = any("uniform" in reader.needs for reader in [*scores, *([policy] if policy else [])])
+        self._per_token = policy is not None and policy.per == "token"
+        readers = [*scores, *([policy] if policy and not self._per_token else [])]
+        self._draws_from_tokens = any("uniform" in reader.needs for reader in readers)
         self._running = decide == "running" and policy is not None and bool(policy.needs - {"uniform"})
-        self._caches = Caches(fixed=policy is not None and not policy.needs, running=self._running)
+        fixed = policy is not None and (self._per_token or not policy.needs)
+        self._caches = Caches(fixed=fixed, running=self._running)
         self._act: Act | None = None  # of the pass that runs, where it decides
         self._decided: dict[int, Decided] = {}
         self._before: Continued | None = None  # the texts that it continues
@@ -103,21 +125,22 @@ class _Recorder:
     def start(self, context: ForwardContext) -> None:
         """Before a pass: what its cache was known to hold."""
         self._act, self._decided, self._before = None, {}, None
-        self._site.begin()
+        self.site.begin()
         if context.continues and self._decide == "every-pass":
             raise InputError("decide='every-pass' reads the whole text in every pass. Generate with use_cache=False.")
         if self._policy is not None and context.cache is not None:
             if context.continues:
-                if self._running and context.new_mask is not None and not bool(context.new_mask.all()):
-                    raise InputError(
-                        "decide='running' counts every token that continues a text: pass none that is padding."
-                    )
+                anew = self._running or self._per_token
+                if anew and context.new_mask is not None and not bool(context.new_mask.all()):
+                    what = "A policy that decides per token" if self._per_token else "decide='running'"
+                    raise InputError(f"{what} counts every token that continues a text: pass none that is padding.")
                 self._before = self._caches.find(context)
             self._caches.forget(context.cache)
-        if not context.continues or (self._running and self._before is not None):
+        if not context.continues or ((self._running or self._per_token) and self._before is not None):
             self._act = Act(
                 self._units, [self._policy] if self._policy else [], scores=() if context.continues else self._scores,
-                rows=context.batch, draws=lambda seed: self._draws(seed, context), obeyed=0 if self._policy else None,
+                rows=context.batch, draws=lambda seed: self._draws(seed, context), seed=self._seed,
+                obeyed=0 if self._policy else None,
             )  # fmt: skip
             if self._draws_from_tokens:
                 context.fetch_texts()
@@ -129,14 +152,18 @@ class _Recorder:
             return self._continue(module, layer, inputs, context, policy)
         assert self._act is not None
         positions = context.positions.to(inputs.query.device)
-        outputs = self._site.outputs(module, layer, inputs, positions, self._act.needs(layer))
+        outputs = self.site.outputs(
+            module, layer, inputs, positions, self._act.needs(layer), tokens=context.tokens, places=context.places
+        )
         going_on = self._act(outputs)
         if policy is not None:
+            measured = dict(outputs.measured)
+            of_first = {name: values for name, values in measured.items() if is_first(name)}
             self._decided[layer] = Decided(
                 off=self._act.off(layer),
                 first=positions.first,
                 num_tokens=positions.num_tokens,
-                measured=outputs.measured if self._running else None,
+                measured=measured if self._running else of_first if self._per_token else None,
             )
         return going_on
 
@@ -146,22 +173,31 @@ class _Recorder:
         """A pass that continues a cache: with the heads of its prompt, or decided anew on averages that run on."""
         if policy is None or self._before is None:
             return attend(inputs, context.positions)[0]
-        before = self._before.layers[layer]
+        before, num_new, num_keys = self._before.layers[layer], inputs.query.shape[2], inputs.key.shape[2]
         if before.measured is None or self._act is None:
-            return replaced(attend(inputs, context.positions)[0], before.off, policy.instead)
-        num_new, num_keys = inputs.query.shape[2], inputs.key.shape[2]
+            shown = Needs(shown=policy.instead.needs)
+            outputs = self.site.outputs(module, layer, inputs, context.positions, shown, starts=False)
+            return replaced(outputs, before.off, policy.instead)
+        inputs = replace(inputs, past=min(context.num_past, num_keys - num_new))
         own = torch.full_like(before.num_tokens, num_new)
         dropped = max(0, context.num_past + num_new - num_keys)  # a window's cache forgets the oldest tokens
         positions = Positions(real=None, first=(before.first - dropped).clamp(min=0), last=own - 1)
-        inputs = replace(inputs, past=min(context.num_past, num_keys - num_new))
-        outputs = self._site.outputs(module, layer, inputs, positions, policy.needs)
-        if "first_token_weight" in outputs.measured:
-            outputs.measured["first_token_weight"] *= (before.first >= dropped)[:, None]
-        measured = extended(before.measured, before.num_tokens, outputs.measured, own)
-        going_on = self._act(replace(outputs, measured=measured))
-        self._decided[layer] = replace(
-            before, off=self._act.off(layer), num_tokens=before.num_tokens + own, measured=measured
-        )
+        num_before = before.num_tokens.minimum(context.num_past - before.first)  # a cache may have been cut back
+        outputs = self.site.outputs(
+            module, layer, inputs, positions, self._act.needs(layer), earlier=before.measured, starts=False,
+            tokens=context.tokens, places=num_before[:, None] + torch.arange(num_new, device=own.device),
+        )  # fmt: skip
+        seen = {**outputs.measured}, {**outputs.by_token}
+        for measured in seen:
+            if "first_token_weight" in measured:
+                there = (before.first >= dropped)[:, None]
+                weight = measured["first_token_weight"]
+                measured["first_token_weight"] = weight * (there if weight.dim() == 2 else there[..., None])
+        measured = before.measured
+        if self._running:
+            measured = extended(before.measured, before.num_tokens, seen[0], own)
+        going_on = self._act(replace(outputs, measured={**seen[0], **measured}, by_token=seen[1]))
+        self._decided[layer] = replace(before, off=self._act.off(layer), num_tokens=num_before + own, measured=measured)
         return going_on
 
     def finish(self, context: ForwardContext, output: Any) -> None:
@@ -181,14 +217,15 @@ class _Recorder:
         if self._act is None:
             return None
         off = self._act.decided()[0] if self._policy else np.zeros((context.batch, *self._units.exists().shape), bool)
+        pairs = self._act.pairs_off()[0] if self._per_token else None
         if context.continues:
             assert self._before is not None
-            self.probe._continue(self._before.examples, self._before.rows.numpy(), off)
+            self.probe._continue(self._before.examples, self._before.rows.numpy(), pairs, context.length, off)
             return None
         real = context.positions.real
         length = int(context.positions.last[0]) + 1
         num_tokens = np.full(context.batch, length) if real is None else real.sum(1).cpu().numpy()
-        return self.probe._add(self._act.values(), off, num_tokens)
+        return self.probe._add(self._act.values(), off, pairs, num_tokens)
 
     def _draws(self, seed: int | None, context: ForwardContext) -> Tensor:
         return context.uniform(

@@ -62,6 +62,15 @@ class Layout:
         spread = heads[0].index_select(1, self._spread.to(heads.device))
         return spread.unflatten(1, self.own_index.shape).transpose(0, 1)
 
+    def rows(self, hidden: Tensor) -> Tensor:
+        """``[batch, token, hidden]`` → ``[row, token, hidden]``, as ``spread``."""
+        return self.spread(hidden[:, None])[:, 0]
+
+    @property
+    def row_tokens(self) -> Tensor:
+        """int64 ``[row, token]``: ids; padding has those of any token."""
+        return self.rows(self.tokens[..., None])[..., 0]
+
     def line_up_heads(self, heads: Tensor) -> Tensor:
         """``[row, head, token, dim]`` → ``[batch, head, token, dim]``, the inverse of ``spread``."""
         if not self.packed or len(self._sizes) == 1:

@@ -18,6 +18,7 @@ class Examples:
     off: np.ndarray  # [example, layer, head], off on the prompt and ever since
     num_tokens: np.ndarray
     shares: list[np.ndarray]  # [example] for the prompt and each step that decided anew; NaN where no text goes on
+    weights: list[np.ndarray | int]  # of these: 1, or per token the number of tokens
 
 
 class Probe:
@@ -49,34 +50,45 @@ class Probe:
 
     @property
     def off(self) -> xr.DataArray:
-        """bool, dims (example, layer, head): the heads whose output was set to 0."""
+        """bool, dims (example, layer, head): the heads that were off; per token, those off on all of an example's tokens."""
         values = np.concatenate([np.zeros((0, *self._coordinates_shape), bool), *(seen.off for seen in self._passes)])
         return xr.DataArray(values, dims=("example", "layer", "head"), coords=self._coordinates, name="off")
 
     @property
     def share_off(self) -> np.ndarray:
-        """float64 [example]: heads off over heads of the model."""
-        return np.concatenate([np.zeros(0), *(np.nanmean(seen.shares, axis=0) for seen in self._passes)])
+        """float64 [example]: heads off over heads of the model; per token, pairs of a head and a token over all pairs."""
+        return np.concatenate([np.zeros(0), *(_mean(seen) for seen in self._passes)])
 
     def clear(self) -> None:
         """Forget the examples seen so far."""
         self._passes.clear()
 
-    def _add(self, scores: np.ndarray, off: np.ndarray, num_tokens: np.ndarray) -> Examples:
-        seen = Examples(scores=scores, off=off, num_tokens=num_tokens, shares=[self._share(off)])
+    def _add(self, scores: np.ndarray, off: np.ndarray, pairs: np.ndarray | None, num_tokens: np.ndarray) -> Examples:
+        """``pairs [example]``: of a policy that decides per token, pairs of a head and a token that are off."""
+        share, weight = self._share(off, pairs, num_tokens)
+        seen = Examples(scores=scores, off=off, num_tokens=num_tokens, shares=[share], weights=[weight])
         self._passes.append(seen)
         return seen
 
-    def _continue(self, seen: Examples, rows: np.ndarray, off: np.ndarray) -> None:
+    def _continue(
+        self, seen: Examples, rows: np.ndarray, pairs: np.ndarray | None, num_new: int, off: np.ndarray
+    ) -> None:
         """A step that decided anew: ``off [row, layer, head]`` for texts that continue the examples ``rows [row]``."""
+        share, _ = self._share(off, pairs, np.full(len(rows), num_new))
         step = np.full(len(seen.off), np.nan)
         for example in np.unique(rows):
-            step[example] = self._share(off[rows == example]).mean()
+            step[example] = share[rows == example].mean()
             seen.off[example] &= off[rows == example].all(0)
         seen.shares.append(step)
+        seen.weights.append(1 if pairs is None else num_new)
 
-    def _share(self, off: np.ndarray) -> np.ndarray:
-        return off.sum((1, 2)) / self.units.num_heads
+    def _share(
+        self, off: np.ndarray, pairs: np.ndarray | None, num_tokens: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray | int]:
+        """The share that is off, and how much it counts."""
+        if pairs is None:
+            return off.sum((1, 2)) / self.units.num_heads, 1
+        return pairs / (self.units.num_heads * num_tokens), num_tokens
 
     @property
     def _coordinates_shape(self) -> tuple[int, int]:
@@ -87,3 +99,9 @@ class Probe:
         num_tokens = np.concatenate([np.zeros(0, np.int64), *(seen.num_tokens for seen in self._passes)])
         heads = np.arange(self._coordinates_shape[1])
         return {"layer": self.units.layer_indices, "head": heads, "num_tokens": ("example", num_tokens)}
+
+
+def _mean(seen: Examples) -> np.ndarray:
+    shares = np.stack(seen.shares)
+    weights = np.stack([np.broadcast_to(weight, shares[0].shape) for weight in seen.weights])
+    return np.nansum(shares * weights, axis=0) / np.where(np.isnan(shares), 0, weights).sum(axis=0)

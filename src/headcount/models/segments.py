@@ -16,9 +16,10 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
 from headcount.attention.inputs import AttentionInputs, Positions
-from headcount.attention.measurements import extended
+from headcount.attention.measurements import RAW_TENSORS, extended
+from headcount.calibration import Calibration
 from headcount.devices import moved
-from headcount.models.act import Act
+from headcount.models.act import Act, Needs
 from headcount.models.context import ForwardContext
 from headcount.models.decoder import Decoder
 from headcount.models.layout import Layout
@@ -79,14 +80,23 @@ class SegmentReader:
     Args:
         model: any model that headcount can measure.
         packed: lay rows end to end where the model's layers allow it, so that padding costs nothing outside attention.
+        calibration: of the model, where what acts reads one.
+        needs: what any of the passes may read.
     """
 
-    def __init__(self, model: PreTrainedModel, *, packed: bool = False) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        packed: bool = False,
+        calibration: Calibration | None = None,
+        needs: Needs = Needs(),  # noqa: B008  (frozen)
+    ) -> None:
+        self.model, self._needs = model, needs
         self.packed = packed
         self.units = units_of(model)
         self.decoder: Decoder = decoder_of(model)
-        self._site = AttentionSite(model)
+        self._site = AttentionSite(model, calibration)
         self._pass: _Pass | None = None
 
     @contextmanager
@@ -104,6 +114,7 @@ class SegmentReader:
         with (
             evaluating(self.model),
             attention_replaced(self.model, layer, mask_function=masks),
+            self._site.watching(self.model, self._needs),
             torch.inference_mode(),
         ):
             self._site.begin()
@@ -259,11 +270,18 @@ class _Pass:
                 past=before.key.shape[2],
             )
             earlier = {name: values[parents] for name, values in before.measured.items()}
-        needs = self._act.needs(layer) if self._act else frozenset()
-        outputs = self._site.outputs(module, layer, inputs, self._own.to(device), needs)
+        needs = self._act.needs(layer) if self._act else Needs()
+        outputs = self._site.outputs(
+            module, layer, inputs, self._own.to(device), needs, earlier=earlier, rows=self._layout.rows,
+            starts=before is None, tokens=self._layout.row_tokens, places=self.own_positions,
+        )  # fmt: skip
         if before is not None:
             lengths = self._before.to(device), self._layout.lengths.to(device)
-            outputs = replace(outputs, measured=extended(earlier, lengths[0], outputs.measured, lengths[1]))
+            of_tokens = (needs.of_tokens & RAW_TENSORS) - needs.of_rows
+            own = {name: values for name, values in outputs.measured.items() if name not in of_tokens}
+            measured = extended(earlier, lengths[0], own, lengths[1])
+            outputs = replace(outputs, measured={**outputs.measured, **measured})
         if self._keep:
-            self.states[layer] = _LayerState(key=inputs.key, value=inputs.value, measured=outputs.measured)
+            measured = {name: values for name, values in outputs.measured.items() if name not in RAW_TENSORS}
+            self.states[layer] = _LayerState(key=inputs.key, value=inputs.value, measured=measured)
         return self._layout.line_up_heads(self._act(outputs) if self._act else outputs.values)

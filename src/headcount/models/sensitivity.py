@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from headcount.calibration.layer import symmetric
 from headcount.models.batching import Progress, no_progress, run_in_batches
-from headcount.models.context import draw_uniform
+from headcount.models.draws import draw_uniform
 from headcount.models.gradients import layers_recomputed, not_finite, parameters_frozen, refuse_without_gradients
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection

@@ -21,6 +21,7 @@ from headcount.policies.threshold import Threshold
 __all__ = [
     "BASELINE", "POLICY_COLUMNS", "PRUNED", "RANDOM", "UNTOUCHED", "Fixed", "Policy", "PolicyFacts", "Random", "Seen",
     "Threshold", "Written", "check_policy", "is_random", "parse_policy", "policy_facts", "policy_list",
+    "read_curve", "score_of",
 ]  # fmt: skip
 
 #: Kinds of policies that can be written as text. The first that understands a text has it.
@@ -30,6 +31,9 @@ Written = Random | Threshold
 
 def parse_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0) -> Written:
     """``ID:SHARE``, ``ID@THRESHOLD``, ``random:SHARE``, ``ID:published:SHARE`` or ``ID:published/TASK:SHARE``.
+
+    ``ID/token`` and ``random/token`` decide for each token. ``+mean``, ``+linear`` and ``+kept`` after the name say what stands
+    in place of 0, and ``+keep-first`` that every text's first token stays as it is: ``ahon_ln/token+mean+keep-first:0.20``.
 
     Args:
         text: the policy.
@@ -46,6 +50,24 @@ def parse_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0
         f"Policy {text!r} is not understood. Write ID:SHARE (ahon_ln:0.10), ID@THRESHOLD (awft@0.8), random:SHARE or "
         "ID:published:SHARE."
     )
+
+
+def read_curve(text: str) -> str:
+    """A curve as it is called: a score, or several words of it, such as ``ahon_ln/token+mean+keep-first``.
+
+    Raises:
+        InputError: as ``parse_policy``.
+    """
+    return parse_policy(f"{text}:0.5").facts().curve
+
+
+def score_of(curve: str) -> str:
+    """The id of the score that a curve decides by.
+
+    >>> score_of("ahon_ln/token+mean")
+    'ahon_ln/token'
+    """
+    return curve.partition("+")[0]
 
 
 def policy_list(policies: Any) -> list[Any]:

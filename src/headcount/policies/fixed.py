@@ -13,7 +13,7 @@ from headcount.units import UnitMap, UnitSet
 
 @dataclass(frozen=True)
 class Fixed(Policy):
-    """Zero the same heads on every input.
+    """The same heads are off on every input.
 
     Args:
         heads: a UnitSet, or (layer, head) pairs.
@@ -35,12 +35,13 @@ class Fixed(Policy):
     def facts(self) -> PolicyFacts:
         heads = sorted((layer, head) for layer, head in self.heads if layer not in self.exclude_layers)
         digest = hashlib.blake2b(repr(heads).encode(), digest_size=8).hexdigest()
-        return PolicyFacts(policy=self.name + self.suffix, decides=f"{len(heads)} heads, {digest}")
+        decides = ", ".join(filter(None, (f"{len(heads)} heads", digest, self.decides)))
+        return PolicyFacts(policy=self.called(self.name), decides=decides)
 
     def __str__(self) -> str:
         pairs = [f"{layer}.{head}" for layer, head in self.heads]
         named = ", ".join(pairs[:12]) + (f" and {len(pairs) - 12} more" if len(pairs) > 12 else "")
-        return f"zeroes the same {len(pairs)} heads on every input (layer.head: {named}){self.suffix}"
+        return f"{self._verb} the same {len(pairs)} heads on every input (layer.head: {named}){self._how}"
 
     def check(self, units: UnitMap) -> None:
         super().check(units)

@@ -3,24 +3,29 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from html import escape
 from numbers import Real
 from typing import Any, NamedTuple, Self
 
+import torch
 import xarray as xr
 from torch import Tensor
 
-from headcount.attention.measurements import MEASUREMENTS, RAW_TENSORS, LayerMeasurements
+from headcount.attention.measurements import CALIBRATED, MEASUREMENTS, OF_TOKENS, RAW_TENSORS, LayerMeasurements
+from headcount.calibration import Calibration
 from headcount.errors import InputError, whole
-from headcount.replacements import ZERO, Replacement
-from headcount.scores import get_score
+from headcount.outputs import Outputs
+from headcount.replacements import ZERO, Replacement, replacement_named
+from headcount.scores import Rows, Score, get_score
 from headcount.units import UnitMap
 
 #: The untouched model, as tables and manifests call it.
 BASELINE = "baseline"
 #: The curve of checkpoints with heads removed for good.
 PRUNED = "pruned"
+#: In the text of a policy: every text's first token stays as it is.
+KEEP_FIRST = "+keep-first"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,32 +77,42 @@ POLICY_COLUMNS = ("policy", "curve", "score", "share_asked", "threshold")
 class Seen:
     """What one layer of one pass shows to policies.
 
+    A row is what a decision is about: an input, or a token of one, input after input and padding included.
+
     Attributes:
         layer: the layer's index in the model.
-        shape: rows (inputs) and units of the layer.
+        shape: rows and units of the layer.
         device: where decisions are wanted.
         known: scores computed so far, by id.
     """
 
-    def __init__(
-        self, layer: int, outputs: Tensor, measured: Mapping[str, Tensor], uniform: Callable[[int | None], Tensor]
-    ) -> None:
-        """``outputs [row, unit, …]`` of the layer, what was ``measured`` of them, and ``uniform`` as below."""
-        self.layer, self._measured, self._uniform = layer, measured, uniform
-        self.shape: tuple[int, int] = (outputs.shape[0], outputs.shape[1])
-        self.device = outputs.device
+    def __init__(self, outputs: Outputs, uniform: Callable[[int | None], Tensor], *, per: Rows = "input") -> None:
+        """``outputs`` of the layer, and ``uniform`` as below."""
+        self._outputs, self._per, self._uniform = outputs, per, uniform
+        rows, units, length = outputs.values.shape[:3]
+        self.layer, self.device = outputs.layer, outputs.values.device
+        self.shape: tuple[int, int] = (rows * length if per == "token" else rows, units)
         self.known: dict[str, Tensor] = {}
 
     def score(self, id: str) -> Tensor:
-        """A score's values ``[row, unit]``, computed once a layer however many policies read them."""
+        """A score's values ``[row, unit]``, computed once a layer however many policies read them.
+
+        Raises:
+            InputError: it is of other rows, or reads what was not measured.
+        """
         score = get_score(id)
+        if score.per != self._per:
+            other = score.id.removesuffix("/token") if self._per == "input" else f"{score.id}/token"
+            raise InputError(f"{score.id} is a score per {score.per}, and the policy decides per {self._per}: {other}.")
         if score.id not in self.known:
             uniform = self.uniform(None) if "uniform" in score.needs else None
-            self.known[score.id] = score.values(declared(self._measured, score.needs, uniform), self.shape)
+            measured = self._outputs.measured if self._per == "input" else _of_tokens(self._outputs, score.needs)
+            self.known[score.id] = score.values(declared(measured, score.needs, uniform), self.shape)
         return self.known[score.id]
 
     def uniform(self, seed: int | None) -> Tensor:
-        """Float32 ``[row, unit]`` on [0, 1), a function of the seed (None: the run's) and each row's tokens alone."""
+        """Float32 ``[row, unit]`` on [0, 1): of an input a function of the seed (None: the run's) and its tokens alone; of a
+        token one of the seed, the token and its place."""
         return self._uniform(seed)
 
 
@@ -106,6 +121,22 @@ def declared(measured: Mapping[str, Tensor], needs: frozenset[str], uniform: Ten
     wanted = needs | {"real"} if needs & RAW_TENSORS else needs  # token_mean reads `real`
     found = {name: tensor for name, tensor in measured.items() if name in wanted}
     return LayerMeasurements(**found, **({} if uniform is None else {"uniform": uniform}))
+
+
+def _of_tokens(outputs: Outputs, needs: frozenset[str]) -> dict[str, Tensor]:
+    """Measurements with a token a row: ``[row · token, unit]``; tensors with that one token."""
+    found = {name: outputs.by_token[name].transpose(1, 2).flatten(0, 1) for name in needs if name in outputs.by_token}
+    for name in needs & OF_TOKENS & outputs.measured.keys():
+        tensor = outputs.measured[name]
+        if name == "output":
+            tensor = tensor.transpose(1, 2).flatten(0, 1)[:, :, None]
+        elif name in ("residual", "block_input"):
+            tensor = tensor.flatten(0, 1)[:, None]
+        found[name] = tensor
+    if needs & RAW_TENSORS:
+        rows, _, length, _ = outputs.values.shape
+        found["real"] = outputs.values.new_ones(rows * length, 1, dtype=torch.bool)
+    return found
 
 
 class Wanted(NamedTuple):
@@ -118,18 +149,31 @@ class Wanted(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Policy(ABC):
-    """Decides which units of a layer are off, for each row (input) of a batch on its own.
+    """Decides which units of a layer are off, for each row (an input, or a token) of a batch on its own.
 
     Args:
         exclude_layers: layers (indices in the model) never touched.
         instead: what stands where a unit is off.
+        keep_first: leave every text's first token as it is, where attention sinks live.
+        calibration: what the replacement or the score reads; ``calibrated`` fills it in where it is missing.
     """
 
     exclude_layers: frozenset[int] = frozenset()
     instead: Replacement = ZERO
+    keep_first: bool = False
+    calibration: Calibration | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exclude_layers", layer_set(self.exclude_layers))
+        if not isinstance(self.instead, Replacement):
+            raise InputError(f"instead is a Zero(), Mean(), Linear() or Kept(), not {self.instead!r:.60}.")
+        if not isinstance(self.calibration, Calibration | None):
+            raise InputError(f"calibration is a headcount.Calibration, not {self.calibration!r:.60}.")
+
+    @property
+    def per(self) -> Rows:
+        """What a decision is about: an ``input``, or a ``token``. A token's looks at nothing that comes after it."""
+        return "input"
 
     @property
     @abstractmethod
@@ -153,6 +197,16 @@ class Policy(ABC):
             )
 
     @property
+    def needs_calibration(self) -> bool:
+        """Whether what it decides by, or puts in place, comes from a calibration."""
+        return "calibration" in self.instead.needs or bool(self.needs & CALIBRATED)
+
+    def calibrated(self, calibration: Calibration | None) -> Self:
+        """With a calibration, if it needs one and has none."""
+        missing = self.needs_calibration and self.calibration is None
+        return replace(self, calibration=calibration) if missing else self
+
+    @property
     def wants(self) -> Wanted | None:
         """The threshold that ``found`` is to fill in; None where none is missing."""
         return None
@@ -166,18 +220,40 @@ class Policy(ABC):
         """Short unique name, such as ``ahon_ln:0.1`` or ``awft@0.8``."""
         return self.facts().policy
 
+    def called(self, name: str, at: str = "") -> str:
+        """``name`` as labels and curves have it: with the replacement, what is kept, ``at`` and the layers left alone."""
+        return name + self.instead.suffix + KEEP_FIRST * self.keep_first + at + self._but
+
+    @property
+    def _but(self) -> str:
+        return f" except layer {', '.join(map(str, sorted(self.exclude_layers)))}" if self.exclude_layers else ""
+
     @property
     def suffix(self) -> str:
-        """What labels and curves add: the replacement, and the layers left alone."""
-        layers = self.exclude_layers
-        return self.instead.suffix + (f" except layer {', '.join(map(str, sorted(layers)))}" if layers else "")
+        """What labels and curves add after a name without a share."""
+        return self.called("")
+
+    @property
+    def decides(self) -> str:
+        """What tells its decisions from another's of its label: the calibration."""
+        return "" if self.calibration is None else f"calibration {self.calibration.fingerprint}"
+
+    @property
+    def _verb(self) -> str:
+        return "replaces" if self.instead.name else "zeroes"
+
+    @property
+    def _how(self) -> str:
+        """The end of a sentence that starts with ``_verb``."""
+        instead = f", by {self.instead.suffix.removeprefix('+')}" if self.instead.name else ""
+        return instead + ", first tokens kept" * self.keep_first + self._but
 
     def _repr_html_(self) -> str:
         return f"<p><b>{escape(self.label)}</b>: {escape(str(self))}</p>"
 
 
 def check_policy(policy: Any, units: UnitMap | None = None) -> None:
-    """Raise InputError for what is no policy, or for one that does not fit a model's ``units``."""
+    """Raise InputError for what is no policy, lacks its calibration, or does not fit a model's ``units``."""
     if not isinstance(policy, Policy):
         raise InputError(
             f"A policy is a Threshold, Random or Fixed, such as Random(0.1), or a class of your own that is a headcount.Policy, "
@@ -189,8 +265,57 @@ def check_policy(policy: Any, units: UnitMap | None = None) -> None:
             f"{policy.label} says that it needs {policy.needs!r:.80}. A policy's `needs` is a frozenset of what its scores "
             f"read: {', '.join(sorted(MEASUREMENTS - RAW_TENSORS))}."
         )
+    if policy.needs_calibration and policy.calibration is None:
+        raise InputError(
+            f"{policy.label} needs a calibration. Make one with `headcount calibrate MODEL --texts … -o FILE` and give it with "
+            "--calibration FILE, or from Python with calibration=headcount.calibrate(…)."
+        )
     if units is not None:
         policy.check(units)
+
+
+def calibration_of(
+    policies: Iterable[Policy], scores: Iterable[Score] = (), given: Calibration | None = None
+) -> Calibration | None:
+    """The calibration that policies and scores read in one pass; None where none does.
+
+    Args:
+        policies: with theirs, if they need one.
+        scores: those that need one read ``given``, or that of the policies.
+        given: for scores.
+
+    Raises:
+        InputError: a score has none, or there are two.
+    """
+    reading = [score.id for score in scores if score.needs & CALIBRATED]
+    found = [policy.calibration for policy in policies if policy.needs_calibration]
+    known = {each.fingerprint: each for each in (*found, *([given] if reading or found else [])) if each is not None}
+    if len(known) > 1:
+        raise InputError(
+            f"Two calibrations are given, {' and '.join(known)}. One pass reads one: give everybody the same."
+        )
+    if reading and not known:
+        raise InputError(
+            f"{reading[0]} needs a calibration. Make one with `headcount calibrate MODEL --texts … -o FILE` and give it with "
+            "--calibration FILE, or from Python with calibration=headcount.calibrate(…)."
+        )
+    return next(iter(known.values()), None)
+
+
+def read_name(text: str) -> tuple[str, dict[str, Any]]:
+    """``NAME+REPLACEMENT+keep-first`` of a policy's text: the name, and what the rest says as arguments of a policy.
+
+    Raises:
+        InputError: a replacement that is unknown, or said twice.
+    """
+    name, *said = (part.strip() for part in text.split("+"))
+    found: dict[str, Any] = {}
+    for part in said:
+        key, value = ("keep_first", True) if f"+{part}" == KEEP_FIRST else ("instead", replacement_named(part))
+        if key in found:
+            raise InputError(f"Policy {text!r} says twice what stands for heads that are off, or what is kept.")
+        found[key] = value
+    return name, found
 
 
 def layer_set(layers: Iterable[int]) -> frozenset[int]:

@@ -1,4 +1,4 @@
-"""Off are the units whose score on the input is beyond a threshold: ``ahon_ln:0.10``, ``awft@0.8``."""
+"""Off are the units whose score on the row is beyond a threshold: ``ahon_ln:0.10``, ``awft@0.8``, ``ahon_ln/token+mean:0.2``."""
 
 import math
 from collections.abc import Iterable
@@ -9,14 +9,14 @@ import xarray as xr
 from torch import Tensor
 
 from headcount.errors import InputError
-from headcount.policies.policy import Policy, PolicyFacts, Seen, Wanted, share_of
-from headcount.scores import get_score
+from headcount.policies.policy import Policy, PolicyFacts, Seen, Wanted, read_name, share_of
+from headcount.scores import Rows, get_score
 from headcount.units import UnitMap
 
 
 @dataclass(frozen=True)
 class Threshold(Policy):
-    """Zero the heads whose score on the input is beyond a threshold.
+    """The heads whose score on the input is beyond a threshold are off, or, by a score ``ID/token``, those on a token.
 
     Args:
         score: id or alias of a registered score.
@@ -50,7 +50,10 @@ class Threshold(Policy):
 
     @classmethod
     def parse(cls, text: str, *, exclude_layers: Iterable[int], seed: int) -> Self | None:
-        """``ID:SHARE``, ``ID@THRESHOLD``, ``ID:published:SHARE`` or ``ID:published/TASK:SHARE``; None for anything else."""
+        """``ID:SHARE``, ``ID@THRESHOLD``, ``ID:published:SHARE`` or ``ID:published/TASK:SHARE``; None for anything else.
+
+        ``ID`` may be ``ID/token``, and be followed by ``+REPLACEMENT`` and ``+keep-first``.
+        """
         separator = "@" if "@" in text else ":"
         name, found, rest = text.partition(separator)
         source, _, number = rest.rpartition(":")
@@ -62,12 +65,14 @@ class Threshold(Policy):
             return None
         if not found or (source and not published):
             return None
-        score = get_score(name.strip()).id
+        name, said = read_name(name)
+        score = get_score(name).id
+        modifiers: dict[str, Any] = {**said, "exclude_layers": frozenset(exclude_layers)}
         if separator == "@":
-            return cls(score, value, exclude_layers=frozenset(exclude_layers))
+            return cls(score, value, **modifiers)
         if not 0 <= value <= 1:
             raise InputError(f"Policy {text!r}: a share of heads lies between 0 and 1; write 10% as 0.10.")
-        return cls(score, share=value, source=source, exclude_layers=frozenset(exclude_layers))
+        return cls(score, share=value, source=source, **modifiers)
 
     @property
     def wants(self) -> Wanted | None:
@@ -90,12 +95,16 @@ class Threshold(Policy):
     def needs(self) -> frozenset[str]:
         return get_score(self.score).needs
 
+    @property
+    def per(self) -> Rows:
+        return get_score(self.score).per
+
     def facts(self) -> PolicyFacts:
         at = f"@{self.threshold:.12g}" if self.share is None else f":{self.share:.12g}"
-        curve = ":".join(filter(None, (self.score, self.source)))
+        source = f":{self.source}" if self.source else ""
         return PolicyFacts(
-            policy=curve + at + self.suffix, curve=curve + self.suffix, score=self.score, share_asked=self.share,
-            threshold=self.threshold,
+            policy=self.called(self.score, source + at), curve=self.called(self.score, source), score=self.score,
+            share_asked=self.share, threshold=self.threshold, decides=self.decides,
         )  # fmt: skip
 
     def __str__(self) -> str:
@@ -103,7 +112,7 @@ class Threshold(Policy):
         side = "below" if score.inactive_when == "low" else "above"
         at = "its threshold" if self.threshold is None else f"{self.threshold:.4g}"
         share = "" if self.share is None else f", beyond which {100 * self.share:g}% of its scores lie"
-        return f"zeroes heads whose {self.score} ({score.name}) is {side} {at}{share}{self.suffix}"
+        return f"{self._verb} heads whose {self.score} ({score.name}) is {side} {at}{share}{self._how}"
 
     def check(self, units: UnitMap) -> None:
         super().check(units)

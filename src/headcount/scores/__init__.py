@@ -1,9 +1,11 @@
 """Score functions: pure functions from one layer's measurements to a number for each head."""
 
-from headcount.scores import weights, values, outputs, baselines  # noqa: F401, I001  (registers the built-in scores in order)
+from headcount.scores import weights, values, outputs, baselines, calibrated  # noqa: F401, I001  (registers the built-in scores in order)
 from headcount.scores.facts import ScoreFacts, Side
 from headcount.scores.registry import (
+    PER_TOKEN,
     SCORE_FACTS,
+    Rows,
     Score,
     Table,
     all_scores,
@@ -12,12 +14,15 @@ from headcount.scores.registry import (
     inactive_when,
     is_registered,
     load_scores,
+    of_tokens,
     score,
     select_scores,
 )
 
 __all__ = [
+    "PER_TOKEN",
     "SCORE_FACTS",
+    "Rows",
     "Score",
     "ScoreFacts",
     "Side",
@@ -28,6 +33,7 @@ __all__ = [
     "inactive_when",
     "is_registered",
     "load_scores",
+    "of_tokens",
     "score",
     "select_scores",
 ]

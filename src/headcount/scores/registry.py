@@ -3,31 +3,37 @@
 import os
 import runpy
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
-from headcount.attention.measurements import MEASUREMENTS, LayerMeasurements
+from headcount.attention.measurements import CALIBRATED, MEASUREMENTS, OF_TOKENS, RAW_TENSORS, LayerMeasurements
 from headcount.devices import out_of_memory
 from headcount.errors import HeadcountError, InputError, nearest
 from headcount.scores.facts import ScoreFacts, Side
 
 ScoreFunction = Callable[[LayerMeasurements], Tensor]
+#: What a decision is about.
+Rows = Literal["input", "token"]
+#: What the ids of scores of tokens end in.
+PER_TOKEN = "/token"  # noqa: S105
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score(ScoreFacts):
     """A score function and the facts about it.
 
-    ``function`` maps one layer's measurements to a number for each example and query head, ``[batch, head]``.
+    ``function`` maps one layer's measurements to a number for each example and query head, ``[batch, head]``. ``per`` says
+    what an example is: an input, or a token of one.
     """
 
     function: ScoreFunction
     needs: frozenset[str]
     aliases: tuple[str, ...] = ()
+    per: Rows = "input"
 
     def facts(self) -> ScoreFacts:
         """Without the function."""
@@ -103,6 +109,8 @@ def score(
         )
     if inactive_when not in ("low", "high"):
         raise InputError(f"Score {id!r}: inactive_when is 'low' or 'high', not {inactive_when!r}.")
+    if odd := next((label for label in (id, *aliases) if set(label) & set("/+:@")), None):
+        raise InputError(f"Score name {odd!r} has one of / + : @, which mean something in the text of a policy.")
     for label in (id, *aliases):
         if label.lower() in _NAMES:
             raise InputError(
@@ -121,9 +129,15 @@ def score(
 
 
 def get_score(name: str) -> Score:
-    """The score with this id or alias, in any case. Raises InputError with the nearest names if there is none."""
+    """The score with this id or alias, in any case; ``ID/token`` is the same function of each token.
+
+    Raises:
+        InputError: there is none (the nearest names are said), or it is not defined for a token.
+    """
     if not isinstance(name, str):
         raise InputError(f"A score is named by its id, such as 'ahon_ln', not {name!r:.60}.")
+    if name.lower().endswith(PER_TOKEN):
+        return _of_tokens(get_score(name[: -len(PER_TOKEN)]))
     try:
         return _SCORES[_NAMES[name.lower()]]
     except KeyError:
@@ -134,9 +148,25 @@ def get_score(name: str) -> Score:
         raise InputError(f"Unknown score {name!r}. {meant} `headcount scores` lists them all.") from None
 
 
+def _of_tokens(score: Score) -> Score:
+    if score.per == "token":
+        raise InputError(f"{score.id}{PER_TOKEN} says {PER_TOKEN!r} twice. Write {score.id}.")
+    if whole := score.needs & (RAW_TENSORS - OF_TOKENS):
+        raise InputError(
+            f"{score.id} reads the layer's {', '.join(sorted(whole))}, which say nothing of a token without those of others. "
+            f"Use it per input, {score.id}."
+        )
+    return replace(score, id=score.id + PER_TOKEN, name=f"{score.name}, per token", per="token", aliases=())
+
+
+def of_tokens(ids: Iterable[str]) -> bool:
+    """Whether scores of tokens are among them."""
+    return any(id.endswith(PER_TOKEN) for id in ids)
+
+
 def is_registered(name: str) -> bool:
     """Whether ``get_score`` finds a score with this id or alias."""
-    return name.lower() in _NAMES
+    return name.lower().removesuffix(PER_TOKEN) in _NAMES
 
 
 class Table(Protocol):
@@ -174,13 +204,13 @@ def all_scores() -> list[Score]:
 
 
 def select_scores(scores: str | Iterable[str]) -> list[Score]:
-    """``"all"``, one name, or several, as a list of distinct scores in the order given.
+    """``"all"`` that need no calibration, one name, or several, as a list of distinct scores in the order given.
 
     Raises:
         InputError: an unknown name, or nothing given.
     """
     if scores == "all":
-        return all_scores()
+        return [score for score in all_scores() if not score.needs & CALIBRATED]
     if not isinstance(scores, Iterable):
         raise InputError(f"scores is 'all', one id or a list of them, not {scores!r:.60}.")
     names = [scores] if isinstance(scores, str) else list(scores)

@@ -104,6 +104,7 @@ class NotedScore(Facts):
 class Measured(Facts):
     scores: list[str]
     num_inputs: Count
+    calibration: str | None = None  # its fingerprint, where a score read one
 
 
 class LeftOut(Facts):

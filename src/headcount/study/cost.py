@@ -155,7 +155,7 @@ def study_costs(study: Study) -> dict[tuple[str, str], Cost]:
             costs[model.label, data.label] = run_cost(
                 ModelSize.of(built), [len(row) for row in subject.rows], questions=questions,
                 policies=study.num_policies() - 1,
-                scores=0 if study.summaries else len(study.score_ids()),
+                scores=0 if study.summarised else len(study.score_ids()),
                 bytes_a_score=2 if study.scores_dtype == "float16" else 4,
             )  # fmt: skip
     return costs

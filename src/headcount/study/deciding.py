@@ -9,6 +9,7 @@ import pandas as pd
 import xarray as xr
 
 from headcount.analysis import Look, Search, SequentialTest, ShareSearch, UntilDecided, asking_order
+from headcount.calibration import Calibration
 from headcount.evaluation.benchmark import Answers
 from headcount.evaluation.workload import Workload
 from headcount.models.batching import Progress, no_progress
@@ -128,6 +129,7 @@ def search_run(
     rule: UntilDecided,
     search: ShareSearch,
     exclude_layers: frozenset[int] = frozenset(),
+    calibration: Calibration | None = None,
     announce: Announce = silent,
 ) -> dict[str, Search]:
     """Find the removable share of each score, asking at one share after the other, each until it is decided.
@@ -137,10 +139,11 @@ def search_run(
     Arguments are those of ``ask_until_decided``, and:
 
     Args:
-        scores: ids.
+        scores: curves.
         measured: scores that thresholds come from; None where no score takes any.
         search: the largest share and when to stop.
         exclude_layers: layers never touched.
+        calibration: of the model, for curves that need one.
         announce: begins a step of progress.
 
     Returns:
@@ -156,7 +159,9 @@ def search_run(
     while shares:
         looks += 1
         policies = {
-            score: policy_at(score, share, measured, seed=run.settings.seed, exclude_layers=exclude_layers)
+            score: policy_at(
+                score, share, measured, seed=run.settings.seed, exclude_layers=exclude_layers, calibration=calibration
+            )
             for score, share in shares.items()
         }
         tests = ask_until_decided(

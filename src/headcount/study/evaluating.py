@@ -3,18 +3,20 @@
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
 from headcount.analysis import ShareSearch, UntilDecided
+from headcount.calibration import Calibration
 from headcount.errors import InputError, RunError
 from headcount.evaluation.workload import Workload
-from headcount.policies import Policy, check_policy, policy_list
-from headcount.policies.policy import layer_set
+from headcount.policies import Policy, check_policy, policy_list, read_curve
+from headcount.policies.policy import calibration_of, layer_set
 from headcount.resolving import read_policy
-from headcount.scores import select_scores
+from headcount.scores import of_tokens, select_scores
 from headcount.store import Run, begin_run, is_run, manifest, open_run
 from headcount.store.files import Damaged
 from headcount.store.scores import DTYPES
@@ -25,7 +27,15 @@ from headcount.study.progress import Announce, announced, silent
 from headcount.study.pruned import ask_pruned, check_pruned
 from headcount.study.spec import ModelSpec, Tasks, Texts
 from headcount.study.stages import aggregate_run, ask_run, inputs_left, measure_inputs
-from headcount.study.subject import LoadedModel, Subject, SubjectFacts, load_model, read_data, read_texts
+from headcount.study.subject import (
+    LoadedModel,
+    Subject,
+    SubjectFacts,
+    load_model,
+    read_calibration,
+    read_data,
+    read_texts,
+)
 from headcount.study.units import Engine, LocalEngine
 from headcount.summaries import Summary
 from headcount.tasks import check_tasks
@@ -51,6 +61,7 @@ def evaluate_run(
     include_path: str | Path | None = None,
     exclude_layers: Iterable[int] = (),
     thresholds_from: str | os.PathLike[str] | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
     pruned: Iterable[str | os.PathLike[str]] = (),
     until_decided: UntilDecided | None = None,
     search: Iterable[str] = (),
@@ -69,13 +80,16 @@ def evaluate_run(
     Args:
         folder: a new one, or a run of the same model, questions and seed.
         model: as ``load`` takes it, a ``ModelSpec`` that says how to load it, or one that is loaded, with its ``tokenizer``.
-        policies: also as text, such as ``ahon_ln:0.1``, ``awft@0.8``, ``random:0.1`` or ``ahon_ln:published:0.1``.
+        policies: also as text, such as ``ahon_ln:0.1``, ``awft@0.8``, ``random:0.1``, ``ahon_ln:published:0.1`` or
+            ``devg/token+kept+keep-first:0.3``.
         chat_template: None puts prompts into the model's chat template if it is an instruct model.
         offline: use the benchmark package only.
         exclude_layers: of policies that are given as text, and of the search.
         thresholds_from: run whose scores give the thresholds of policies with a share; these questions' own if not given.
+        calibration: of the model, or a file with one, for scores and replacements that need it.
         pruned: folders of checkpoints that ``prune_heads`` made from this model, to ask as well.
-        search: scores whose removable share is searched for, each look until it is decided; ``all`` for all.
+        search: curves (scores, also as ``ID/token+mean``) whose removable share is searched for, each look until it is
+            decided; ``all`` for all scores.
         search_range: where it is searched for; ``ShareSearch()`` if not given.
         announce: called with the name of each step; what it returns is called with (done, in all).
         prepared: called with the model and what it is to read, before anything is kept.
@@ -86,11 +100,12 @@ def evaluate_run(
             NaN under it, when the others are kept.
         RunError: the folder holds another run, or a policy of this name with another threshold, or was asked in another way.
     """
-    name, excluded = _name(model), layer_set(exclude_layers)
+    name, excluded, calibration = _name(model), layer_set(exclude_layers), _calibration(calibration, model)
     read = [
         read_policy(policy, exclude_layers=excluded, seed=seed, model=name) if isinstance(policy, str) else policy
         for policy in policy_list(policies)
     ]
+    read = [policy.calibrated(calibration) if isinstance(policy, Policy) else policy for policy in read]
     for policy in read:
         check_policy(policy)
     if not isinstance(until_decided, UntilDecided | None):
@@ -101,10 +116,10 @@ def evaluate_run(
     asking = Asking(
         policies=tuple(dict.fromkeys(read)), rule=until_decided or (UntilDecided() if searched else None),
         searched=searched, search=search_range or ShareSearch(), exclude_layers=excluded,
-        thresholds_from=thresholds_from, pruned=tuple(map(Path, _several(pruned))),
+        thresholds_from=thresholds_from, pruned=tuple(map(Path, _several(pruned))), calibration=calibration,
     )  # fmt: skip
     data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, announce=announce)
-    loaded = _loaded(model, tokenizer, announce)
+    loaded = _loaded(model, tokenizer, calibration, announce)
     for checkpoint in asking.pruned:
         check_pruned(checkpoint, loaded)
     subject = read_data(
@@ -112,7 +127,7 @@ def evaluate_run(
         batch_tokens=batch_tokens, seed=seed, announce=announce,
     )  # fmt: skip
     prepared(subject)
-    with begun(folder, subject.facts(), seed=seed, command=command) as run:
+    with begun(folder, subject.facts(), seed=seed, command=command, **asking.kept(folder)) as run:
         ask(run, subject, asking, announce)
     return run
 
@@ -132,6 +147,7 @@ def measure_run(
     seed: int = 0,
     offline: bool = False,
     include_path: str | Path | None = None,
+    calibration: Calibration | str | os.PathLike[str] | None = None,
     scores_dtype: str = "float32",
     summaries: bool = False,
     announce: Announce = silent,
@@ -147,7 +163,7 @@ def measure_run(
     Args:
         texts: what to read instead of tasks: files or hub data sets, or ``Texts`` that say more, as in a study.
         scores_dtype: ``float32``, or ``float16`` for half the disk.
-        summaries: keep counts and moments of scores instead of every score.
+        summaries: keep counts and moments of scores instead of every score, as is always done where one is of tokens.
 
     Raises:
         InputError, TaskError, ModelError: as ``load``, ``evaluate`` and ``measure_heads``.
@@ -162,15 +178,19 @@ def measure_run(
         data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, announce=announce)
     else:
         data = texts if isinstance(texts, Texts) else named_texts(texts, limit=limit)
+    calibration = _calibration(calibration, model)
+    calibration_of((), select_scores(ids), calibration)
     subject = read_data(
-        _loaded(model, tokenizer, announce), data, chat_template=chat_template, offline=offline,
+        _loaded(model, tokenizer, calibration, announce), data, chat_template=chat_template, offline=offline,
         include_path=include_path, batch_tokens=batch_tokens, seed=seed, announce=announce,
     )  # fmt: skip
     prepared(subject)
-    chosen = {"scores_dtype": scores_dtype, "summaries": summaries}
+    chosen = {"scores_dtype": scores_dtype, "summaries": summaries or of_tokens(ids)}
     facts = subject.facts()
     with begun(folder, facts, seed=seed, command=command, **chosen) as run:
-        measure_inputs(run, LocalEngine(subject), ids, num_inputs=facts.num_inputs, announce=announce)
+        measure_inputs(
+            run, LocalEngine(subject), ids, num_inputs=facts.num_inputs, calibration=calibration, announce=announce
+        )
     return run
 
 
@@ -281,7 +301,7 @@ def _measured(run: Run, engine: Engine, num_inputs: int, asking: Asking, announc
         ids = run.scores_measured() or wanted
         _check_has(wanted, ids, run)
         if inputs_left(run, num_inputs):
-            measure_inputs(run, engine, ids, num_inputs=num_inputs, announce=announce)
+            measure_inputs(run, engine, ids, num_inputs=num_inputs, calibration=asking.calibration, announce=announce)
     else:
         source = open_run(asking.thresholds_from)
         theirs, ours = source.manifest.model, run.manifest.model
@@ -318,8 +338,18 @@ def _several(given: Any) -> Iterable[Any]:
 
 def _searched(search: Iterable[str]) -> tuple[str, ...]:
     names = [*_several(search)]
-    chosen = select_scores([name for name in names if name != "all"]) if {*names} - {"all"} else []
-    return tuple(score.id for score in (select_scores("all") if "all" in names else chosen))
+    if "all" in names:
+        return tuple(score.id for score in select_scores("all"))
+    return tuple(dict.fromkeys(map(read_curve, names)))
+
+
+def _calibration(
+    given: Calibration | str | os.PathLike[str] | None, model: "str | ModelSpec | PreTrainedModel"
+) -> Calibration | None:
+    """The calibration that is given, or that the model's specification names."""
+    if isinstance(given, Calibration):
+        return given
+    return read_calibration(given or (model.calibration if isinstance(model, ModelSpec) else None))
 
 
 def _name(model: "str | ModelSpec | PreTrainedModel") -> str:
@@ -329,11 +359,14 @@ def _name(model: "str | ModelSpec | PreTrainedModel") -> str:
 
 
 def _loaded(
-    model: "str | ModelSpec | PreTrainedModel", tokenizer: "PreTrainedTokenizerBase | None", announce: Announce
+    model: "str | ModelSpec | PreTrainedModel",
+    tokenizer: "PreTrainedTokenizerBase | None",
+    calibration: Calibration | None,
+    announce: Announce,
 ) -> LoadedModel:
     spec = model if isinstance(model, ModelSpec) else ModelSpec.model_construct(model=_name(model))
     if isinstance(model, str | ModelSpec):
-        return load_model(spec, announce=announce)
+        return replace(load_model(spec, announce=announce), calibration=calibration)
     if tokenizer is None:
         raise InputError("A model that is loaded goes with its tokenizer: pass both that `load` gave.")
-    return LoadedModel(spec=spec, model=model, tokenizer=tokenizer)
+    return LoadedModel(spec=spec, model=model, tokenizer=tokenizer, calibration=calibration)

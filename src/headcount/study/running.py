@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import xarray as xr
 
 from headcount.analysis import ShareSearch
+from headcount.calibration import Calibration
 from headcount.errors import HeadcountError, InputError
 from headcount.models.loading import find_source, resolve_device
 from headcount.policies import Policy
@@ -24,7 +25,7 @@ from headcount.study.folder import StudyFolder, begin_study
 from headcount.study.progress import Announce, announced, run_progress, silent
 from headcount.study.spec import ModelSpec, Study, Tasks, Texts
 from headcount.study.stages import has_metrics, measure_inputs
-from headcount.study.subject import LoadedModel, SubjectFacts, load_model, read_data, read_texts
+from headcount.study.subject import LoadedModel, SubjectFacts, load_model, read_calibration, read_data, read_texts
 from headcount.study.units import Engine, LocalEngine
 
 
@@ -155,18 +156,20 @@ def _run_cell(
 ) -> None:
     with announced(announce, "loading"):
         facts, engine = workers.open(study, model, data)
-    kept = {"scores_dtype": study.scores_dtype, "summaries": study.summaries}
+    kept = {"scores_dtype": study.scores_dtype, "summaries": study.summarised}
     with begun(path, facts, seed=study.seeds[0], shard=study.shard, command=command, **kept) as run:
-        scores, search = study.score_ids(), study.search
-        measure_inputs(run, engine, scores, num_inputs=facts.num_inputs, announce=announce)
+        search, calibration = study.search, read_calibration(model.calibration)
+        measure_inputs(
+            run, engine, study.score_ids(), num_inputs=facts.num_inputs, calibration=calibration, announce=announce
+        )
         cuts = find_thresholds(run, study.shares) if study.shares else None
         if not study.num_policies() or not facts.num_questions:
             return
-        policies = study_policies(study, cuts) if cuts is not None and search is None else []
+        policies = study_policies(study, cuts, calibration) if cuts is not None and search is None else []
         asking = Asking(
             policies=tuple(policies), rule=study.rule() if policies or search else None,
-            searched=tuple(scores) if search else (), search=search or ShareSearch(),
-            exclude_layers=frozenset(study.exclude_layers),
+            searched=tuple(study.curves()) if search else (), search=search or ShareSearch(),
+            exclude_layers=frozenset(study.exclude_layers), calibration=calibration,
         )  # fmt: skip
         ask_policies(
             run, engine, policies, asking, workload=facts.workload, measured=run.measurements(), announce=announce
@@ -176,16 +179,16 @@ def _run_cell(
 def run_settings(study: Study) -> dict[str, Any]:
     """The manifest's ``settings``."""
     return {
-        "seed": study.seeds[0], "shard": study.shard, "scores_dtype": study.scores_dtype, "summaries": study.summaries,
+        "seed": study.seeds[0], "shard": study.shard, "scores_dtype": study.scores_dtype, "summaries": study.summarised,
     }  # fmt: skip
 
 
-def study_policies(study: Study, cuts: xr.Dataset) -> list[Policy]:
+def study_policies(study: Study, cuts: xr.Dataset, calibration: Calibration | None = None) -> list[Policy]:
     """Every policy of a study; share 0 is left out, since the untouched model is asked anyway."""
     excluded = frozenset(study.exclude_layers)
     policies = (
-        policy_at(score, share, seed=seed, exclude_layers=excluded).found(cuts)
-        for score in study.score_ids()
+        policy_at(curve, share, seed=seed, exclude_layers=excluded, calibration=calibration).found(cuts)
+        for curve in study.curves()
         for share in sorted({share for share in study.shares if share > 0})
         for seed in study.seeds
     )
@@ -217,6 +220,6 @@ def _is_finished(path: Path, study: Study, command: str) -> bool:
             known = run.manifest.searched
             if known is None or not asdict(search).items() <= known.facts().items():
                 return False
-            return known.scores.keys() >= set(study.score_ids()) and has_metrics(run)
+            return known.scores.keys() >= set(study.curves()) and has_metrics(run)
         wanted = {policy.label for policy in study_policies(study, cuts)} if cuts is not None else set()
         return wanted <= set(run.answered()) and (not wanted or has_metrics(run))

@@ -23,8 +23,8 @@ from pydantic import (
 
 from headcount.analysis import ShareSearch, UntilDecided
 from headcount.errors import InputError, nearest
-from headcount.policies import RANDOM
-from headcount.scores import all_scores, is_registered, load_scores, select_scores
+from headcount.policies import is_random, read_curve, score_of
+from headcount.scores import is_registered, load_scores, of_tokens, select_scores
 from headcount.store.names import check_folder_name, slug
 from headcount.strict_yaml import read_yaml
 from headcount.thresholding import SHARES
@@ -60,6 +60,7 @@ class ModelSpec(_Spec):
         chat_template: put benchmark prompts into its chat template; by its name if not given.
         allow_pickle: load pickle weights, which can run any code.
         trust_remote_code: run code that comes with the checkpoint.
+        calibration: file that ``headcount calibrate`` made of it, for scores and replacements that need one.
     """
 
     model: str = Field(min_length=1)
@@ -71,6 +72,7 @@ class ModelSpec(_Spec):
     chat_template: bool | None = None
     allow_pickle: bool = False
     trust_remote_code: bool = False
+    calibration: str | None = None
 
     @property
     def label(self) -> str:
@@ -150,7 +152,9 @@ class Study(_Spec):
         name: of the study, and of its folder.
         models: models, or their names.
         data: tasks and texts, or names of tasks.
-        scores: ids or aliases, or ``all``. ``random`` among them asks for random heads.
+        scores: ids or aliases, or ``all``. ``random`` among them asks for random heads. ``ID/token`` decides for each token;
+            ``ID+mean``, ``ID+linear`` and ``ID+kept`` replace heads by something else than 0, and ``ID+keep-first`` keeps each
+            text's first token.
         shares: shares of heads at which thresholds are taken, and which are zeroed; between 0 and 1.
         ask: ask the questions of tasks. Without, they are only measured.
         until_decided: ask in random order, and stop asking under a policy once it is known whether its fall is within a
@@ -241,8 +245,8 @@ class Study(_Spec):
     def _known(cls, scores: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if scores == ("all",):
             return scores
-        own = [name for name in scores if not is_registered(name)] if info.data.get("scores_from") else []
-        return tuple(dict.fromkeys(name if name in own else select_scores(name)[0].id for name in scores))
+        own = [name for name in scores if not is_registered(score_of(name))] if info.data.get("scores_from") else []
+        return tuple(dict.fromkeys(name if name in own else read_curve(name) for name in scores))
 
     def with_own_scores(self) -> Self:
         """The same, with the scores of its files registered, which runs them: to measure and to ask, not to look.
@@ -252,7 +256,7 @@ class Study(_Spec):
         """
         for file in self.scores_from:
             load_scores(file)
-        scores = self.scores if self.scores == ("all",) else tuple(score.id for score in select_scores(self.scores))
+        scores = self.scores if self.scores == ("all",) else tuple(dict.fromkeys(map(read_curve, self.scores)))
         return self.model_copy(update={"scores": scores})
 
     @field_validator("models", "data")
@@ -264,8 +268,18 @@ class Study(_Spec):
             raise ValueError(f"two of them are called {twice[0]!r}: give one a `name:` of its own")
         return entries
 
+    def curves(self) -> list[str]:
+        """What is asked at each share: scores, or scores with what stands for heads that are off."""
+        return [score.id for score in select_scores("all")] if self.scores == ("all",) else list(self.scores)
+
     def score_ids(self) -> list[str]:
-        return [score.id for score in all_scores()] if self.scores == ("all",) else list(self.scores)
+        """What is measured."""
+        return list(dict.fromkeys(map(score_of, self.curves())))
+
+    @property
+    def summarised(self) -> bool:
+        """Whether counts and moments are kept instead of every score; of tokens they always are."""
+        return self.summaries or of_tokens(self.score_ids())
 
     def rule(self) -> UntilDecided | None:
         """When to stop asking under a policy; None to ask every question."""
@@ -278,10 +292,10 @@ class Study(_Spec):
         """
         if not self.ask or not (self.shares or self.search):
             return 0
-        ids = scores or self.score_ids()
+        ids = scores or self.curves()
         if search := self.search:
             return 1 + len(ids) * search.bisections()
-        random = RANDOM in ids
+        random = sum(map(is_random, ids))
         return 1 + len({share for share in self.shares if share > 0}) * (len(ids) - random + random * len(self.seeds))
 
     def cells(self) -> Iterator[tuple[ModelSpec, Tasks | Texts]]:

@@ -10,13 +10,15 @@ import pandas as pd
 import xarray as xr
 
 from headcount.analysis import UntilDecided
+from headcount.calibration import Calibration
 from headcount.errors import RunError
 from headcount.evaluation.benchmark import Answers
 from headcount.evaluation.outcomes import with_divergences
 from headcount.evaluation.workload import Workload
 from headcount.models.batching import Progress, no_progress
 from headcount.policies import BASELINE, POLICY_COLUMNS, Policy, PolicyFacts, policy_facts
-from headcount.scores import is_registered
+from headcount.policies.policy import calibration_of
+from headcount.scores import is_registered, select_scores
 from headcount.store import Run
 from headcount.store.run import noted_facts
 from headcount.study.progress import Announce, silent
@@ -25,7 +27,13 @@ from headcount.summaries import Summary
 
 
 def measure_inputs(
-    run: Run, engine: Engine, scores: Sequence[str], *, num_inputs: int, announce: Announce = silent
+    run: Run,
+    engine: Engine,
+    scores: Sequence[str],
+    *,
+    num_inputs: int,
+    calibration: Calibration | None = None,
+    announce: Announce = silent,
 ) -> None:
     """Measure every input that is not measured yet.
 
@@ -34,11 +42,14 @@ def measure_inputs(
         engine: where it is done.
         scores: ids.
         num_inputs: inputs in all.
+        calibration: that the engine's model has.
         announce: begins a step of progress.
 
     Raises:
-        RunError: the run was begun with other scores.
+        InputError: a score needs a calibration, and there is none.
+        RunError: the run was begun with other scores, or another calibration.
     """
+    read = calibration_of((), select_scores(scores), calibration)
     progress = announce(f"Measuring {len(scores)} score{'s' * (len(scores) != 1)}")
     known, before = run.manifest.measured, run.scores_measured()
     if before not in (None, list(scores)):
@@ -47,8 +58,14 @@ def measure_inputs(
             "in another folder with -o."
         )
     note_scores(run, scores)
-    if known is None or known.num_inputs != num_inputs:
-        run.update(measured={"scores": list(scores), "num_inputs": num_inputs})
+    by = {} if read is None else {"calibration": read.fingerprint}
+    if known is not None and run.measured() and known.calibration != by.get("calibration"):
+        raise RunError(
+            f"{str(run.path)!r} was measured with calibration {known.calibration}, not {by.get('calibration')}. Give that one, "
+            "or measure in another folder with -o."
+        )
+    if known is None or known.num_inputs != num_inputs or known.calibration != by.get("calibration"):
+        run.update(measured={"scores": list(scores), "num_inputs": num_inputs, **by})
     units = [
         MeasureShard(
             shard=part.start // run.shard_size, first=part.start, last=part.stop, scores=tuple(scores),

@@ -1,10 +1,12 @@
 """One loaded model with what it is to read: what units of work are done on."""
 
 import functools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from headcount.calibration import Calibration
 from headcount.evaluation.workload import PART_BATCHES, Workload, even_size
 from headcount.models.batching import batch_tokens_for, check_lengths, data_fingerprint
 from headcount.models.chat import expects_chat
@@ -25,6 +27,8 @@ class LoadedModel:
     """How it was loaded."""
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
+    calibration: Calibration | None = None
+    """For scores and replacements that need one."""
 
     @property
     def name(self) -> str:
@@ -110,7 +114,23 @@ def load_model(spec: ModelSpec, *, dtype: str = "auto", announce: Announce = sil
             spec.model, dtype=spec.dtype or dtype, device=spec.device, device_map=spec.device_map,
             revision=spec.revision, allow_pickle=spec.allow_pickle, trust_remote_code=spec.trust_remote_code,
         )  # fmt: skip
-    return LoadedModel(spec=spec, model=model, tokenizer=tokenizer)
+    return LoadedModel(spec=spec, model=model, tokenizer=tokenizer, calibration=read_calibration(spec.calibration))
+
+
+def read_calibration(path: str | os.PathLike[str] | None) -> Calibration | None:
+    """A calibration from its file, read once however many ask for it; None for None."""
+    if path is None:
+        return None
+    try:
+        changed = os.stat(path).st_mtime_ns
+    except OSError:
+        changed = 0  # `load` says what is wrong
+    return _load_calibration(os.fspath(path), changed)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_calibration(path: str, changed: int) -> Calibration:
+    return Calibration.load(path)
 
 
 def read_data(

@@ -1,14 +1,14 @@
 """Units of work: what is done as a whole or not at all, on any machine that holds the model."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pandas as pd
 import xarray as xr
 
 from headcount.evaluation.benchmark import Answers
-from headcount.measure import measure_heads
+from headcount.measure import measure_heads, summarise_heads
 from headcount.models.batching import Progress, no_progress
 from headcount.policies import Policy, policy_facts
 from headcount.study.subject import Subject
@@ -56,11 +56,11 @@ class MeasureShard:
         return self.last - self.first
 
     def run(self, subject: Subject, progress: Progress) -> xr.Dataset | Summary:
-        table = measure_heads(
+        measure = summarise_heads if self.summarise else measure_heads
+        return measure(
             subject.model.model, subject.rows[self.first : self.last], scores=self.scores,
-            batch_tokens=subject.batch_tokens, seed=self.seed, progress=progress,
+            batch_tokens=subject.batch_tokens, seed=self.seed, calibration=subject.model.calibration, progress=progress,
         )  # fmt: skip
-        return Summary.of(table) if self.summarise else table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,11 @@ class AskShard:
     policies: tuple[Policy | None, ...]
     questions: tuple[int, ...]
     place: int
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Calibrations are large, and who holds the subject has its own."""
+        bare = tuple(policy and replace(policy, calibration=None) for policy in self.policies)
+        return {**vars(self), "policies": bare}
 
     @property
     def size(self) -> int:
@@ -81,7 +86,8 @@ class AskShard:
 
     def run(self, subject: Subject, progress: Progress) -> Answers:
         assert subject.benchmark is not None
-        return subject.benchmark.ask(self.policies, self.questions, progress=progress)
+        policies = [policy and policy.calibrated(subject.model.calibration) for policy in self.policies]
+        return subject.benchmark.ask(policies, self.questions, progress=progress)
 
 
 @dataclass(frozen=True, kw_only=True)

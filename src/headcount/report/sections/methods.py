@@ -8,7 +8,7 @@ import pandas as pd
 from headcount.report import wording
 from headcount.report.results import Report
 from headcount.report.tables import Table, table, text
-from headcount.scores import SCORE_FACTS, Score, ScoreFacts, all_scores
+from headcount.scores import PER_TOKEN, SCORE_FACTS, Score, ScoreFacts, all_scores
 
 HEADING = "Methods"
 
@@ -19,7 +19,7 @@ def tables(report: Report) -> Iterator[Table]:
     named = {str(name) for name in run.scores.data_vars} if run.scores is not None else set()
     if run.has_curves:
         named |= set(run.answers.outcomes["score"]) - {""}
-    shown: list[ScoreFacts] = [score for score in all_scores() if not named or score.id in named]
+    shown: list[ScoreFacts] = [score for score in all_scores() if not named or named & {score.id, score.id + PER_TOKEN}]
     if run.scores is not None:
         shown += run.scores.attrs.get(SCORE_FACTS, {}).values()
     columns = ("id", "name", "inactive_when", "unit", "source")
