@@ -114,6 +114,17 @@ def test_calibrations_of_parts_add_up(tiny):
         hc.calibrate(tiny(seed=1), ROWS).check(units_of(model), whole.facts.model_fingerprint)
 
 
+def test_what_pytorch_is_set_to_does_not_matter(tiny):
+    """Under autocast the model computes as it is told; sums are of float32 products all the same."""
+    model = tiny("starcoder2", num_hidden_layers=1)  # whose LayerNorm gives float32 there
+    arguments = {"sensitivity": False}
+    with torch.autocast("cpu", torch.bfloat16):
+        (seen, _), (_, inputs) = (watched(model, 0, row) for row in (ROWS[0], ROWS[0]))
+        found = hc.calibrate(model, ROWS[:1], **arguments)
+    joint = np.concatenate([seen, inputs], 1)[1:]
+    np.testing.assert_allclose(found.layers[0].covariance, np.cov(joint.T, bias=True), rtol=1e-4, atol=1e-7)
+
+
 def test_the_seed_draws_the_predicted_tokens(tiny):
     model = tiny()
     one, again, other = (hc.calibrate(model, ROWS, covariances=False, seed=seed) for seed in (1, 1, 2))

@@ -19,7 +19,7 @@ from headcount.models.reading import Heard, block_inputs, read_layers
 from headcount.models.sensitivity import sensitivities
 from headcount.models.state import reads
 from headcount.moments import Covariance, Mean
-from headcount.store.calibrating import CalibrationParts, calibrating
+from headcount.store.parts import CalibrationParts, calibrating
 from headcount.units import LayerUnits
 
 if TYPE_CHECKING:

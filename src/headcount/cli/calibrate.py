@@ -62,7 +62,7 @@ def calibrate(
         from headcount.cli.reading import first_texts, first_tokens
         from headcount.cli.runs import command_line
         from headcount.models.batching import batch_tokens_for, check_lengths
-        from headcount.store.calibrating import parts_folder
+        from headcount.store.parts import parts_folder
         from headcount.store.whole import check_writable
         from headcount.study.cost import calibration_cost, device_rate
         from headcount.study.subject import load_model

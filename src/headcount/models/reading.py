@@ -15,7 +15,7 @@ from headcount.models.batching import Progress, batches_by_tokens, no_progress, 
 from headcount.models.capabilities import can_restart
 from headcount.models.observe import attention_modules, decoder_of
 from headcount.models.projection import output_projection
-from headcount.models.state import input_device
+from headcount.models.state import input_device, own_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,8 @@ def _read(model: PreTrainedModel, rows: Sequence[Sequence[int]], modules: dict[i
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
             counts, firsts = (mark.to(args[0].device) for mark in marks)
             outputs, inputs = args[0].flatten(0, -2), given.pop(layer, None)
-            hear(layer, Heard(outputs=outputs, inputs=inputs, counted=counts, first=firsts))
+            with own_settings(outputs.device.type):
+                hear(layer, Heard(outputs=outputs, inputs=inputs, counted=counts, first=firsts))
             if layer == last:
                 raise _Enough
 

@@ -20,6 +20,7 @@ from headcount.models.gradients import layers_recomputed, not_finite, parameters
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
 from headcount.models.reading import batch_of
+from headcount.models.state import own_settings
 
 #: Logits that are held at a time, in all of a batch and in float64 while labels are drawn.
 _LOGITS, _DRAWN = 2**27, 2**24
@@ -118,7 +119,8 @@ class _Hearing:
             self.squared[layer] = squared.masked_fill(~counted, 0).sum(1)
             if self._products:
                 own = gradient[counted]
-                self.product[layer] = own.T @ own
+                with own_settings(own.device.type):
+                    self.product[layer] = own.T @ own
 
         def forward(_module: nn.Module, _args: Any, output: Tensor) -> None:
             if output.requires_grad:  # not so in the pass that checkpointing makes without gradients
