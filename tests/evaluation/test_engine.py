@@ -190,7 +190,9 @@ def test_a_policy_with_nan_logits_is_given_up_and_the_others_are_not(tiny):
 
     handle = model.model.layers[1].self_attn.o_proj.register_forward_hook(poison)
     untouched, given_up = run_plan(model, plan, [None, broken]).of_policies
+    together = run_plan(model, plan, [broken, Threshold("ahon_ln", 1.0, share=0.4)]).of_policies  # which decide alike
     handle.remove()
+    assert all("NaN under" in (of_policy.failure or "") for of_policy in together)
     assert untouched.failure is None
     assert np.isfinite([nats for nats, _ in untouched.loglikelihoods]).all()
     assert "NaN under ahon_ln:0.5, first in decoder layer 1" in given_up.failure

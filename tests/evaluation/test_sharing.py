@@ -133,6 +133,13 @@ def test_what_is_shared_is_read_once(tiny, monkeypatch):
     assert two == one <= alike + 1
     # One policy alone reads every input once, whole.
     assert tokens_read(model, plan, [Threshold("ahon", cut)], monkeypatch) == 1
+    # So do two that never differ, where nobody asks for the untouched model; two that do part where they differ.
+    assert tokens_read(model, plan, [Threshold("ahon", cut), Threshold("ahon", cut, share=0.5)], monkeypatch) == 1
+    assert tokens_read(model, plan, [Random(0.3), Random(0.3, seed=1, exclude_layers=frozenset({0}))], monkeypatch) <= 2
+    first_alike = [Fixed([(0, 1)], name="a"), Random(0.3, exclude_layers=frozenset({0, 1}))]
+    assert tokens_read(
+        model, plan, [*first_alike, Random(0.3, seed=1, exclude_layers=frozenset({0, 1}))], monkeypatch
+    ) < (tokens_read(model, plan, first_alike, monkeypatch) + 0.5)
 
 
 def test_recorded_scores_do_not_depend_on_what_is_shared(tiny):

@@ -69,6 +69,8 @@ class Ledger:
         if like is not None:
             slots = self._slots_of[input]
             self.write(policy, slots, self._nats[like, slots], self._greedy[like, slots])
+            if like in self.failures and np.isnan(self._nats[like, slots]).any():
+                self.failures.setdefault(policy, self.failures[like])
         self._share_off[policy, input] = share_off
 
     def report(self, num_read: int = 0) -> None:
