@@ -6,6 +6,7 @@ PyTorch and transformers are imported where they are used: the process that only
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.runs import write_tasks
+
+os.environ["TRITON_INTERPRET"] = "1"  # read by Triton when it is first imported, by whichever test
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -113,6 +113,8 @@ class Devices(TorchDispatchMode):
             output, lse = (_flash if name == _FLASH else _efficient)(*args, **kwargs)
             found, unread = (OnDevice(output, device), OnDevice(lse, device)), OnDevice(torch.zeros(0), device)
             return (*found, None, None, 0, 0, *[unread] * 3) if name == _FLASH else (*found, unread, unread)
+        if name == ATEN.histc:
+            args = (args[0].float(), *args[1:])  # on CUDA integers have histograms too
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         mine = {id(tensor.numbers): tensor for tensor in here}

@@ -1,22 +1,29 @@
 """The engine, ``instrument`` and generation on pretended CUDA devices: the CPU's numbers, and no waiting within a layer."""
 
+from dataclasses import fields, replace
+
 import numpy as np
 import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module
 
 from headcount.attention import ways
+from headcount.attention.gpu import attend_on_gpu
 from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
 from headcount.models.instrument import instrument
 from headcount.policies import Fixed, Random, Threshold
+from tests.attention.reference import OF_WEIGHTS, make
+from tests.models.families import FAMILIES
 from tests.pretended import place, pretended_devices
 
 POLICIES = [None, Threshold("ahon_ln", 0.98), Threshold("awft", 0.2), Random(0.3), Fixed([(1, 2), (2, 0)])]
 
 
 @pytest.fixture(autouse=True)
-def _probed_anew():
+def _probed_anew(monkeypatch):
+    """No way probed yet; on the devices PyTorch's operators attend, where a test says nothing else."""
+    monkeypatch.setenv(ways.VARIABLE, "fused")
     ways._works.cache_clear()
     yield
     ways._works.cache_clear()
@@ -124,3 +131,57 @@ def test_how_often_the_host_waits_does_not_grow_with_the_layers(model):
             return devices.of_headcount()
 
     assert 0 < waits(2) == waits(6)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
+def test_our_own_kernel_serves_whole_passes_there(family, tiny, monkeypatch, caplog):
+    """In Triton's interpreter, which reads main memory. gemma2 has softcaps and windows, gpt_oss sinks."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv(ways.VARIABLE, "")
+    served = []
+
+    def interpreted(inputs, positions):
+        def here(of):
+            found = {field.name: getattr(of, field.name) for field in fields(of)}
+            return type(of)(
+                **{name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
+            )
+
+        served.append(inputs.query.shape[2])
+        output, found = attend_on_gpu(here(inputs), here(positions))
+        return output.to("cuda:0"), {name: values.to("cuda:0") for name, values in found.items()}
+
+    monkeypatch.setattr(ways, "attend_on_gpu", interpreted)
+    tokens, mask = torch.arange(3, 15).view(2, 6), torch.ones(2, 6, dtype=torch.int64)
+    mask[1, 4:] = 0
+
+    def measured(model, device):
+        with instrument(model, policy=Threshold("ahon_ln", 0.98), scores="all") as probe, torch.no_grad():
+            logits = model(tokens.to(device), attention_mask=mask.to(device)).logits
+        return logits.cpu(), probe
+
+    def build():
+        return tiny(family, **{**FAMILIES[family], "num_hidden_layers": 2}).requires_grad_(False)
+
+    expected, seen = measured(build(), "cpu")
+    with pretended_devices():
+        found, probe = measured(on_one(build()), "cuda:0")
+    assert served.count(6) == 2
+    assert not [record for record in caplog.records if record.name.startswith("headcount")]
+    torch.testing.assert_close(found[mask > 0], expected[mask > 0], rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(probe.off, seen.off)
+    for name in seen.scores.data_vars:
+        np.testing.assert_allclose(probe.scores[name], seen.scores[name], rtol=1e-4, atol=1e-5)
+
+
+def test_on_other_devices_the_plain_way_measures_and_says_so_once(caplog):
+    """MPS has neither our kernels nor PyTorch's operators with log-sum-exp; ``meta`` stands for it here."""
+    ways._say_that_it_is_slow.cache_clear()
+    inputs, positions = make()
+    there = replace(inputs, query=inputs.query.to("meta"), key=inputs.key.to("meta"), value=inputs.value.to("meta"))
+    for _ in range(2):
+        _, found = ways.attend_by_the_fastest_way(there, positions.to(torch.device("meta")), wanted=OF_WEIGHTS)
+    assert found.keys() == OF_WEIGHTS
+    assert [record.message for record in caplog.records] == [
+        "On meta attention is measured the plain way, in PyTorch's own operations: numbers stay the same, measuring is slower."
+    ]

@@ -48,7 +48,7 @@ class Positions:
         return Positions(real=real, first=self.first.to(device), last=self.last.to(device))
 
     def mean(self, values: Tensor) -> Tensor:
-        """Mean over real positions of ``values [batch, head, position]`` → ``[batch, head]``."""
+        """Mean over real positions of ``values […, batch, head, position]`` → ``[…, batch, head]``."""
         if self.real is None:
             return values.mean(-1)
         real = self.real[:, None]  # [batch, 1, position]

@@ -1,6 +1,7 @@
 """Which of several ways to the same numbers attends for a layer: compiled, fused or plain.
 
-They differ by rounding and in speed. ``compiled`` and ``fused`` rest on a compiler or on PyTorch's private operators, so
+They differ by rounding and in speed. ``compiled`` is a kernel of our own: in C for processors, in Triton for CUDA and ROCm.
+It and ``fused`` rest on a compiler or on PyTorch's private operators, so
 each is compared with ``plain`` on a small random input before its first use, and given up for the process if it fails.
 """
 
@@ -9,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from torch import Tensor
 from headcount.attention.blocks import attend_in_blocks
 from headcount.attention.compiled import attend_compiled, supports_compiled
 from headcount.attention.fused import attend_fused, attend_fused_measured, supports_fused
+from headcount.attention.gpu import attend_on_gpu, supports_gpu
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import OF_WEIGHTS
 from headcount.devices import out_of_memory
@@ -45,6 +48,8 @@ def attend_by_the_fastest_way(
         InputError: ``HEADCOUNT_ATTENTION`` names no way.
     """
     way = _choose(inputs, wanted)
+    if way == "compiled" and inputs.query.device.type == "cuda":
+        return attend_on_gpu(inputs, positions)
     if way == "compiled":
         return attend_compiled(inputs, positions, wanted=wanted, projection_factor=projection_factor)
     if way == "fused":
@@ -68,37 +73,81 @@ def _choose(inputs: AttentionInputs, wanted: frozenset[str]) -> str:
     if torch.is_grad_enabled() and any(t.requires_grad for t in (inputs.query, inputs.key, inputs.value)):
         return without
     allowed = [way for way in WAYS if forced in (None, "", way)]
-    if "compiled" in allowed and supports_compiled(inputs) and _works("compiled", *_kind(inputs)):
+    compiled = supports_compiled(inputs) or supports_gpu(inputs)
+    if "compiled" in allowed and compiled and _works("compiled", _Kind.of(inputs)):
         return "compiled"
-    if "fused" in allowed and weigh and supports_fused(inputs) and _works("fused", *_kind(inputs), wanted & OF_WEIGHTS):
+    if (
+        "fused" in allowed
+        and weigh
+        and supports_fused(inputs)
+        and _works("fused", _Kind.of(inputs), wanted & OF_WEIGHTS)
+    ):
         return "fused"
+    if weigh and inputs.query.device.type not in ("cpu", "cuda"):
+        _say_that_it_is_slow(inputs.query.device.type)
     return without
 
 
-def _kind(inputs: AttentionInputs) -> tuple[str, torch.dtype, int, int, bool]:
-    """What a way may work for or not: device, dtype, both head sizes, and whether there is a mask."""
-    query, value = inputs.query, inputs.value
-    return query.device.type, query.dtype, query.shape[-1], value.shape[-1], inputs.mask is not None
+class _Kind(NamedTuple):
+    """What a way may work for or not."""
+
+    device: str
+    dtype: torch.dtype
+    head_dim: int
+    value_dim: int
+    masked: bool
+    capped: bool
+    sunk: bool
+    queries: int
+    """As many as a probe takes: on a GPU one, few and many are computed by code of their own."""
+
+    @classmethod
+    def of(cls, inputs: AttentionInputs) -> "_Kind":
+        query = inputs.query
+        queries = 70 if query.device.type == "cpu" else next(n for n in (1, 16, 70) if n >= min(query.shape[2], 70))
+        return cls(
+            query.device.type, query.dtype, query.shape[-1], inputs.value.shape[-1], inputs.mask is not None,
+            inputs.softcap is not None, inputs.sinks is not None, queries,
+        )  # fmt: skip
+
+    def example(self) -> tuple[AttentionInputs, Positions]:
+        """Two random rows of different length: the second with padding on the left and a window where there are masks."""
+        generator = torch.Generator().manual_seed(0)
+        batch, heads, groups, length = 2, 4, 2, self.queries
+        keys = 70 if self.masked or length == 1 else length
+        query, key, value = (
+            torch.randn(batch, number, tokens, size, generator=generator).to(self.device, self.dtype)
+            for number, tokens, size in (
+                (heads, length, self.head_dim), (groups, keys, self.head_dim), (groups, keys, self.value_dim)
+            )
+        )  # fmt: skip
+        real, first, mask = torch.ones(batch, keys, dtype=torch.bool), torch.zeros(batch, dtype=torch.int64), None
+        if self.masked:
+            real[1, :5] = False
+            first[1] = 5
+            window = torch.ones(length, keys, dtype=torch.bool).tril(keys - length).triu(keys - length - 40)
+            mask = (window & real[:, None, None]).to(self.device)
+        elif length > 1:
+            real[1, -5:] = False
+        inputs = AttentionInputs(
+            query=query, key=key, value=value, mask=mask, scaling=self.head_dim**-0.5,
+            softcap=2.0 if self.capped else None,
+            sinks=torch.linspace(-1, 1, heads).to(self.device) if self.sunk else None,
+        )  # fmt: skip
+        positions = Positions.from_mask(real[:, keys - length :], batch, length, query.device)
+        return inputs, replace(positions, first=first.to(self.device))
 
 
 @cache
-def _works(
-    way: str,
-    device: str,
-    dtype: torch.dtype,
-    head_dim: int,
-    value_dim: int,
-    masked: bool,
-    wanted: frozenset[str] = OF_WEIGHTS,
-) -> bool:
+def _works(way: str, kind: _Kind, wanted: frozenset[str] = OF_WEIGHTS) -> bool:
     """Whether a way gives what plain attention gives, tried once; logs a warning if not.
 
     Memory that ran out says nothing about the way: that error goes on, and the next call tries again.
     """
     try:
         with torch.inference_mode():
-            difference = _difference_from_plain(way, device, dtype, head_dim, value_dim, masked, wanted)
-        if difference <= _TOLERANCES[dtype]:
+            difference = _difference_from_plain(way, kind, wanted)
+        if difference <= _TOLERANCES[kind.dtype]:
             return True
         problem = f"its results are off by {difference:.2g}"
     except Exception as error:
@@ -108,39 +157,32 @@ def _works(
         problem = str(error) or type(error).__name__
     _logger.warning(
         "The %s way to measure attention is not used on %s in %s: %s. Numbers stay the same; measuring is slower.",
-        way, device, str(dtype).removeprefix("torch."), problem,
+        way, kind.device, str(kind.dtype).removeprefix("torch."), problem,
     )  # fmt: skip
     return False
 
 
-def _difference_from_plain(
-    way: str, device: str, dtype: torch.dtype, head_dim: int, value_dim: int, masked: bool, wanted: frozenset[str]
-) -> float:
-    """On two examples of different length, one with padding: on the left with a window where there are masks."""
-    generator = torch.Generator().manual_seed(0)
-    batch, heads, groups, length = 2, 4, 2, 70
-    query, key, value = (
-        torch.randn(batch, number, length, size, generator=generator).to(device, dtype)
-        for number, size in ((heads, head_dim), (groups, head_dim), (groups, value_dim))
-    )
-    padding = torch.ones(batch, length, dtype=torch.bool)
-    mask = None
-    if masked:
-        padding[1, :5] = False
-        window = torch.ones(length, length, dtype=torch.bool).tril().triu(-40)
-        mask = (window & padding[:, None, None]).to(device)
-    else:
-        padding[1, -5:] = False
-    inputs = AttentionInputs(query=query, key=key, value=value, mask=mask, scaling=head_dim**-0.5)
-    exact = replace(inputs, query=query.float(), key=key.float(), value=value.float())
-    positions = Positions.from_mask(padding, batch, length, query.device)
-    real = padding.to(device)[:, None]
-    if way == "compiled":  # in small parts, so that what joins them is compared too
+def _difference_from_plain(way: str, kind: _Kind, wanted: frozenset[str]) -> float:
+    """On a small random example."""
+    inputs, positions = kind.example()
+    exact = replace(inputs, query=inputs.query.float(), key=inputs.key.float(), value=inputs.value.float())
+    if way == "fused":
+        output, found = attend_fused_measured(inputs, positions, wanted=wanted)
+    elif kind.device == "cpu":  # in small parts, so that what joins them is compared too
         output, found = attend_compiled(inputs, positions, wanted=wanted, block_rows=32, held_scores=64 * 32)
     else:
-        output, found = attend_fused_measured(inputs, positions, wanted=wanted)
+        output, found = attend_on_gpu(inputs, positions)
     expected_output, expected = attend_in_blocks(exact, positions, wanted=wanted)
+    real = (torch.ones_like(output[:, 0, :, 0]) if positions.real is None else positions.real)[:, None]
     differences = [(output.float() - expected_output) * real[..., None]]
     differences += [(found[name] - expected[name]) * real for name in wanted]
     # A NaN anywhere must fail the comparison, and max() alone would drop it.
     return max(torch.nan_to_num(difference.abs(), nan=torch.inf).max().item() for difference in differences)
+
+
+@cache
+def _say_that_it_is_slow(device: str) -> None:
+    _logger.warning(
+        "On %s attention is measured the plain way, in PyTorch's own operations: numbers stay the same, measuring is slower.",
+        device,
+    )

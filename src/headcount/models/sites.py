@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headcount.attention.attend import attend_positions, measured_here, taken
+from headcount.attention.attend import attend_positions, each_taken, measured_here, taken
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import OF_ERRORS, RAW_TENSORS, TAKEN
 from headcount.calibration import Calibration
@@ -116,7 +116,7 @@ class AttentionSite:
             found["residual_norm"] = norm[:, None].expand(-1, values.shape[1], -1)
         for name in errors:
             found[name] = _error(shown, _EXPECTED[name], factor())
-        measured = {name: taken(name, found, inputs, positions) for name in own}
+        measured = each_taken(frozenset(own), found, inputs, positions)
         by_token = {name: _by_token(name, found, inputs, positions) for name in each}
         for name in of_tokens.intersection(TAKEN) - each:  # the first token's, which was read before
             assert earlier is not None
