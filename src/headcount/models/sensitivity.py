@@ -23,7 +23,7 @@ from headcount.models.reading import batch_of
 from headcount.models.state import own_settings
 
 #: Logits that are held at a time, in all of a batch and in float64 while labels are drawn.
-_LOGITS, _DRAWN = 2**27, 2**24
+_LOGITS, _DRAWN = 2**27, 2**22
 
 
 def sensitivities(

@@ -56,9 +56,10 @@ class CalibrationParts:
         except (OSError, ValueError, RecursionError):
             return None
         squared = said.get("squared")
+        layers = {str(layer.index) for layer in self._facts.layers}
         if said.get("facts") != self._facts.model_dump(mode="json") or not isinstance(squared, dict):
             return None
-        if bool(tensors) != gradients:
+        if squared.keys() != layers or tensors.keys() != (layers if gradients else set()):
             return None
         return {int(index): (float(mean), tensors.get(index)) for index, mean in squared.items()}
 

@@ -199,12 +199,14 @@ def calibration_cost(
     )
     if len(groups) > 1:
         reading += tokens * hidden * model.dtype.itemsize  # what enters the layer that a group begins with
-    logits = tokens_at_once(config.vocab_size, batch_tokens) * config.vocab_size
+    at_once = tokens_at_once(config.vocab_size, batch_tokens)
+    # Logits, their gradient, and as much again by measurement (demo model, float32); and what enters each layer.
+    backward = 12 * at_once * config.vocab_size + at_once * hidden * len(layers) * model.dtype.itemsize
     read = size.operations(lengths)
     drawn = 3 * read + 4.0 * size.projection * tokens  # there, again for the way back, and back
     return CalibrationCost(
         file_bytes=4 * sum(prod(kept_shapes(layer, hidden)[name]) for layer in layers for name in held),
-        memory_bytes=max(reading + 4 * squares, (8 * logits + 12 * squares) * sensitivity),
+        memory_bytes=max(reading + 4 * squares, (backward + 12 * squares) * sensitivity),
         operations=(1 if can_restart(model) else len(groups)) * read
         + tokens * sum(sums.values()) / 4
         + (drawn + 2.0 * tokens * squares) * sensitivity,
