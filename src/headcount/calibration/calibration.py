@@ -26,7 +26,7 @@ from headcount.tensor_files import content, read_tensors, write_tensors
 from headcount.units import UnitMap
 
 #: Of predictions, where nobody says another, in units of the mean variance: within 0.001 of the smallest unexplained share
-#: that was found for 32, 64 and 128 texts, on kinds of text that were calibrated on and on another (docs/calibration.md).
+#: that was found with 32, 64 and 128 texts on other texts of the same kinds (docs/calibration.md).
 RIDGE = 0.1
 
 
