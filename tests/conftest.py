@@ -40,6 +40,17 @@ def demo() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return load("demo", dtype="float32")
 
 
+@pytest.fixture(scope="session")
+def gemma() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Gemma 3 270M in float32, and its tokenizer, where somebody has agreed to its terms and installed it."""
+    from headcount.embedded import EMBEDDED
+    from headcount.models.loading import load
+
+    if not EMBEDDED["gemma"].installed:
+        pytest.skip("Gemma 3 270M is not installed (`headcount fetch gemma` names its terms and installs it)")
+    return load("gemma", dtype="float32")
+
+
 def _build(model_type: str = "llama", *, seed: int = 0, **changes: object) -> PreTrainedModel:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

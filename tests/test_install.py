@@ -43,8 +43,8 @@ def test_uv_goes_by_pips_configuration_environment_and_arguments(monkeypatch: py
 
 
 def test_hashes_stay_required():
-    command, _ = told("--no-deps", "--require-hashes", "-r", "embedded.txt") or ([], {})
-    assert {"--no-deps", "--require-hashes", "--requirements=embedded.txt"} <= set(command)
+    command, _ = told("--no-deps", "--require-hashes", "-r", "demo.txt") or ([], {})
+    assert {"--no-deps", "--require-hashes", "--requirements=demo.txt"} <= set(command)
     assert not any(part.startswith("--constraint") for part in command)  # uv refuses those without hashes here
 
 

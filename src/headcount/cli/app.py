@@ -81,6 +81,7 @@ def add_commands() -> None:
         demo,
         evaluate,
         export,
+        fetch,
         figures,
         measure,
         prune,

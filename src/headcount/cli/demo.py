@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -26,6 +26,10 @@ FULL_QUESTIONS, FULL_SHARES = 150, (0.05, 0.10, 0.20, 0.30)
 
 @app.command()
 def demo(
+    model: Annotated[
+        Literal["demo", "gemma"],
+        typer.Option(help="SmolLM2-135M-Instruct, or Gemma 3 270M, which `headcount fetch gemma` installs."),
+    ] = "demo",
     output_folder: options.Output = None,
     questions: Annotated[
         int | None, typer.Option(min=2, help=f"Of ARC-Easy. [default: {QUESTIONS}, or {FULL_QUESTIONS} with --full]")
@@ -40,20 +44,20 @@ def demo(
         bool, typer.Option("--prepare", help="Only do what is done once and kept, such as converting the model.")
     ] = False,
 ) -> None:
-    """Measure the demo model on ARC-Easy, zero its inactive heads, and show how far that moves its answers."""
+    """Measure an embedded model on ARC-Easy, zero its inactive heads, and show how far that moves its answers."""
     from headcount.cli.runs import keep_offline
 
     keep_offline(True)
     from headcount.study.spec import ModelSpec
 
-    spec = ModelSpec.model_construct(model="demo", dtype=dtype)
+    spec = ModelSpec.model_construct(model=model, dtype=dtype)
     if prepare:
         return _prepare(spec)
     start, asked = time.monotonic(), questions or (FULL_QUESTIONS if full else QUESTIONS)
     run = _evaluate(spec, asked, FULL_SHARES if full else SHARES, output_folder=output_folder, seed=seed, start=start)
     _print_answers(run)
     if not full:
-        output.say("More questions and shares: headcount demo --full")
+        output.say(f"More questions and shares: headcount demo{'' if model == 'demo' else f' --model {model}'} --full")
     output.say(f"Done in {time.monotonic() - start:.0f} s. Page: {run.path / 'report.html'}")
 
 
@@ -73,7 +77,7 @@ def _evaluate(
     from headcount.study.units import LocalEngine
     from headcount.thresholding import SHARES as ALL_SHARES
 
-    folder = output_folder or default_folder("demo", [TASK])
+    folder = output_folder or default_folder(spec.model, [TASK])
     with steps() as progress:
         loaded, data = load_model(spec, announce=progress.start), Tasks(tasks=(TASK,), limit=num_questions)
         subject = read_data(loaded, data, chat_template=False, offline=True, seed=seed, announce=progress.start)

