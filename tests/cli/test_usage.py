@@ -1,11 +1,21 @@
 """What every command has in common."""
 
+import os
 import re
 
 import pytest
 
 from headcount.scores import all_scores
 from headcount.store import open_run
+
+
+@pytest.mark.parametrize(("given", "then"), [(None, "passive"), ("active", "active")])
+def test_threads_sleep_where_they_wait_unless_the_user_says_otherwise(headcount, monkeypatch, given, then):
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if given:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    headcount("--version")
+    assert os.environ["OMP_WAIT_POLICY"] == then
 
 
 def test_scores_lists_every_id_once(headcount):
