@@ -5,7 +5,7 @@ from contextlib import ExitStack
 import numpy as np
 import torch
 
-from headcount.calibration import Calibration, LayerCalibration
+from headcount.calibration import RIDGE, Calibration, LayerCalibration
 from headcount.calibration.facts import CalibrationFacts, CalibrationTexts
 from headcount.models.loading import fingerprint
 from headcount.models.observe import attention_modules, units_of
@@ -63,7 +63,7 @@ def _symmetric(matrix):
     return upper + upper.triu(1).T
 
 
-def predicted(known, off, outputs, inputs, how, ridge=0.05):
+def predicted(known, off, outputs, inputs, how, ridge=RIDGE):
     """What stands for the heads ``off`` (bool [head]) of each token ``outputs [token, head · width]``, by ridge regression."""
     heads, width = known.mean.shape
     mean, first = known.mean.double().numpy().ravel(), known.first.double().numpy().ravel()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from headcount.errors import HeadcountError
     from headcount.evaluation.benchmark import Benchmark
     from headcount.evaluation.evaluate import Evaluation, evaluate
-    from headcount.measure import measure_heads
+    from headcount.measure import measure_heads, summarise_heads
     from headcount.models.instrument import instrument
     from headcount.models.loading import load
     from headcount.models.observe import units_of
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from headcount.removal.fitting import Distillation, Fitting
     from headcount.removal.prune import Checkpoint, prune_heads
     from headcount.removal.selection import Selection
+    from headcount.replacements import Kept, Linear, Mean, Zero
     from headcount.report import plot
     from headcount.scores import all_scores, get_score, score
     from headcount.store import Run, open_run
@@ -36,23 +37,25 @@ if TYPE_CHECKING:
 _MODULES = {
     "Benchmark": "evaluation.benchmark", "Calibration": "calibration", "Checkpoint": "removal.prune",
     "Distillation": "removal.fitting", "Evaluation": "evaluation.evaluate", "Fitting": "removal.fitting", "Fixed": "policies",
-    "HeadcountError": "errors", "Policy": "policies", "PolicyFacts": "policies", "Probe": "models.probe", "Random": "policies",
-    "Run": "store", "Selection": "removal.selection", "Study": "study.spec", "StudyFolder": "study.folder",
-    "Threshold": "policies", "UnitMap": "units", "UnitSet": "units", "UntilDecided": "analysis", "all_scores": "scores",
-    "calibrate": "calibrating", "evaluate": "evaluation.evaluate", "evaluate_run": "study.evaluating", "get_score": "scores",
+    "HeadcountError": "errors", "Kept": "replacements", "Linear": "replacements", "Mean": "replacements", "Policy": "policies",
+    "PolicyFacts": "policies", "Probe": "models.probe", "Random": "policies", "Run": "store", "Selection": "removal.selection",
+    "Study": "study.spec", "StudyFolder": "study.folder", "Threshold": "policies", "UnitMap": "units", "UnitSet": "units",
+    "UntilDecided": "analysis", "Zero": "replacements", "all_scores": "scores", "calibrate": "calibrating",
+    "evaluate": "evaluation.evaluate", "evaluate_run": "study.evaluating", "get_score": "scores",
     "instrument": "models.instrument", "load": "models.loading", "measure_heads": "measure", "measure_run": "study.evaluating",
     "open_run": "store", "open_study": "study.folder", "prune_heads": "removal.prune", "run_study": "study.running",
-    "score": "scores", "select_heads": "removal.choose", "thresholds": "thresholding", "units_of": "models.observe",
+    "score": "scores", "select_heads": "removal.choose", "summarise_heads": "measure", "thresholds": "thresholding",
+    "units_of": "models.observe",
 }  # fmt: skip
 
 _NAMESPACES = {"plot": "report.plot"}  # modules whose functions are used as ``headcount.plot.accuracy(…)``
 
 __all__ = [
-    "Benchmark", "Calibration", "Checkpoint", "Distillation", "Evaluation", "Fitting", "Fixed", "HeadcountError", "Policy",
-    "PolicyFacts", "Probe", "Random", "Run", "Selection", "Study", "StudyFolder", "Threshold", "UnitMap", "UnitSet",
-    "UntilDecided", "all_scores", "calibrate", "evaluate", "evaluate_run", "get_score", "instrument", "load", "measure_heads",
-    "measure_run", "open_run", "open_study", "plot", "prune_heads", "run_study", "score", "select_heads", "thresholds",
-    "units_of",
+    "Benchmark", "Calibration", "Checkpoint", "Distillation", "Evaluation", "Fitting", "Fixed", "HeadcountError", "Kept",
+    "Linear", "Mean", "Policy", "PolicyFacts", "Probe", "Random", "Run", "Selection", "Study", "StudyFolder", "Threshold",
+    "UnitMap", "UnitSet", "UntilDecided", "Zero", "all_scores", "calibrate", "evaluate", "evaluate_run", "get_score",
+    "instrument", "load", "measure_heads", "measure_run", "open_run", "open_study", "plot", "prune_heads", "run_study",
+    "score", "select_heads", "summarise_heads", "thresholds", "units_of",
 ]  # fmt: skip
 
 
