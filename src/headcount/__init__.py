@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from headcount.models.loading import load
     from headcount.models.observe import units_of
     from headcount.models.probe import Probe
-    from headcount.policies import Fixed, Policy, PolicyFacts, Random, Threshold
+    from headcount.policies import Fixed, Policy, PolicyFacts, Random, Ranked, Threshold
     from headcount.removal.choose import select_heads
     from headcount.removal.fitting import Distillation, Fitting
     from headcount.removal.prune import Checkpoint, prune_heads
@@ -38,10 +38,10 @@ _MODULES = {
     "Benchmark": "evaluation.benchmark", "Calibration": "calibration", "Checkpoint": "removal.prune",
     "Distillation": "removal.fitting", "Evaluation": "evaluation.evaluate", "Fitting": "removal.fitting", "Fixed": "policies",
     "HeadcountError": "errors", "Kept": "replacements", "Linear": "replacements", "Mean": "replacements", "Policy": "policies",
-    "PolicyFacts": "policies", "Probe": "models.probe", "Random": "policies", "Run": "store", "Selection": "removal.selection",
-    "Study": "study.spec", "StudyFolder": "study.folder", "Threshold": "policies", "UnitMap": "units", "UnitSet": "units",
-    "UntilDecided": "analysis", "Zero": "replacements", "all_scores": "scores", "calibrate": "calibrating",
-    "evaluate": "evaluation.evaluate", "evaluate_run": "study.evaluating", "get_score": "scores",
+    "PolicyFacts": "policies", "Probe": "models.probe", "Random": "policies", "Ranked": "policies", "Run": "store",
+    "Selection": "removal.selection", "Study": "study.spec", "StudyFolder": "study.folder", "Threshold": "policies",
+    "UnitMap": "units", "UnitSet": "units", "UntilDecided": "analysis", "Zero": "replacements", "all_scores": "scores",
+    "calibrate": "calibrating", "evaluate": "evaluation.evaluate", "evaluate_run": "study.evaluating", "get_score": "scores",
     "instrument": "models.instrument", "load": "models.loading", "measure_heads": "measure", "measure_run": "study.evaluating",
     "open_run": "store", "open_study": "study.folder", "prune_heads": "removal.prune", "run_study": "study.running",
     "score": "scores", "select_heads": "removal.choose", "summarise_heads": "measure", "thresholds": "thresholding",
@@ -52,10 +52,10 @@ _NAMESPACES = {"plot": "report.plot"}  # modules whose functions are used as ``h
 
 __all__ = [
     "Benchmark", "Calibration", "Checkpoint", "Distillation", "Evaluation", "Fitting", "Fixed", "HeadcountError", "Kept",
-    "Linear", "Mean", "Policy", "PolicyFacts", "Probe", "Random", "Run", "Selection", "Study", "StudyFolder", "Threshold",
-    "UnitMap", "UnitSet", "UntilDecided", "Zero", "all_scores", "calibrate", "evaluate", "evaluate_run", "get_score",
-    "instrument", "load", "measure_heads", "measure_run", "open_run", "open_study", "plot", "prune_heads", "run_study",
-    "score", "select_heads", "summarise_heads", "thresholds", "units_of",
+    "Linear", "Mean", "Policy", "PolicyFacts", "Probe", "Random", "Ranked", "Run", "Selection", "Study", "StudyFolder",
+    "Threshold", "UnitMap", "UnitSet", "UntilDecided", "Zero", "all_scores", "calibrate", "evaluate", "evaluate_run",
+    "get_score", "instrument", "load", "measure_heads", "measure_run", "open_run", "open_study", "plot", "prune_heads",
+    "run_study", "score", "select_heads", "summarise_heads", "thresholds", "units_of",
 ]  # fmt: skip
 
 

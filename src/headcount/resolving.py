@@ -8,6 +8,7 @@ import xarray as xr
 from headcount.calibration import Calibration
 from headcount.errors import InputError, RunError
 from headcount.policies import Policy, Written, parse_policy
+from headcount.policies.threshold import REALISED
 from headcount.published import published_threshold
 from headcount.store import open_run
 from headcount.summaries import Summary
@@ -43,7 +44,7 @@ def read_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0,
         InputError: as ``parse_policy``, or a threshold that was not published: on MMLU, or on TASK.
     """
     policy = parse_policy(text, exclude_layers=exclude_layers, seed=seed)
-    if policy.wants is None or not policy.wants.source:
+    if policy.wants is None or policy.wants.source in ("", REALISED):
         return policy
     score, share, source = policy.wants
     published = published_threshold(model, score, share, task=source.partition("/")[2] or "mmlu")
@@ -61,6 +62,11 @@ def resolve_policy(text: str, *, thresholds_from: str | Path | None = None, seed
     if policy.wants is None:
         return policy
     score = policy.wants.score
+    if policy.wants.source == REALISED:
+        raise InputError(
+            f"The threshold of {policy.label} is sought while heads are off: `headcount evaluate` or hc.evaluate_run does it, "
+            f"and keeps it in its run. Here give {score}@NUMBER."
+        )
     if thresholds_from is None:
         raise InputError(
             f"Policy {text!r} names a share of heads, so its threshold comes from measured scores: give thresholds_from=RUN "

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from headcount.errors import InputError
-from headcount.scores import inactive_when
+from headcount.scores import inactive_when, of_tokens
 from headcount.summaries import Summary
 
 #: The shares the paper evaluates.
@@ -80,23 +80,25 @@ def not_finite(table: xr.Dataset | Summary) -> dict[str, dict[str, Any]]:
     """
     if isinstance(table, Summary):
         counts = {name: of_score.moments.count for name, of_score in table.scores.items()}
-        num_inputs, layers = table.num_inputs, table.layers
+        num_inputs, num_tokens, layers = table.num_inputs, table.num_tokens, table.layers
     else:
         counts = {
             str(name): np.isfinite(values.transpose("example", "layer", "head").values).sum(axis=0)
             for name, values in table.data_vars.items()
         }
-        num_inputs, layers = table.sizes["example"], table["layer"].values.tolist()
+        num_inputs = num_tokens = table.sizes["example"]
+        layers = table["layer"].values.tolist()
     known = np.stack(list(counts.values())).max(axis=0) > 0  # [layer, head]
     heads = table.attrs.get("num_attention_heads", ())
     if len(heads) == len(layers):
         known = np.arange(known.shape[1]) < np.array(heads)[:, None]
     found = {}
     for name, count in counts.items():
-        missing = np.where(known, num_inputs - count, 0)
+        rows = num_tokens if of_tokens([name]) else num_inputs
+        missing = np.where(known, rows - count, 0)
         if missing.any():
             where = [int(layers[place]) for place in np.flatnonzero(missing.any(axis=1))]
-            found[name] = {"not_finite": int(missing.sum()), "of": int(known.sum()) * num_inputs, "layers": where}
+            found[name] = {"not_finite": int(missing.sum()), "of": int(known.sum()) * rows, "layers": where}
     return found
 
 

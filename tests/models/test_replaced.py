@@ -13,7 +13,7 @@ from headcount.measure import measure_heads, summarise_heads
 from headcount.models.instrument import instrument
 from headcount.models.observe import attention_modules, units_of
 from headcount.models.projection import output_projection
-from headcount.policies import Fixed, Random, Threshold, parse_policy
+from headcount.policies import Fixed, Random, Ranked, Threshold, parse_policy, score_of
 from headcount.replacements import Kept, Linear, Mean, Zero
 from headcount.thresholding import thresholds
 from tests.calibrated import calibrated_on, predicted, seen
@@ -183,9 +183,9 @@ def test_the_engine_gives_what_a_pass_alone_gives(model, calibration, text, how)
 
 
 @pytest.mark.parametrize("how", HOW)
-@pytest.mark.parametrize("name", ["ahon_ln", "ahon_ln/token", "random", "random/token"])
+@pytest.mark.parametrize("name", ["ahon_ln", "ahon_ln/token", "ahon_ln/token:rank", "random", "random/token"])
 def test_at_share_zero_nothing_changes_to_the_last_bit(model, calibration, name, how):
-    measured = summarise_heads(model, [row[:-1] for row in TEXTS], scores=[name])
+    measured = summarise_heads(model, [row[:-1] for row in TEXTS], scores=[score_of(name)])
     policy = with_replacement(f"{name}:0", how, calibration).found(thresholds(measured, [0.0]))
     untouched, same = run_plan(model, plan_of(TEXTS), [None, policy]).of_policies
     assert untouched.loglikelihoods == same.loglikelihoods
@@ -262,10 +262,10 @@ def test_a_token_is_held_against_the_layers_heads_at_that_token(model, calibrati
 
 def test_tokens_count_as_often_as_texts_have_them(model, calibration):
     start = TEXTS[0] + TEXTS[1]
-    rows = [[*start, *TEXTS[2]], [*start, *TEXTS[3]], TEXTS[4], [*start, *TEXTS[2]]]
+    rows = [[*start, *TEXTS[2]], [*start, *TEXTS[3]], TEXTS[4], [*start, *TEXTS[2]], TEXTS[4] + [5]]
     together = of_tokens(model, rows, "ahon_ln", calibration)
     parts = [of_tokens(model, [row], "ahon_ln", calibration) for row in rows]
-    expected = parts[0] + parts[1] + parts[2] + parts[3]
+    expected = parts[0] + parts[1] + parts[2] + parts[3] + parts[4]
     np.testing.assert_array_equal(together.moments.count, expected.moments.count)
     np.testing.assert_allclose(together.moments.mean, expected.moments.mean, rtol=1e-5)
     np.testing.assert_allclose(together.quantiles([0.1, 0.5]), expected.quantiles([0.1, 0.5]), rtol=1e-3)
@@ -279,6 +279,19 @@ def test_random_heads_of_tokens_are_drawn_as_often_as_asked_and_by_seed(tiny):
     for of_seed in shares:
         assert abs(np.mean(of_seed) - 0.3) < 4 * (0.21 / num_pairs) ** 0.5
     assert shares[0] != shares[1]
+
+
+@pytest.mark.parametrize("score", ["ahon_ln", "awft", "ahon_ln/token", "devg/token"])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.35, 1.0])
+def test_of_ranked_heads_as_many_are_off_as_asked_on_every_row(model, calibration, score, share):
+    units = units_of(model)
+    for row in TEXTS[:4]:
+        _, probe = under(model, Ranked(score, share, calibration=calibration), row)
+        assert abs(probe.share_off[0] - share) <= 0.5 / units.num_heads + 1e-9
+        if score == "ahon_ln" and 0 < share < 1:  # in the first layer nothing was changed before
+            first = measure_heads(model, [row], scores=[score])[score].values[0, 0]
+            off = probe.off.values[0, 0]
+            assert first[off].max(initial=-1) < first[~off].min()
 
 
 def test_what_is_missing_or_makes_no_sense_is_refused(tiny, calibration, model):

@@ -49,7 +49,7 @@ def test_a_policy_without_its_threshold_decides_nothing(tiny):
 
 @pytest.mark.parametrize("kind", WRITTEN)
 def test_every_written_kind_reads_its_own_labels(kind):
-    policy = kind(score="ahon_ln", threshold=0.25) if kind is Threshold else kind(0.25)
+    policy = kind(0.25) if kind is Random else kind("ahon_ln", 0.25)
     assert parse_policy(policy.label) == policy
     facts = policy.facts()
     assert facts.policy == policy.label

@@ -283,7 +283,7 @@ class _Run:
         """Add the scores of a batch's tokens to their summaries, each as often as inputs have it."""
         real = layout.real.cpu().numpy()
         values = act.values_of_tokens(real)  # [score, token, layer, unit]
-        times = np.array([sum(self._times[input] for input in segment.inputs) for segment in segments])
+        times = np.array([sum(self._times[input] for input in segment.ending()) for segment in segments])
         of_token = np.repeat(times, real.sum(1))
         names = [score.id for score in self._scores if score.per == "token"]
         for number, name in enumerate(names):

@@ -11,7 +11,7 @@ MIN_SPARED = 16
 
 @dataclass(kw_only=True, eq=False)
 class Segment:
-    """Tokens ``start`` to ``end`` of ``inputs``, which agree in them.
+    """Tokens ``start`` to ``end`` of ``inputs``, which agree in them, though some may read them in a segment of their own.
 
     ``input`` is the one of them that ends here, None where all go on.
     """
@@ -30,6 +30,11 @@ class Segment:
     @property
     def length(self) -> int:
         return self.end - self.start
+
+    def ending(self) -> list[int]:
+        """The inputs that end here, or in a segment that continues this one."""
+        own = [] if self.input is None else [self.input]
+        return own + [input for child in self.children for input in child.ending()]
 
 
 def segment_tree(

@@ -1,5 +1,6 @@
 """Policies: which units are off on an input, decided layer by layer from what the layer measures. One file a kind."""
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -16,21 +17,23 @@ from headcount.policies.policy import (
     check_policy,
 )
 from headcount.policies.random import RANDOM, Random, is_random
+from headcount.policies.ranked import Ranked
 from headcount.policies.threshold import Threshold
 
 __all__ = [
-    "BASELINE", "POLICY_COLUMNS", "PRUNED", "RANDOM", "UNTOUCHED", "Fixed", "Policy", "PolicyFacts", "Random", "Seen",
+    "BASELINE", "POLICY_COLUMNS", "PRUNED", "RANDOM", "UNTOUCHED", "Fixed", "Policy", "PolicyFacts", "Random", "Ranked",
+    "Seen",
     "Threshold", "Written", "check_policy", "is_random", "parse_policy", "policy_facts", "policy_list",
     "read_curve", "score_of",
 ]  # fmt: skip
 
 #: Kinds of policies that can be written as text. The first that understands a text has it.
-WRITTEN = (Random, Threshold)
-Written = Random | Threshold
+WRITTEN = (Random, Ranked, Threshold)
+Written = Random | Ranked | Threshold
 
 
 def parse_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0) -> Written:
-    """``ID:SHARE``, ``ID@THRESHOLD``, ``random:SHARE``, ``ID:published:SHARE`` or ``ID:published/TASK:SHARE``.
+    """``ID:SHARE``, ``ID@THRESHOLD``, ``random:SHARE``, ``ID:rank:SHARE``, ``ID:published:SHARE`` or ``ID:published/TASK:SHARE``.
 
     ``ID/token`` and ``random/token`` decide for each token. ``+mean``, ``+linear`` and ``+kept`` after the name say what stands
     in place of 0, and ``+keep-first`` that every text's first token stays as it is: ``ahon_ln/token+mean+keep-first:0.20``.
@@ -47,8 +50,8 @@ def parse_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0
         if (policy := kind.parse(text, exclude_layers=exclude_layers, seed=seed)) is not None:
             return policy
     raise InputError(
-        f"Policy {text!r} is not understood. Write ID:SHARE (ahon_ln:0.10), ID@THRESHOLD (awft@0.8), random:SHARE or "
-        "ID:published:SHARE."
+        f"Policy {text!r} is not understood. Write ID:SHARE (ahon_ln:0.10), ID@THRESHOLD (awft@0.8), random:SHARE, "
+        "ID:rank:SHARE, ID:realised:SHARE or ID:published:SHARE."
     )
 
 
@@ -64,10 +67,10 @@ def read_curve(text: str) -> str:
 def score_of(curve: str) -> str:
     """The id of the score that a curve decides by.
 
-    >>> score_of("ahon_ln/token+mean")
-    'ahon_ln/token'
+    >>> score_of("ahon_ln/token+mean"), score_of("ahon_ln:rank")
+    ('ahon_ln/token', 'ahon_ln')
     """
-    return curve.partition("+")[0]
+    return re.split(r"[+: ]", curve, maxsplit=1)[0]
 
 
 def policy_list(policies: Any) -> list[Any]:

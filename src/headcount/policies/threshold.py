@@ -13,6 +13,9 @@ from headcount.policies.policy import Policy, PolicyFacts, Seen, Wanted, read_na
 from headcount.scores import Rows, get_score
 from headcount.units import UnitMap
 
+#: As a source: its threshold is sought under the intervention.
+REALISED = "realised"
+
 
 @dataclass(frozen=True)
 class Threshold(Policy):
@@ -23,7 +26,8 @@ class Threshold(Policy):
         threshold: heads strictly below it (scores inactive when low) or above it (high) are off. None: what measured
             scores say for ``share``, which ``found`` fills in.
         share: the share of heads the threshold was derived from, for labels and tables.
-        source: where it was derived, if not from the scores of this run, for labels too.
+        source: where it was derived, if not from the scores of this run, for labels too. ``realised``: it is sought so that
+            the share comes about while heads are off, since what is off in one layer moves the scores of the next.
 
     Raises:
         InputError: unknown score, a threshold that is not a number, or neither a threshold nor a share.
@@ -50,7 +54,8 @@ class Threshold(Policy):
 
     @classmethod
     def parse(cls, text: str, *, exclude_layers: Iterable[int], seed: int) -> Self | None:
-        """``ID:SHARE``, ``ID@THRESHOLD``, ``ID:published:SHARE`` or ``ID:published/TASK:SHARE``; None for anything else.
+        """``ID:SHARE``, ``ID@THRESHOLD``, ``ID:published:SHARE``, ``ID:published/TASK:SHARE`` or ``ID:realised:SHARE``; None for
+        anything else.
 
         ``ID`` may be ``ID/token``, and be followed by ``+REPLACEMENT`` and ``+keep-first``.
         """
@@ -58,12 +63,12 @@ class Threshold(Policy):
         name, found, rest = text.partition(separator)
         source, _, number = rest.rpartition(":")
         source = source.strip().lower()
-        published = separator == ":" and (source == "published" or source.startswith("published/"))
+        known = source in ("published", REALISED) or source.startswith("published/")
         try:
             value = float(number)
         except ValueError:
             return None
-        if not found or (source and not published):
+        if not found or (source and not (known and separator == ":")):
             return None
         name, said = read_name(name)
         score = get_score(name).id
@@ -80,8 +85,13 @@ class Threshold(Policy):
             Wanted(self.score, self.share, self.source) if self.threshold is None and self.share is not None else None
         )
 
+    @property
+    def realised(self) -> bool:
+        """Whether its threshold is sought under the intervention."""
+        return self.source == REALISED
+
     def found(self, cuts: xr.Dataset | None) -> Self:
-        if self.wants is None:
+        if self.wants is None or self.realised:
             return self
         if cuts is None:
             raise InputError(f"{self.label} needs a threshold: measure {self.score} first, or name one.")

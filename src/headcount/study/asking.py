@@ -7,7 +7,7 @@ from pathlib import Path
 from headcount.analysis import ShareSearch, UntilDecided
 from headcount.calibration import Calibration
 from headcount.errors import InputError
-from headcount.policies import BASELINE, Policy, check_policy
+from headcount.policies import BASELINE, Policy, Threshold, check_policy
 from headcount.resolving import policy_at
 from headcount.scores import of_tokens
 from headcount.store import is_run
@@ -44,8 +44,14 @@ class Asking:
         names = [BASELINE, *(policy.label for policy in self.policies)]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise InputError(f"Two policies are called {twice!r}. Give each a name of its own.")
-        for policy in (*self.policies, *self._looks()):
+        for policy in (*self.policies, *(looks := self._looks())):
             check_policy(policy)
+        if sought := next(
+            (policy.label for policy in looks if isinstance(policy, Threshold) and policy.realised), None
+        ):
+            raise InputError(
+                f"A search looks at shares as they come about already: leave {sought.partition(':')[0]}'s out."
+            )
         if self.rule is not None and self.pruned:
             raise InputError(
                 "Pruned checkpoints are asked every question: leave out --pruned, or --until-decided and --search."

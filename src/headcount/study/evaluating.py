@@ -25,6 +25,7 @@ from headcount.study.cuts import find_thresholds
 from headcount.study.deciding import ask_until_decided, search_run
 from headcount.study.progress import Announce, announced, silent
 from headcount.study.pruned import ask_pruned, check_pruned
+from headcount.study.realising import realise
 from headcount.study.spec import ModelSpec, Tasks, Texts
 from headcount.study.stages import aggregate_run, ask_run, inputs_left, measure_inputs
 from headcount.study.subject import (
@@ -279,7 +280,8 @@ def ask_policies(
     measured: xr.Dataset | Summary | None,
     announce: Announce,
 ) -> None:
-    """Ask under policies that have their thresholds, and search, whichever is wanted; thresholds of ``measured`` scores."""
+    """Ask under policies, and search, whichever is wanted; thresholds that are still to be found are of ``measured`` scores."""
+    policies = realise(run, engine, policies, measured, announce)
     if policies or not asking.searched:
         told = announce(f"Asking under {len(policies) + 1} policies")
         if asking.rule is not None and policies:
@@ -289,7 +291,7 @@ def ask_policies(
     if asking.searched and asking.rule is not None:
         search_run(
             run, engine, asking.searched, measured, exclude_layers=asking.exclude_layers, workload=workload,
-            rule=asking.rule, search=asking.search, announce=announce,
+            rule=asking.rule, search=asking.search, calibration=asking.calibration, announce=announce,
         )  # fmt: skip
     aggregate_run(run, engine)
 
