@@ -4,7 +4,8 @@
 
 The same lm-eval requests are answered, encoding included, by lm-eval's ``HFLM`` with the untouched model (batch sizes 8
 and 1), and by headcount with no policy, with one per-input policy (``ahon_ln`` at 10%), with a fixed set of as many heads,
-and with the baseline and seven shares of ``ahon_ln`` at once. Every way runs once a round, in an order that turns from
+with one policy per token, whose heads are off or replaced by their mean, a linear prediction or one from the heads that
+stay, and with the baseline and seven shares of ``ahon_ln`` at once. Every way runs once a round, in an order that turns from
 round to round; a ratio is the median over rounds of (seconds of the way / seconds of HFLM's faster batch size in the same
 round). Thresholds are measured before the clock starts.
 """
@@ -21,15 +22,20 @@ import numpy as np
 import torch
 from lm_eval.models.huggingface import HFLM
 
+from headcount.calibrating import calibrate
 from headcount.evaluation import HeadcountLM
-from headcount.measure import measure_heads
+from headcount.measure import measure_heads, summarise_heads
 from headcount.models.loading import load
 from headcount.policies import Fixed, Threshold
+from headcount.replacements import Kept, Linear, Mean, Zero
 from headcount.tasks import load_tasks, quiet
 from headcount.thresholding import SHARES, thresholds
 
 #: task → questions, few-shot examples
 TASKS = {"arc_easy": (200, 0), "hellaswag": (100, 0), "mmlu": (40, 5)}
+
+#: Inputs that per-token thresholds and replacements come from.
+CALIBRATED = 16
 
 
 def requests_of(task: str, questions: int, shots: int) -> list[Any]:
@@ -55,6 +61,14 @@ def ways(model, tokenizer, requests: list[Any]) -> tuple[dict[str, Callable[[], 
     mean = table["ahon_ln"].mean("example").values
     worst = np.argsort(mean, axis=None)[: mean.size // 10]
     fixed = Fixed([divmod(int(place), mean.shape[1]) for place in worst])
+    calibration = calibrate(model, inputs[:CALIBRATED], sensitivity=False)
+    of_tokens = thresholds(summarise_heads(model, inputs[:CALIBRATED], scores=["ahon_ln/token"]), [0.1])
+    per_token = {
+        instead: Threshold(
+            "ahon_ln/token", of_tokens["ahon_ln/token"].item(), share=0.1, instead=kind, calibration=calibration
+        )
+        for instead, kind in {"": Zero(), ", mean": Mean(), ", linear": Linear(), ", kept": Kept()}.items()
+    }
 
     def answer(*chosen: Any) -> Callable[[], Any]:
         def run() -> Any:
@@ -71,6 +85,7 @@ def ways(model, tokenizer, requests: list[Any]) -> tuple[dict[str, Callable[[], 
         "no policy": answer(None),
         "ahon_ln": answer(policies[2]),
         "fixed": answer(fixed),
+        **{f"per token{instead}": answer(policy) for instead, policy in per_token.items()},
         "baseline and ahon_ln": answer(None, policies[2]),
         "baseline and 7 shares": answer(None, *policies),
     }
@@ -82,6 +97,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--questions", type=int, help="Of each task. [default: as many as suit it]")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--short", action="store_true", help="2 questions a task, 1 round, for continuous integration")
     parser.add_argument("--json", type=Path, help="also write the table to this file")
@@ -92,7 +108,7 @@ def main() -> None:
     print(f"{options.dtype}, {options.threads} threads, {1 if options.short else options.rounds} rounds")
     print(f"{'task':<10} {'what':<22} {'seconds':>8} {'/ HFLM':>7} {'(range)':>13}")
     for task in options.tasks:
-        questions, shots = TASKS[task]
+        questions, shots = options.questions or TASKS[task][0], TASKS[task][1]
         with quiet():
             requests = requests_of(task, 2 if options.short else questions, shots)
             answer, tokens = ways(model, tokenizer, requests)
