@@ -66,6 +66,15 @@ def test_devices():
     assert resolve_device("auto").type in ("cpu", "cuda", "mps")
 
 
+@pytest.mark.parametrize(
+    ("dtype", "has", "told"), [("bfloat16", False, 1), ("bfloat16", True, 0), ("float32", False, 0)]
+)
+def test_a_processor_without_bfloat16_says_that_float32_is_faster(checkpoint, monkeypatch, caplog, dtype, has, told):
+    monkeypatch.setattr(loading, "computes_in_bfloat16", lambda _: has)
+    load(checkpoint(), dtype=dtype, device="cpu")
+    assert ["--dtype float32" in record.message for record in caplog.records] == [True] * told
+
+
 def test_a_model_for_a_gpu_is_read_straight_into_its_memory(checkpoint, monkeypatch):
     given = []
 

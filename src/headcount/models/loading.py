@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from headcount.models.source import check_source, files_here
 from headcount.models.state import adapters, unwrapped, values
 from headcount.models.weights import check_config, check_values, gguf_part, load_filled
 
+_logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -79,6 +81,11 @@ def load(
             loaded = loaded.to(torch_device)  # pyright: ignore[reportArgumentType]  (its stub takes no device)
     loaded = loaded.eval().requires_grad_(False)
     check_values(loaded, name, [] if gguf else files_here(source, options))
+    if torch_device.type == "cpu" and loaded.dtype == torch.bfloat16 and not computes_in_bfloat16(torch_device):
+        _logger.warning(
+            "%s is in bfloat16, of which %s has no products of its own. --dtype float32 (dtype='float32') is faster here, "
+            "and takes twice the memory.", name, torch_device,
+        )  # fmt: skip
     return loaded, tokenizer
 
 
