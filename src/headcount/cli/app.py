@@ -83,6 +83,7 @@ def add_commands() -> None:
         export,
         fetch,
         figures,
+        lm_eval,
         measure,
         prune,
         published,

@@ -46,7 +46,9 @@ def demo(
 ) -> None:
     """Measure an embedded model on ARC-Easy, zero its inactive heads, and show how far that moves its answers."""
     from headcount.cli.runs import keep_offline
+    from headcount.embedded import EMBEDDED
 
+    EMBEDDED[model].require()  # before anything that takes seconds to import
     keep_offline(True)
     from headcount.study.spec import ModelSpec
 

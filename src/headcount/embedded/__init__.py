@@ -42,19 +42,22 @@ class Embedded:
     def installed(self) -> bool:
         return all(_found(package, path) for package, path in self.parts)
 
+    def require(self) -> None:
+        """Raise ModelError, with how to install it, unless it is installed."""
+        if not self.installed:
+            raise ModelError(
+                f"{self.title}, the model {self.name!r}, is not installed. `headcount fetch {self.name}` installs it"
+                f"{' after naming its terms' if self.terms else ''}."
+            )
+
     def path(self) -> Path:
         """Where its GGUF file is. One in parts is put together in the cache, once.
 
         Raises:
             ModelError: it is not installed or not whole, or there is nowhere to put it together.
         """
-        parts = [_found(package, path) for package, path in self.parts]
-        there = [part for part in parts if part is not None]
-        if len(there) < len(parts):
-            raise ModelError(
-                f"{self.title}, the model {self.name!r}, is not installed. `headcount fetch {self.name}` installs it"
-                f"{' after naming its terms' if self.terms else ''}."
-            )
+        self.require()
+        there = [part for package, path in self.parts if (part := _found(package, path))]
         if len(there) == 1:
             return there[0]
         try:

@@ -1,11 +1,11 @@
-"""lm-eval's own command line with headcount's model class registered.
+"""lm-eval's own command line with headcount's model class registered, as ``headcount lm-eval`` is.
 
 python -m headcount.evaluation run --model headcount --model_args pretrained=demo,policy=ahon_ln@0.4 --tasks piqa
 """
 
-from lm_eval.__main__ import cli_evaluate
+import sys
 
-from headcount.evaluation import HeadcountLM  # noqa: F401 - importing it registers it
+from headcount.evaluation.harness import run_lm_eval
 
 if __name__ == "__main__":
-    cli_evaluate()
+    run_lm_eval(sys.argv[1:])
