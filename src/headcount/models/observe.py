@@ -91,6 +91,11 @@ def _observe(model: PreTrainedModel) -> list[tuple[nn.Module, LayerUnits]]:
     with evaluating(model), attention_replaced(model, record), torch.no_grad():
         model(input_ids=torch.arange(1, 5, device=input_device(model))[None], use_cache=False)
     if not found:
+        if any(type(module).__module__.startswith("transformer_lens.") for module in model.modules()):
+            raise ModelError(
+                f"{type(model).__name__} is wrapped by TransformerLens, whose modules in it compute attention themselves. "
+                "Measure it before it is wrapped, or load it once more: layers and heads have the same numbers."
+            )
         raise ModelError(f"{type(model).__name__} has no attention layers, and so no heads to measure.")
     if len({layer.index for _, layer in found}) < len(found):
         raise ModelError(
