@@ -23,11 +23,10 @@ cli_evaluate()
 
 @pytest.fixture(autouse=True)
 def _logging(monkeypatch):
-    """lm-eval's command line logs to the standard error of the moment, which another test's is not."""
-    level = logging.root.level
-    monkeypatch.setattr(logging.root, "handlers", [])
-    yield
-    logging.root.setLevel(level)
+    """lm-eval's command line logs to what is the standard error when it first runs, and that is another one in each test."""
+    logger = logging.getLogger("lm_eval")
+    for name, value in {"handlers": [], "level": logger.level, "propagate": logger.propagate}.items():
+        monkeypatch.setattr(logger, name, value)
 
 
 @pytest.fixture
