@@ -3,7 +3,7 @@
 import pytest
 
 import headcount as hc
-from headcount.errors import InputError, RunError
+from headcount.errors import InputError, ModelError, RunError
 from headcount.policies import read_curve
 from headcount.study.running import run_study
 from headcount.study.spec import Study
@@ -90,6 +90,18 @@ def test_another_calibration_is_another_policy(place, tmp_path):
 def test_what_cannot_be_asked_is_refused_before_a_model_is_loaded(tmp_path, policy, said):
     with pytest.raises(InputError, match=said):
         hc.evaluate_run(tmp_path / "run", "no-such-model", ["sums"], [policy], offline=True)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_calibration_of_another_model_is_refused_before_anything_is_measured(place, tmp_path):
+    build("llama", seed=1).save_pretrained(tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "other" / name).write_bytes((place / "model" / name).read_bytes())
+    with pytest.raises(ModelError, match="calibration is of tiny"):
+        hc.evaluate_run(
+            tmp_path / "run", str(tmp_path / "other"), ["sums"], ["random+mean:0.3"], include_path=place / "tasks",
+            offline=True, calibration=place / "calibration.safetensors",
+        )  # fmt: skip
     assert not (tmp_path / "run").exists()
 
 
