@@ -41,7 +41,7 @@ dist:
 
 docs:
 	@$(publishing)
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 	@echo "Site: build/site/index.html"
 
 clean:
