@@ -10,13 +10,15 @@ from rich.table import Column, Table
 
 _ANY_WIDTH = 10_000
 _LEAST = 12  # of the first column, where it has to be broken to leave room for another
+_PATH = 40  # wider words in the first column are paths, which are broken to let all columns stand side by side
 
 
 class WholeTable(Table):
     """A table whose words stay whole: lines break between words, and not in cells that are marked ``no_wrap``.
 
     Columns for which there is no room stand in further tables below, each of which begins with the first column again.
-    Only a first column that leaves no room for any other is broken within words.
+    Only a first column that leaves no room for any other is broken within words, and one of long words, such as paths, to let
+    all columns stand in one table.
     """
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
@@ -56,7 +58,9 @@ class WholeTable(Table):
 
 def _parts(least: Sequence[int], width: int) -> list[list[int]]:
     """Columns in groups that there is room for, each with the first one in front."""
-    first = min(least[0], max(_LEAST, width - max(least[1:], default=0)))
+    first, room = min(least[0], max(_LEAST, width - max(least[1:], default=0))), width - sum(least[1:])
+    if first > _PATH and room >= _LEAST:
+        first = min(first, room)
     parts: list[list[int]] = [[0]]
     for index in range(1, len(least)):
         if len(parts[-1]) > 1 and first + sum(least[i] for i in parts[-1][1:]) + least[index] > width:

@@ -67,7 +67,8 @@ def _show(folder: Path) -> bool:
         runs, rows = {labels: run}, {labels: run_progress(run)}
     table = WholeTable(box=None, header_style="bold")
     for heading in ("model", "data", "inputs measured", "thresholds", "policies", "answers", "left"):
-        table.add_column(heading, justify="left" if heading in ("model", "data") else "right", overflow="fold")
+        justify, counts = "left" if heading in ("model", "data") else "right", heading in ("answers", "left")
+        table.add_column(heading, justify=justify, overflow="fold", no_wrap=counts)
     for labels, known in rows.items():
         table.add_row(*labels, *_cells(known, running=labels in runs and runs[labels].holder() is not None))
     output.print(table)

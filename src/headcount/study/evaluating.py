@@ -342,9 +342,8 @@ def _several(given: Any) -> Iterable[Any]:
 
 def _searched(search: Iterable[str]) -> tuple[str, ...]:
     names = [*_several(search)]
-    if "all" in names:
-        return tuple(score.id for score in select_scores("all"))
-    return tuple(dict.fromkeys(map(read_curve, names)))
+    curves = dict.fromkeys(read_curve(name) for name in names if name != "all")
+    return tuple(score.id for score in select_scores("all")) if "all" in names else tuple(curves)
 
 
 def _calibration(
