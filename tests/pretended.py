@@ -40,7 +40,9 @@ class OnDevice(Tensor):
     """A tensor on a pretended device; its numbers are ``data``."""
 
     @staticmethod
-    def __new__(cls, numbers: Tensor, device: torch.device) -> OnDevice:
+    def __new__(cls, numbers: Tensor, device: torch.device | None = None, requires_grad: bool = False) -> Any:
+        if device is None:  # accelerate makes a new parameter by the old one's class
+            return nn.Parameter(numbers, requires_grad)
         made = Tensor._make_wrapper_subclass(
             cls, numbers.shape, strides=numbers.stride(), storage_offset=numbers.storage_offset(), dtype=numbers.dtype,
             device=device,
@@ -137,7 +139,8 @@ class Devices(TorchDispatchMode):
             and (blocking or target.type == "cpu")
         ):
             self._wait(f"copy to {target.type}")
-        args, kwargs = tree_map(_numbers, (args, {**kwargs, **({"device": torch.device("cpu")} if wanted else {})}))
+        here = target if target.type == "meta" else torch.device("cpu")
+        args, kwargs = tree_map(_numbers, (args, {**kwargs, **({"device": here} if wanted else {})}))
         made = function(*args, **kwargs)
         return into if into is not None else OnDevice(made, target) if target.type == "cuda" else made
 

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 import torch
-from accelerate.hooks import AlignDevicesHook, add_hook_to_module
+from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_align_device_hook
 
 from headcount.attention import ways
 from headcount.attention.gpu import attend_on_gpu
@@ -70,7 +70,20 @@ def on_two(model):
     return model
 
 
-@pytest.mark.parametrize("on", [on_one, on_two])
+def on_one_and_offloaded(model):
+    """The later layers in main memory, from where accelerate fetches each of their weights whenever it is used."""
+    first = len(model.model.layers) // 2
+    place(model, lambda name: "cpu" if ".layers." in name and int(name.split(".")[2]) >= first else "cuda:0")
+    for layer in model.model.layers[first:]:
+        attach_align_device_hook(layer, execution_device=torch.device("cuda:0"), offload=True)
+    assert model.model.layers[first].self_attn.o_proj.weight.is_meta
+    return model
+
+
+DEVICES = [on_one, on_two, on_one_and_offloaded]
+
+
+@pytest.mark.parametrize("on", DEVICES)
 def test_the_engine_gives_the_numbers_of_the_cpu_and_waits_for_nothing_within_a_layer(model, on, caplog):
     def run(model):
         return run_plan(model, plan(), POLICIES, scores="all", batch_tokens=96)
@@ -94,7 +107,7 @@ def test_the_engine_gives_the_numbers_of_the_cpu_and_waits_for_nothing_within_a_
 
 @pytest.mark.parametrize("decide", ["prompt", "running"])
 @pytest.mark.parametrize("policy", POLICIES[1:], ids=lambda policy: policy.label)
-@pytest.mark.parametrize("on", [on_one, on_two])
+@pytest.mark.parametrize("on", DEVICES)
 def test_generation_goes_on_as_on_the_cpu_and_waits_for_nothing_within_a_layer(model, on, policy, decide):
     tokens = torch.tensor(np.random.default_rng(3).integers(3, 256, (2, 12)))
     mask = torch.ones_like(tokens)

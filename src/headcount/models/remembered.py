@@ -7,6 +7,8 @@ from weakref import ref
 
 from torch import Tensor, nn
 
+from headcount.models.state import accelerate_hooks
+
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
@@ -43,9 +45,14 @@ def structure(model: nn.Module) -> Stamp:
 
 
 def weights(model: nn.Module) -> Stamp:
-    """A model's parameters and buffers and what is in them, as far as PyTorch counts changes."""
+    """A model's parameters and buffers and what is in them, as far as PyTorch counts changes.
+
+    Offloaded ones, of which the model has other empty tensors after every pass, are known by the hooks that keep them.
+    """
     tensors = [*model.parameters(), *model.buffers()]
-    return Stamp(tensors, [_contents(tensor) for tensor in tensors])
+    hooks = [hook for module in model.modules() for hook in accelerate_hooks(module) if getattr(hook, "offload", False)]
+    objects = [*(tensor for tensor in tensors if not tensor.is_meta), *hooks]
+    return Stamp(objects, [_contents(tensor) for tensor in tensors])
 
 
 def scalars(module: nn.Module) -> dict[str, Any]:
@@ -66,7 +73,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _contents(tensor: Tensor) -> tuple[Any, ...]:
-    version = None if tensor.is_inference() else tensor._version
+    version = None if tensor.is_inference() or tensor.is_meta else tensor._version
     try:
         place = tensor.data_ptr()
     except RuntimeError:  # tensors without storage of their own

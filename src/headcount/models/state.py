@@ -346,7 +346,7 @@ def input_device(model: PreTrainedModel) -> torch.device:
     """Where the model wants its token ids, whatever devices its layers are on."""
     embedding = model.get_input_embeddings()
     for module in (embedding, model):
-        for hook in _hooks(module):
+        for hook in accelerate_hooks(module):
             if (device := getattr(hook, "execution_device", None)) is not None:
                 return torch.device(device)
     assert isinstance(embedding.weight, Tensor)
@@ -357,7 +357,7 @@ def _offloaded(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
     """What gives the values of the parameters that accelerate puts into the model only while their module runs."""
     found: dict[str, Callable[[], Tensor]] = {}
     for prefix, module in model.named_modules():
-        for hook in _hooks(module):
+        for hook in accelerate_hooks(module):
             if getattr(hook, "offload", False) and (kept := hook.weights_map) is not None:
                 for name, parameter in module.named_parameters(recurse=hook.place_submodules):
                     if parameter.is_meta:
@@ -365,7 +365,7 @@ def _offloaded(model: nn.Module) -> dict[str, Callable[[], Tensor]]:
     return found
 
 
-def _hooks(module: nn.Module) -> Sequence[Any]:
-    """accelerate's hooks of a module."""
+def accelerate_hooks(module: nn.Module) -> Sequence[Any]:
+    """Of a module: what moves its inputs, and its weights where these are kept elsewhere."""
     hook: Any = getattr(module, "_hf_hook", None)
     return () if hook is None else getattr(hook, "hooks", (hook,))
