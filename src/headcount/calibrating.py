@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -109,10 +108,11 @@ def calibrate(
             progress=progress,
         )
         for index, (mean, outer) in squared.items():
-            layers[index] = replace(layers[index], sensitivity=mean, gradients=outer)
+            layers[index] = LayerCalibration(**vars(layers[index]) | {"sensitivity": mean, "gradients": outer})
         calibration = Calibration(layers=layers, facts=facts)
         if file is not None:
             calibration.save(file)
+            calibration = Calibration.load(file)  # matrices are read from there; the parts go
     return calibration
 
 
@@ -190,8 +190,7 @@ def _layers(
     told = progress("Reading layer by layer") if groups else no_progress
     for group in read_layers(model, rows, groups, batch_tokens, hear, progress=told):
         for index in group:
-            done[index] = layer = sums.pop(index).layer(units[index], model)
-            parts.keep_layer(index, layer)
+            done[index] = parts.keep_layer(index, sums.pop(index).layer(units[index], model))
     return {index: layer for index, layer in done.items() if layer is not None}
 
 

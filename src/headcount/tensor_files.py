@@ -37,29 +37,49 @@ def write_tensors(
     write_atomically(file, _encoded(facts, shapes, tensor))
 
 
-def read_tensors(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The facts and tensors of a file, which takes no more memory than the file has bytes.
+class TensorFile:
+    """What ``write_tensors`` wrote: its facts, and its tensors, each read when it is asked for.
 
-    Raises:
-        OSError: it cannot be read, or is a link, a pipe, a folder or a device.
-        ValueError: it is not what ``write_tensors`` writes.
+    Attributes:
+        path: of the file.
+        facts: beside the tensors.
+        shapes: of the tensors, by name.
     """
-    with open_file(file) as stream:
-        header, start = read_header(stream)
-        facts = _facts(header)
-        places = {name: _place(name, entry) for name, entry in header.items()}
-        ends = [0, *(end for _, _, end in sorted(places.values(), key=lambda place: place[1]))]
-        begins = sorted(begin for _, begin, _ in places.values())
-        if begins != ends[:-1] or os.fstat(stream.fileno()).st_size != start + ends[-1]:
-            raise ValueError("its tensors are not where its header says")
-        tensors = {}
-        for name, (shape, begin, _) in places.items():
-            tensor = torch.empty(shape)
-            stream.seek(start + begin)
-            if stream.readinto(tensor.numpy().data.cast("B")) != tensor.numel() * _BYTES:
-                raise ValueError("it is shorter than its header says")
-            tensors[name] = tensor
-    return facts, tensors
+
+    def __init__(self, path: Path) -> None:
+        """Reads the header alone.
+
+        Raises:
+            OSError: it cannot be read, or is a link, a pipe, a folder or a device.
+            ValueError: it is not what ``write_tensors`` writes.
+        """
+        self.path = path
+        with open_file(path) as stream:
+            header, self._start = read_header(stream)
+            self.facts = _facts(header)
+            self._places = {name: _place(name, entry) for name, entry in header.items()}
+            ends = [0, *(end for _, _, end in sorted(self._places.values(), key=lambda place: place[1]))]
+            begins = sorted(begin for _, begin, _ in self._places.values())
+            self._stamp = _stamp(stream)
+            if begins != ends[:-1] or os.fstat(stream.fileno()).st_size != self._start + ends[-1]:
+                raise ValueError("its tensors are not where its header says")
+        self.shapes = {name: tuple(shape) for name, (shape, _, _) in self._places.items()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor.
+
+        Raises:
+            OSError: the file cannot be read any more.
+            ValueError: it is not the file that it was.
+        """
+        shape, begin, _ = self._places[name]
+        tensor = torch.empty(shape)
+        with open_file(self.path) as stream:
+            stream.seek(self._start + begin)
+            whole = stream.readinto(tensor.numpy().data.cast("B")) == tensor.numel() * _BYTES
+            if not whole or _stamp(stream) != self._stamp:
+                raise ValueError("it was changed after it had been checked")
+        return tensor
 
 
 def read_header(stream: BufferedReader) -> tuple[dict[str, Any], int]:
@@ -98,6 +118,12 @@ def content(tensor: Tensor) -> memoryview:
     """A float32 tensor's bytes, in its order."""
     assert tensor.dtype == torch.float32 and tensor.numel()
     return tensor.contiguous().numpy().data.cast("B")
+
+
+def _stamp(stream: BufferedReader) -> tuple[int, ...]:
+    """Other once the file's content is, or another file is there."""
+    found = os.fstat(stream.fileno())
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _facts(header: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import pickle
 import struct
+import weakref
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from safetensors.torch import load_file
 
 from headcount.calibration import Calibration
 from headcount.errors import InputError, RunError
+from headcount.tensor_files import TensorFile
 from tests.calibration.made import LAYERS, calibration, facts
 
 
@@ -52,6 +55,53 @@ def test_what_is_written_is_read_again(file):
     halves = 17 * 18 // 2 + 5 * 6 // 2
     assert load_file(file)["0.covariance"].shape == (17 * 18 // 2,)
     assert len(parts(file)[1]) == 2 * 4 * (2 * 12 + 5 + halves)
+
+
+def test_matrices_are_read_when_they_are_used_and_one_at_a_time(file, monkeypatch):
+    known, names, alive, read = calibration(), [], [], TensorFile.read
+
+    def noting(self, name):
+        assert not any(matrix() is not None for matrix in alive), "two matrices at once"
+        names.append(name)
+        tensor = read(self, name)
+        alive.extend([weakref.ref(tensor)] * name.endswith(("covariance", "gradients")))
+        return tensor
+
+    monkeypatch.setattr(TensorFile, "read", noting)
+    found = Calibration.load(file)
+    assert names.count("0.covariance") == names.count("2.gradients") == 2  # checked, and held to the fingerprint
+    names.clear()
+    assert found.fingerprint == known.fingerprint
+    assert found.layers[0].holds == known.layers[0].holds
+    assert torch.equal(found.layers[2].mean, known.layers[2].mean)
+    assert names == []
+    for _ in range(2):
+        assert torch.equal(found.precision(2), known.precision(2))
+    assert names == ["2.covariance"]
+    assert torch.equal(found.layers[0].gradients, known.layers[0].gradients)
+    assert names == ["2.covariance", "0.gradients"]
+
+
+def test_a_calibration_that_is_sent_elsewhere_needs_no_file(file):
+    sent = pickle.dumps(Calibration.load(file))
+    file.unlink()
+    found, known = pickle.loads(sent), calibration()
+    assert found.fingerprint == known.fingerprint
+    assert torch.equal(found.precision(0), known.precision(0))
+
+
+@pytest.mark.parametrize("change", ["altered", "another", "gone"])
+def test_a_file_that_changes_while_it_is_in_use_is_refused(file, change):
+    found = Calibration.load(file)
+    if change == "altered":
+        header, tensors = parts(file)
+        write(file, header, tensors[:-4] + b"\0\0\0\1")
+    elif change == "another":
+        calibration(seed=5).save(file)
+    else:
+        file.unlink()
+    with pytest.raises(InputError, match=r"cannot be read any more \(.*\)\. Load it again"):
+        found.precision(0)
 
 
 def test_layers_are_in_the_models_order(tmp_path):

@@ -1,4 +1,4 @@
-"""Kills prune and export again and again, and compares what the next one leaves with an uninterrupted one.
+"""Kills prune, calibrate and export again and again, and compares what the next one leaves with an uninterrupted one.
 
 Run as ``python -m tests.cli.interrupt FOLDER``, where FOLDER holds ``model``, ``run`` and ``other`` (a run): a process of its
 own, so that it can fork children that have everything imported already. Prints what it found as JSON.
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from headcount.calibrating import calibrate
 from headcount.models.loading import load
 from headcount.removal.fitting import Fitting
 from headcount.removal.prune import prune_heads
@@ -25,6 +26,8 @@ from tests.runs import contents
 from tests.study.interrupt import child
 
 KILLS = 12  # of each kind
+FILE = "calibration.safetensors"
+UNFINISHED = ".target.making-", f".{FILE}.calibrating"
 
 
 def works(folder: Path):
@@ -36,6 +39,10 @@ def works(folder: Path):
     def prune(target: Path) -> None:
         prune_heads(model, selection, target, Fitting(rows=rows), tokenizer=tokenizer, how="refit")
 
+    def calibration(target: Path) -> None:
+        if not (target / FILE).exists():
+            calibrate(model, rows, batch_tokens=16, memory=1, gradients=True, into=target / FILE)
+
     def export(target: Path) -> None:
         export_run(open_run(folder / "run"), target, "csv")
 
@@ -44,7 +51,7 @@ def works(folder: Path):
             export_run(open_run(folder / "other"), target, "csv")
         export(target)
 
-    return {"prune": prune, "export": export, "export over an older one": replace}
+    return {"prune": prune, "calibrate": calibration, "export": export, "export over an older one": replace}
 
 
 def main(folder: Path, seed: int = 0) -> None:
@@ -71,10 +78,11 @@ def main(folder: Path, seed: int = 0) -> None:
             if not os.WIFSIGNALED(kill_after(rng.uniform(0, 0.9 * lasts), work, target)):
                 continue  # it was done before
             killed += 1
-            seen = {file: content for file, content in contents(target).items() if ".target.making-" not in file}
+            seen = contents(target)
+            seen = {file: seen[file] for file in seen if not any(name in file for name in UNFINISHED)}
             half = [file for file in seen if seen[file] not in (expected.get(file), older.get(file))]
             wrong += [f"{target}/{file} was half made" for file in half]
-            left += len(list(target.parent.rglob(".target.making-*")))
+            left += sum(len(list(target.parent.rglob(f"{name}*"))) for name in UNFINISHED)
             if name != "prune" or not target.exists():
                 _, status = os.waitpid(child(lambda w=work, t=target: quiet(w, t)), 0)
                 assert status == 0, f"{target} could not be finished"

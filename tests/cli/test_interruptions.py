@@ -7,7 +7,7 @@ from pathlib import Path
 import headcount as package
 
 
-def test_prune_and_export_killed_at_any_moment_end_with_the_bytes_of_uninterrupted_ones(
+def test_prune_calibrate_and_export_killed_at_any_moment_end_with_the_bytes_of_uninterrupted_ones(
     headcount, checkpoint, text, tmp_path
 ):
     for name, limit in (("run", 5), ("other", 3)):
@@ -20,7 +20,7 @@ def test_prune_and_export_killed_at_any_moment_end_with_the_bytes_of_uninterrupt
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found.keys() == {"prune", "export", "export over an older one"}
+    assert found.keys() == {"prune", "calibrate", "export", "export over an older one"}
     for name, of_kind in found.items():
         assert of_kind["wrong"] == [], name
         assert of_kind["kills"] == 12

@@ -22,7 +22,7 @@ from torch import Tensor
 from headcount.calibration.facts import CalibrationFacts, FileFacts
 from headcount.calibration.layer import LayerCalibration, kept_shapes
 from headcount.errors import InputError, ModelError
-from headcount.tensor_files import content, read_tensors, write_tensors
+from headcount.tensor_files import TensorFile, content, write_tensors
 from headcount.units import UnitMap
 
 #: Of predictions, where nobody says another, in units of the mean variance: within 0.001 of the smallest unexplained share
@@ -157,14 +157,16 @@ class Calibration:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """From a file that ``save`` wrote; whatever else it may be is refused.
 
+        All of it is read once and checked, a matrix at a time; matrices are read again when they are used.
+
         Raises:
             InputError: the file cannot be read, is none of headcount's, or was altered.
         """
         try:
-            said, tensors = read_tensors(Path(os.path.realpath(path)))
-            file = FileFacts.model_validate_json(json.dumps(said))
-            found = cls(layers=_layers(file, tensors), facts=file.facts)
-            if found.fingerprint != file.fingerprint:
+            file = TensorFile(Path(os.path.realpath(path)))
+            said = FileFacts.model_validate_json(json.dumps(file.facts))
+            found = cls(layers=_layers(said, file), facts=said.facts)
+            if found.fingerprint != said.fingerprint:
                 raise ValueError("its content is not what was written")
         except OSError as error:
             raise InputError(f"The calibration {str(path)!r} cannot be read ({error.strerror or error}).") from error
@@ -183,13 +185,13 @@ class Calibration:
             if layer not in self.layers:
                 raise InputError(f"Layer {layer} was not calibrated; these were: {[*self.layers]}.")
             known = self.layers[layer]
-            if known.covariance is None:
+            if (covariance := known.covariance) is None:
                 raise InputError(
                     "The calibration holds no covariances, which predictions need. Calibrate again without --no-covariances "
                     "(covariances=True)."
                 )
             try:
-                self._derived[key] = make(known.covariance.double(), known.mean.numel(), ridge).float()
+                self._derived[key] = make(covariance.double(), known.mean.numel(), ridge).float()
             except ValueError:
                 raise InputError(
                     f"The covariance of layer {layer} cannot be inverted with ridge {ridge}. Use a larger ridge, or more texts."
@@ -215,17 +217,31 @@ class Calibration:
         return self.layers[int(layer)].kept(of_layer)
 
 
-def _layers(file: FileFacts, tensors: dict[str, Tensor]) -> dict[int, LayerCalibration]:
-    units = {str(layer.index): layer for layer in file.facts.layers}
-    of_layers: dict[str, dict[str, Tensor]] = defaultdict(dict)
-    for name in [*tensors]:
+def _layers(said: FileFacts, file: TensorFile) -> dict[int, LayerCalibration]:
+    units = {str(layer.index): layer for layer in said.facts.layers}
+    of_layers: dict[str, dict[str, tuple[int, ...]]] = defaultdict(dict)
+    for name, shape in file.shapes.items():
         index, _, of_layer = name.partition(".")
-        of_layers[index][of_layer] = tensors.pop(name)  # so that no half outlives its whole
-    if of_layers.keys() != file.counts.keys() or not of_layers.keys() <= units.keys():
+        of_layers[index][of_layer] = shape
+    if of_layers.keys() != said.counts.keys() or not of_layers.keys() <= units.keys():
         raise ValueError("its tensors are of other layers than it says")
+
+    def reading(index: str) -> Callable[[str], Tensor]:
+        def read(name: str) -> Tensor:
+            try:
+                return file.read(f"{index}.{name}")
+            except (OSError, ValueError) as error:
+                raise InputError(
+                    f"The calibration {str(file.path)!r} cannot be read any more ({error}). Load it again."
+                ) from error
+
+        return read
+
     return {
-        int(index): LayerCalibration.of_kept(units[index], file.facts.hidden_size, counts, of_layers.pop(index))
-        for index, counts in file.counts.items()
+        int(index): LayerCalibration.of_kept(
+            units[index], said.facts.hidden_size, counts, of_layers[index], reading(index)
+        )
+        for index, counts in said.counts.items()
     }
 
 

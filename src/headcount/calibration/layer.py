@@ -1,9 +1,10 @@
 """What is measured of one attention layer, how two of them add up, and what of it is kept in a file."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from math import prod
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -15,9 +16,44 @@ _SYMMETRIC = ("covariance", "gradients")
 _Shape = tuple[int, ...]
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A symmetric matrix of which a file has the upper half, read whenever it is asked for. Pickled, it is the matrix."""
+
+    upper: Callable[[], Tensor]
+    size: int
+
+    def whole(self) -> Tensor:
+        """``[size, size]``."""
+        matrix = torch.empty(self.size, self.size)
+        for i, row in enumerate(self.upper().split([*range(self.size, 0, -1)])):
+            matrix[i, i:] = row
+            matrix[i:, i] = row
+        return matrix
+
+    def __reduce__(self) -> tuple[Callable[[Tensor], Tensor], tuple[Tensor]]:
+        return torch.clone, (self.whole(),)
+
+
+class _Matrix:
+    """A field that is a matrix, or ``Stored``, and is read as the matrix."""
+
+    def __set_name__(self, _: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, layer: object, _: type | None = None) -> Tensor | None:
+        found = None if layer is None else vars(layer)[self._name]
+        return found.whole() if isinstance(found, Stored) else found
+
+    def __set__(self, layer: object, value: Tensor | Stored | None) -> None:
+        vars(layer)[self._name] = value
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class LayerCalibration:
     """What was measured of one attention layer; the first token of each text is apart.
+
+    Matrices of a file stay there: each use of one reads it.
 
     Attributes:
         count: tokens that are not the first of their text.
@@ -37,9 +73,9 @@ class LayerCalibration:
     first_count: int
     first: Tensor
     input_mean: Tensor | None = None
-    covariance: Tensor | None = None
+    covariance: _Matrix = _Matrix()
     sensitivity: float | None = None
-    gradients: Tensor | None = None
+    gradients: _Matrix = _Matrix()
 
     @property
     def holds(self) -> frozenset[str]:
@@ -54,13 +90,15 @@ class LayerCalibration:
         if self.sensitivity is not None and other.sensitivity is not None:
             sensitivity = own * self.sensitivity + (1 - own) * other.sensitivity
         covariance = gradients = input_mean = None
-        if self.covariance is not None and other.covariance is not None:
+        ours, theirs = self.covariance, other.covariance
+        if ours is not None and theirs is not None:
             assert self.input_mean is not None and other.input_mean is not None
             apart = torch.cat([(self.mean - other.mean).flatten(), self.input_mean - other.input_mean]).double()
-            covariance = _mixed(self.covariance, other.covariance, own).addr_(apart, apart, alpha=own * (1 - own))
+            covariance = _mixed(ours, theirs, own).addr_(apart, apart, alpha=own * (1 - own))
             input_mean = _mixed(self.input_mean, other.input_mean, own).float()
-        if self.gradients is not None and other.gradients is not None:
-            gradients = symmetric(_mixed(self.gradients, other.gradients, own))
+        ours, theirs = self.gradients, other.gradients
+        if ours is not None and theirs is not None:
+            gradients = symmetric(_mixed(ours, theirs, own))
         return LayerCalibration(
             count=count,
             mean=_mixed(self.mean, other.mean, own).float(),
@@ -76,9 +114,9 @@ class LayerCalibration:
         """Raise ValueError, with what is wrong, unless it is of a layer with these units."""
         if self.count < 1 or self.first_count < 1:
             raise ValueError("it counts no tokens")
-        if (self.covariance is None) != (self.input_mean is None):
+        if len(self.holds & {"covariance", "input_mean"}) == 1:
             raise ValueError("of covariance and input_mean it holds one alone")
-        if self.gradients is not None and self.sensitivity is None:
+        if "gradients" in self.holds and self.sensitivity is None:
             raise ValueError("it holds gradients and no sensitivity")
         for name, shape in _shapes(units, hidden_size).items():
             tensor: Tensor | None = getattr(self, name)
@@ -97,20 +135,35 @@ class LayerCalibration:
 
     def kept(self, name: str) -> Tensor:
         """A tensor as a file holds it."""
-        tensor: Tensor = getattr(self, name)
+        tensor: Tensor | Stored = vars(self)[name]
+        if isinstance(tensor, Stored):
+            return tensor.upper()
         return torch.cat([row[i:] for i, row in enumerate(tensor)]) if name in _SYMMETRIC else tensor
 
     @classmethod
-    def of_kept(cls, units: LayerUnits, hidden_size: int, counts: Counts, kept: Mapping[str, Tensor]) -> Self:
-        """From what a file holds. Raises ValueError for tensors of other names or shapes."""
+    def of_kept(
+        cls,
+        units: LayerUnits,
+        hidden_size: int,
+        counts: Counts,
+        kept: Mapping[str, _Shape],
+        read: Callable[[str], Tensor],
+    ) -> Self:
+        """From what a file holds, by name with its shape, and what reads it. Matrices are not read.
+
+        Raises:
+            ValueError: tensors of other names or shapes.
+        """
         shapes = kept_shapes(units, hidden_size)
-        tensors = {}
-        for name, tensor in kept.items():
-            if tuple(tensor.shape) != shapes.get(name):
+        for name, shape in kept.items():
+            if shape != shapes.get(name):
                 raise ValueError(f"{name!r:.50} is no tensor of layer {units.index}, or has another shape")
-            tensors[name] = _whole(tensor, _shapes(units, hidden_size)[name][0]) if name in _SYMMETRIC else tensor
-        if missing := {"mean", "first"} - tensors.keys():
+        if missing := {"mean", "first"} - kept.keys():
             raise ValueError(f"layer {units.index} has no {' and no '.join(sorted(missing))}")
+        sizes = _shapes(units, hidden_size)
+        tensors: dict[str, Any] = {
+            name: Stored(partial(read, name), sizes[name][0]) if name in _SYMMETRIC else read(name) for name in kept
+        }
         return cls(**counts.model_dump(), **tensors)
 
 
@@ -127,15 +180,6 @@ def _shapes(units: LayerUnits, hidden_size: int) -> dict[str, _Shape]:
         "mean": outputs, "first": outputs, "input_mean": (hidden_size,), "covariance": (joint, joint),
         "gradients": (hidden_size, hidden_size),
     }  # fmt: skip
-
-
-def _whole(upper: Tensor, size: int) -> Tensor:
-    """The symmetric matrix of an upper half."""
-    matrix = torch.empty(size, size)
-    for i, row in enumerate(upper.split([*range(size, 0, -1)])):
-        matrix[i, i:] = row
-        matrix[i:, i] = row
-    return matrix
 
 
 def _mixed(ours: Tensor, theirs: Tensor, own: float) -> Tensor:

@@ -16,7 +16,7 @@ from headcount.files import kind
 from headcount.store.files import leftovers
 from headcount.store.lock import claimed
 from headcount.store.whole import check_writable
-from headcount.tensor_files import read_tensors, write_tensors
+from headcount.tensor_files import TensorFile, write_tensors
 
 _SENSITIVITIES = "sensitivities.safetensors"
 
@@ -42,17 +42,21 @@ class CalibrationParts:
         same = found.facts == self._facts and layer is not None and ("covariance" in layer.holds) == covariance
         return layer if same else None
 
-    def keep_layer(self, index: int, layer: LayerCalibration) -> None:
-        """Raises RunError if it cannot be written."""
-        if self._folder is not None:
-            Calibration(layers={index: layer}, facts=self._facts).save(self._layer_file(self._folder, index))
+    def keep_layer(self, index: int, layer: LayerCalibration) -> LayerCalibration:
+        """The layer as it lies in its file, where there is a folder. Raises RunError if it cannot be written."""
+        if self._folder is None:
+            return layer
+        file = self._layer_file(self._folder, index)
+        Calibration(layers={index: layer}, facts=self._facts).save(file)
+        return Calibration.load(file).layers[index]
 
     def sensitivities(self, *, gradients: bool) -> Sensitivities | None:
         """Those that are done, with g gᵀ or without."""
         if self._folder is None:
             return None
         try:
-            said, tensors = read_tensors(self._folder / _SENSITIVITIES)
+            file = TensorFile(self._folder / _SENSITIVITIES)
+            said, tensors = file.facts, {name: file.read(name) for name in file.shapes}
         except (OSError, ValueError, RecursionError):
             return None
         squared = said.get("squared")
