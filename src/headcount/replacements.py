@@ -60,7 +60,30 @@ class Mean(Replacement):
 
 
 @dataclass(frozen=True)
-class Linear(Replacement):
+class _Predicted(Replacement):
+    """What a ridge regression on the calibration texts predicts."""
+
+    needs = frozenset({"calibration", "block_input"})
+    ridge: float = RIDGE
+
+    def __post_init__(self) -> None:
+        if not (self.ridge > 0 and math.isfinite(self.ridge)):
+            raise InputError(f"ridge is greater than 0, not {self.ridge!r}.")
+
+    @property
+    def suffix(self) -> str:
+        return super().suffix + (f"({self.ridge:g})" if self.ridge != RIDGE else "")
+
+    def _of_layer(self, outputs: Outputs, what: str, make: Callable[[], Tensor]) -> Tensor:
+        """A matrix of the calibration by its name, made once for each layer and device."""
+        kept = _MATRICES.setdefault(_calibration(outputs), _Matrices()).of_layers
+        key = what, outputs.layer, self.ridge, outputs.values.device
+        if key not in kept:
+            kept[key] = make().to(outputs.values.device)
+        return kept[key]
+
+
+class Linear(_Predicted):
     """The linear prediction of the unit's output from what enters its block: ridge regression on the calibration texts.
 
     μ_o + C_oh (C_hh + Λ)⁻¹ (h − μ_h); at a text's first token the mean of first tokens.
@@ -70,26 +93,16 @@ class Linear(Replacement):
     """
 
     name = "linear"
-    needs = frozenset({"calibration", "block_input"})
-    ridge: float = RIDGE
-
-    def __post_init__(self) -> None:
-        _check_ridge(self.ridge)
-
-    @property
-    def suffix(self) -> str:
-        return _with_ridge(super().suffix, self.ridge)
 
     def values(self, outputs: Outputs, off: Tensor) -> Tensor:
         calibration = _calibration(outputs)
         known, units = calibration.layers[outputs.layer], outputs.values.shape[1]
-        matrix = _of_layer("linear", outputs, self.ridge, lambda: calibration.linear(outputs.layer, self.ridge))
+        matrix = self._of_layer(outputs, "linear", lambda: calibration.linear(outputs.layer, self.ridge))
         predicted = (_block_input(outputs, known.input_mean) @ matrix.T).unflatten(-1, (units, -1)).transpose(1, 2)
         return _with_first(outputs, predicted + known.mean.to(predicted.device)[:, None, :])
 
 
-@dataclass(frozen=True)
-class Kept(Replacement):
+class Kept(_Predicted):
     """The linear prediction of the outputs that are off from the units that stay, and from what enters the block.
 
     Ridge regression on the calibration texts, exact for whatever set is off: with z the outputs of all units and the block's
@@ -101,15 +114,6 @@ class Kept(Replacement):
     """
 
     name = "kept"
-    needs = frozenset({"calibration", "block_input"})
-    ridge: float = RIDGE
-
-    def __post_init__(self) -> None:
-        _check_ridge(self.ridge)
-
-    @property
-    def suffix(self) -> str:
-        return _with_ridge(super().suffix, self.ridge)
 
     def values(self, outputs: Outputs, off: Tensor) -> Tensor:
         surprise = self._surprise(outputs)  # [row, token, unit · width]
@@ -139,9 +143,7 @@ class Kept(Replacement):
             blocks = own.view(units, width, units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
             return torch.linalg.inv(blocks).float()  # [unit, width, width]
 
-        return _with_first(
-            outputs, outputs.values.float() - surprise @ _of_layer("alone", outputs, self.ridge, inverses)
-        )
+        return _with_first(outputs, outputs.values.float() - surprise @ self._of_layer(outputs, "alone", inverses))
 
     def _surprise(self, outputs: Outputs) -> Tensor:
         """P (z − μ) of the outputs, float32 ``[row, token, unit · width]``."""
@@ -152,7 +154,7 @@ class Kept(Replacement):
 
     def _precision(self, outputs: Outputs) -> Tensor:
         calibration = _calibration(outputs)
-        return _of_layer("precision", outputs, self.ridge, lambda: calibration.precision(outputs.layer, self.ridge))
+        return self._of_layer(outputs, "precision", lambda: calibration.precision(outputs.layer, self.ridge))
 
     def _inverse(self, outputs: Outputs, features: Tensor) -> Tensor:
         """(P_OO)⁻¹, float32."""
@@ -232,14 +234,6 @@ _MATRICES: WeakKeyDictionary[Calibration, _Matrices] = WeakKeyDictionary()
 _MOST_BYTES = 1 << 28  # of the matrices of sets
 
 
-def _of_layer(what: str, outputs: Outputs, ridge: float, make: Callable[[], Tensor]) -> Tensor:
-    kept = _MATRICES.setdefault(_calibration(outputs), _Matrices()).of_layers
-    key = what, outputs.layer, ridge, outputs.values.device
-    if key not in kept:
-        kept[key] = make().to(outputs.values.device)
-    return kept[key]
-
-
 def _of_set(features: Tensor, outputs: Outputs, ridge: float, make: Callable[[], Tensor]) -> Tensor:
     kept = _MATRICES.setdefault(_calibration(outputs), _Matrices())
     key = features.numpy(force=True).tobytes(), outputs.layer, ridge, outputs.values.device
@@ -250,12 +244,3 @@ def _of_set(features: Tensor, outputs: Outputs, ridge: float, make: Callable[[],
             kept.bytes -= kept.of_sets.popitem(last=False)[1].nbytes
     kept.of_sets.move_to_end(key)
     return kept.of_sets[key]
-
-
-def _with_ridge(suffix: str, ridge: float) -> str:
-    return suffix if ridge == RIDGE else f"{suffix}({ridge:g})"
-
-
-def _check_ridge(ridge: float) -> None:
-    if not (ridge > 0 and math.isfinite(ridge)):
-        raise InputError(f"ridge is greater than 0, not {ridge!r}.")

@@ -5,7 +5,7 @@ import xarray as xr
 
 from headcount.errors import InputError
 from headcount.outputs import Outputs
-from headcount.policies import Fixed, PolicyFacts, Random, Seen, Threshold, check_policy, parse_policy
+from headcount.policies import Fixed, PolicyFacts, Random, Ranked, Seen, Threshold, check_policy, parse_policy
 from headcount.replacements import Zero
 from headcount.units import UnitSet
 
@@ -14,9 +14,9 @@ SHAPE = (1, 4)
 NAN = float("nan")
 
 
-def layer(index, shape, measured):
+def layer(index, shape, measured, place=0):
     outputs = Outputs(layer=index, values=torch.zeros(*shape, 1, 1), measured=measured)
-    return Seen(outputs, lambda seed: measured["uniform"])
+    return Seen(outputs, lambda seed: measured["uniform"], place=place)
 
 
 def decide(policy, **measured):
@@ -43,6 +43,13 @@ def test_random_zeroes_draws_strictly_below_its_share():
     assert decide(Random(0.5), uniform=[0.0, 0.49, 0.5, 0.99]) == [True, True, False, False]
     assert decide(Random(0.0), uniform=[0.0, 0.49, 0.5, 0.99]) == [False] * 4
     assert decide(Random(1.0), uniform=[0.0, 0.49, 0.5, 0.99]) == [True] * 4
+
+
+def test_what_ranked_rounds_off_in_one_layer_with_heads_is_added_in_the_next():
+    # An eighth of 4 heads is half a head a layer: one in every second, whichever layers of the model they are.
+    norms = {"output_norm": torch.tensor([[3.0, 1.0, 2.0, NAN]])}
+    by_layer = [Ranked("ahon", 0.125).decide(layer(1 + 2 * place, SHAPE, norms, place))[0] for place in range(4)]
+    assert [off.tolist() for off in by_layer] == [[False, True, False, False], [False] * 4] * 2
 
 
 def test_fixed_zeroes_its_heads_of_each_layer_on_every_example():

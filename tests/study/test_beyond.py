@@ -66,6 +66,14 @@ def test_the_share_that_comes_about_is_nearer_than_that_of_untouched_scores(plac
     assert sum(off[2:]) < sum(off[:2])
 
 
+def test_a_share_of_random_scores_comes_about_by_the_numbers_of_the_runs_own_seed(place, tmp_path):
+    for seed in (0, 7):
+        run = evaluated(place, tmp_path / f"run {seed}", ["random:realised:0.3"], seed=seed)
+        assert run.outcomes().groupby("policy")["share_off"].mean()["random:realised:0.3"] == pytest.approx(
+            0.3, abs=0.006
+        )
+
+
 def test_another_calibration_is_another_policy(place, tmp_path):
     evaluated(place, tmp_path / "run", ["random+mean:0.3"])
     model, _ = hc.load(str(place / "model"))

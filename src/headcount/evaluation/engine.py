@@ -28,12 +28,12 @@ from headcount.calibration import Calibration
 from headcount.errors import InputError
 from headcount.evaluation.ledger import Ledger, Reading, Scored
 from headcount.evaluation.plan import ScoringPlan
+from headcount.evaluation.recorded import Recorded
 from headcount.models.act import Act, Draws, Needs, always_off
 from headcount.models.batching import Progress, batch_tokens_for, batches, check_tokens, no_progress
 from headcount.models.calibrated import calibration_for
 from headcount.models.capabilities import can_pack, can_restart, can_share_prefixes
 from headcount.models.draws import draw_rows
-from headcount.models.layout import Layout
 from headcount.models.observe import units_of
 from headcount.models.prefixes import Segment, segment_tree
 from headcount.models.segments import SegmentReader, Segments
@@ -95,7 +95,7 @@ def run_plan(
     )
     with run.reader.reading():
         run.read()
-    return ScoredPlan(of_policies=run.ledger.results(), scores=run.scores(), of_tokens=run.of_tokens)
+    return ScoredPlan(of_policies=run.ledger.results(), scores=run.recorded.scores(), of_tokens=run.recorded.of_tokens)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,15 +129,12 @@ class _Run:
             needs=Needs.of(acting, scores),
         )  # fmt: skip
         self.ledger = Ledger(plan, len(policies), progress)
-        self._plan, self._scores, self._seed, self._times = plan, scores, seed, times
+        self.recorded = Recorded(self._units, scores, plan.inputs, times)
+        self._plan, self._scores, self._seed = plan, scores, seed
         self._batch_tokens = batch_tokens_for(model, batch_tokens)
         self._waiting: dict[int, list[_Waiting]] = defaultdict(list)
         self._num_read = 0
-        self._of_inputs = [score for score in scores if score.per == "input"]
-        shape = len(self._units.layers), self._units.max_attention_heads
-        self._nothing = np.zeros(shape, bool)
-        self._recorded = np.full((len(self._of_inputs), len(plan.inputs), *shape), np.nan, np.float32)
-        self.of_tokens: dict[str, ScoreSummary] = {}
+        self._nothing = np.zeros((len(self._units.layers), self._units.max_attention_heads), bool)
         self._pairs_before: dict[tuple[int, int], int] = {}  # policy, id of a segment → pairs off in what it continues
 
         self._names = ["no policy" if policy is None else policy.label for policy in policies]
@@ -176,19 +173,6 @@ class _Run:
                     self._read_waiting()
                     tokens = 0
             self._read_waiting()
-
-    def scores(self) -> xr.Dataset:
-        """What was recorded of the untouched model, in the form of ``Probe.scores``."""
-        heads, lengths = self._units.max_attention_heads, [len(row) for row in self._plan.inputs]
-        return xr.Dataset(
-            {score.id: (("example", "layer", "head"), self._recorded[i]) for i, score in enumerate(self._of_inputs)},
-            coords={
-                "layer": self._units.layer_indices,
-                "head": np.arange(heads),
-                "num_tokens": ("example", np.array(lengths, dtype=np.int64)),
-            },
-            attrs={"num_attention_heads": [layer.num_attention_heads for layer in self._units.layers]},
-        )
 
     # Passes that inputs share: the untouched model's, and those of fixed policies beside it
 
@@ -234,19 +218,14 @@ class _Run:
                 act=act, keep_states=keep_states, keep_hidden=self._keep_hidden,
             )  # fmt: skip
             read[self.ledger.untouched] = trunk
-            ended = [(row, segment.input) for row, segment in enumerate(segments) if segment.input is not None]
-            if self._of_inputs:
-                values = act.values()
-                for row, input in ended:
-                    self._recorded[:, input] = values[:, row]
-            if len(self._of_inputs) < len(self._scores):
-                self._summarise(act, segments, trunk.layout)
+            self.recorded.note(act, segments, trunk.layout)
             decided = act.decided()
-            for row, input in ended:
-                of_row = dict(zip(self._riding, decided[:, row], strict=True))
-                staying = self._part(input, of_row, self._nothing, self._nothing, partial(trunk.hidden_of, row))
-                for p in (*self._untouched, *staying):
-                    self.ledger.settle(p, input, 0.0, like=self.ledger.untouched)
+            for row, segment in enumerate(segments):
+                if (input := segment.input) is not None:
+                    of_row = dict(zip(self._riding, decided[:, row], strict=True))
+                    staying = self._part(input, of_row, self._nothing, self._nothing, partial(trunk.hidden_of, row))
+                    for p in (*self._untouched, *staying):
+                        self.ledger.settle(p, input, 0.0, like=self.ledger.untouched)
         for p in self._onward:
             if p in self._untouched:
                 continue
@@ -278,18 +257,6 @@ class _Run:
             if segment.input is not None:
                 share = so_far / (heads * segment.end) if off is None else off.sum() / heads
                 self.ledger.settle(p, segment.input, share)
-
-    def _summarise(self, act: Act, segments: list[Segment], layout: Layout) -> None:
-        """Add the scores of a batch's tokens to their summaries, each as often as inputs have it."""
-        real = layout.real.cpu().numpy()
-        values = act.values_of_tokens(real)  # [score, token, layer, unit]
-        times = np.array([sum(self._times[input] for input in segment.ending()) for segment in segments])
-        of_token = np.repeat(times, real.sum(1))
-        names = [score.id for score in self._scores if score.per == "token"]
-        for number, name in enumerate(names):
-            for often in np.unique(of_token):
-                found = ScoreSummary.of(values[number, of_token == often]).times(int(often))
-                self.of_tokens[name] = self.of_tokens[name] + found if name in self.of_tokens else found
 
     def _part(
         self,

@@ -99,8 +99,8 @@ class Act:
     def __call__(self, outputs: Outputs) -> Tensor:
         """The layer's outputs as they go on, ``[row, unit, token, width]``."""
         place = self._places[outputs.layer]
-        of_rows = Seen(outputs, partial(self._uniform, place, outputs.values.device))
-        of_tokens = Seen(outputs, partial(self._uniform_of_tokens, outputs), per="token")
+        of_rows = Seen(outputs, partial(self._uniform, place, outputs.values.device), place=place)
+        of_tokens = Seen(outputs, partial(self._uniform_of_tokens, outputs), place=place, per="token")
         off: dict[int, Tensor] = {}  # of each policy, [row, unit, token or 1]
         for i, policy in enumerate(self._policies):
             seen = of_tokens if policy.per == "token" else of_rows
@@ -124,9 +124,8 @@ class Act:
         found = np.zeros((len(self._policies), *self._shape), bool)
         if not self._decided:
             return found
-        device = next(iter(self._decided.values())).device
-        fetched = torch.cat([of_layer.to(device) for of_layer in self._decided.values()], dim=-1).cpu()  # at once
         sizes = [of_layer.shape[-1] for of_layer in self._decided.values()]
+        fetched = _fetched(self._decided.values(), dim=-1)
         for place, of_layer in zip(self._decided, fetched.split(sizes, dim=-1), strict=True):
             found[:, :, place, : of_layer.shape[-1]] = of_layer.numpy()
         return found
@@ -159,10 +158,12 @@ class Act:
             alike.setdefault((self._units.layers[place].num_attention_heads, frozenset(said)), []).append(place)
         for (num_units, _), places in alike.items():
             first = places[0]
-            stacked = {name: _rows([self._measured[p][name] for p in places]) for name in self._measured[first]}
+            stacked = {
+                name: _fetched(self._measured[p][name] for p in places).float() for name in self._measured[first]
+            }
             for i, score in enumerate(self._scores):
                 if score.id in self._said[first]:
-                    values = _rows([self._said[p][score.id] for p in places])
+                    values = _fetched(self._said[p][score.id] for p in places).float()
                 else:  # a score sees layers as it sees examples, so one call does for all layers
                     shape = len(places) * self._rows, num_units
                     values = score.values(declared(stacked, score.needs), shape).float()
@@ -281,6 +282,7 @@ def needs_of(scores: Iterable[Score]) -> frozenset[str]:
     return frozenset().union(*(score.needs for score in scores))
 
 
-def _rows(layers: list[Tensor]) -> Tensor:
-    """``[row, unit]`` of each layer → float32 ``[layer · row, unit]`` in main memory, fetched at once."""
-    return torch.cat([tensor.detach().to(layers[0].device) for tensor in layers]).float().cpu()
+def _fetched(layers: Iterable[Tensor], dim: int = 0) -> Tensor:
+    """What layers hold, on whatever devices, joined and fetched to main memory at once."""
+    first, *others = (tensor.detach() for tensor in layers)
+    return torch.cat([first, *(tensor.to(first.device) for tensor in others)], dim=dim).cpu()

@@ -1,6 +1,7 @@
 """How rows of different lengths stand in a model's batch: each padded to the longest, or end to end in one row."""
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,7 +67,7 @@ class Layout:
         """``[batch, token, hidden]`` → ``[row, token, hidden]``, as ``spread``."""
         return self.spread(hidden[:, None])[:, 0]
 
-    @property
+    @cached_property
     def row_tokens(self) -> Tensor:
         """int64 ``[row, token]``: ids; padding has those of any token."""
         return self.rows(self.tokens[..., None])[..., 0]

@@ -81,14 +81,17 @@ class Seen:
 
     Attributes:
         layer: the layer's index in the model.
+        place: its rank among the layers that have units, as in tables.
         shape: rows and units of the layer.
         device: where decisions are wanted.
         known: scores computed so far, by id.
     """
 
-    def __init__(self, outputs: Outputs, uniform: Callable[[int | None], Tensor], *, per: Rows = "input") -> None:
+    def __init__(
+        self, outputs: Outputs, uniform: Callable[[int | None], Tensor], *, place: int, per: Rows = "input"
+    ) -> None:
         """``outputs`` of the layer, and ``uniform`` as below."""
-        self._outputs, self._per, self._uniform = outputs, per, uniform
+        self._outputs, self._per, self._uniform, self.place = outputs, per, uniform, place
         rows, units, length = outputs.values.shape[:3]
         self.layer, self.device = outputs.layer, outputs.values.device
         self.shape: tuple[int, int] = (rows * length if per == "token" else rows, units)
@@ -323,6 +326,22 @@ def layer_set(layers: Iterable[int]) -> frozenset[int]:
     if not isinstance(layers, Iterable):
         raise InputError(f"exclude_layers is a collection of layer indices, such as [0, 1], not {layers!r}.")
     return frozenset(whole(layer, "exclude_layers holds layer indices counted from 0", least=0) for layer in layers)
+
+
+def read_number(text: str) -> float | None:
+    """The number that a text is; None where it is none."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def read_share(number: str, policy: str) -> float | None:
+    """The share that the text of a ``policy`` names by ``number``; None where that is none. Raises InputError outside 0…1."""
+    share = read_number(number)
+    if share is not None and not 0 <= share <= 1:
+        raise InputError(f"Policy {policy!r}: a share of heads lies between 0 and 1; write 10% as 0.10.")
+    return share
 
 
 def share_of(share: object) -> float:

@@ -8,7 +8,7 @@ from typing import Self
 from torch import Tensor
 
 from headcount.errors import InputError, seed_of
-from headcount.policies.policy import Policy, PolicyFacts, Seen, read_name, share_of
+from headcount.policies.policy import Policy, PolicyFacts, Seen, read_name, read_share, share_of
 from headcount.scores import PER_TOKEN, Rows
 
 #: Its name in texts, its curve, and the id of the score of the same numbers.
@@ -53,13 +53,13 @@ class Random(Policy):
         if own_name not in (RANDOM, RANDOM + PER_TOKEN):
             return None
         try:
-            value, seed = float(number), int(digits) if own_seed else seed
+            seed = int(digits) if own_seed else seed
         except ValueError:
             return None
-        if not 0 <= value <= 1:
-            raise InputError(f"Policy {text!r}: a share of heads lies between 0 and 1; write 10% as 0.10.")
+        if (share := read_share(number, text)) is None:
+            return None
         per: Rows = "token" if own_name.endswith(PER_TOKEN) else "input"
-        return cls(value, seed, per=per, exclude_layers=frozenset(exclude_layers), **read_name(name)[1])
+        return cls(share, seed, per=per, exclude_layers=frozenset(exclude_layers), **read_name(name)[1])
 
     @property
     def needs(self) -> frozenset[str]:

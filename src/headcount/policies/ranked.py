@@ -8,13 +8,13 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from headcount.errors import InputError
-from headcount.policies.policy import Policy, PolicyFacts, Seen, read_name, share_of
-from headcount.scores import Rows, get_score
+from headcount.policies.by_score import ByScore
+from headcount.policies.policy import PolicyFacts, Seen, read_name, read_share, share_of
+from headcount.scores import get_score
 
 
 @dataclass(frozen=True)
-class Ranked(Policy):
+class Ranked(ByScore):
     """So many heads of each layer are off that it comes to ``share`` of all, on every input or, by ``ID/token``, every token.
 
     Which they are the row says: those that a score calls least active. What is asked is so what comes about, on texts of
@@ -29,12 +29,10 @@ class Ranked(Policy):
         InputError: unknown score, or a share outside 0…1.
     """
 
-    score: str
     share: float
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "score", get_score(self.score).id)
         object.__setattr__(self, "share", share_of(self.share))
 
     @classmethod
@@ -42,24 +40,10 @@ class Ranked(Policy):
         """``ID:rank:SHARE``, with ``ID`` as in ``Threshold``; None for anything else."""
         name, _, rest = text.partition(":")
         kind, _, number = rest.partition(":")
-        if kind.strip().lower() != "rank":
+        if kind.strip().lower() != "rank" or (share := read_share(number, text)) is None:
             return None
-        try:
-            value = float(number)
-        except ValueError:
-            return None
-        if not 0 <= value <= 1:
-            raise InputError(f"Policy {text!r}: a share of heads lies between 0 and 1; write 10% as 0.10.")
-        name, said = read_name(name)
-        return cls(get_score(name).id, value, exclude_layers=frozenset(exclude_layers), **said)
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return get_score(self.score).needs
-
-    @property
-    def per(self) -> Rows:
-        return get_score(self.score).per
+        score, said = read_name(name)
+        return cls(score, share, exclude_layers=frozenset(exclude_layers), **said)
 
     def facts(self) -> PolicyFacts:
         return PolicyFacts(
@@ -79,5 +63,5 @@ class Ranked(Policy):
         order = torch.where(towards.isnan(), torch.inf, towards).argsort(dim=1, stable=True)
         rank = order.argsort(dim=1)
         of_layer = self.share * values.shape[1]
-        number = math.floor((seen.layer + 1) * of_layer + 0.5) - math.floor(seen.layer * of_layer + 0.5)
+        number = math.floor((seen.place + 1) * of_layer + 0.5) - math.floor(seen.place * of_layer + 0.5)
         return (rank < number) & ~values.isnan()

@@ -9,8 +9,9 @@ import xarray as xr
 from torch import Tensor
 
 from headcount.errors import InputError
-from headcount.policies.policy import Policy, PolicyFacts, Seen, Wanted, read_name, share_of
-from headcount.scores import Rows, get_score
+from headcount.policies.by_score import ByScore
+from headcount.policies.policy import PolicyFacts, Seen, Wanted, read_name, read_number, read_share, share_of
+from headcount.scores import get_score
 from headcount.units import UnitMap
 
 #: As a source: its threshold is sought under the intervention.
@@ -18,7 +19,7 @@ REALISED = "realised"
 
 
 @dataclass(frozen=True)
-class Threshold(Policy):
+class Threshold(ByScore):
     """The heads whose score on the input is beyond a threshold are off, or, by a score ``ID/token``, those on a token.
 
     Args:
@@ -33,14 +34,12 @@ class Threshold(Policy):
         InputError: unknown score, a threshold that is not a number, or neither a threshold nor a share.
     """
 
-    score: str
     threshold: float | None = None
     share: float | None = field(default=None, kw_only=True)
     source: str = field(default="", kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "score", get_score(self.score).id)
         if self.share is not None:
             object.__setattr__(self, "share", share_of(self.share))
         if self.threshold is None and self.share is not None:
@@ -64,20 +63,12 @@ class Threshold(Policy):
         source, _, number = rest.rpartition(":")
         source = source.strip().lower()
         known = source in ("published", REALISED) or source.startswith("published/")
-        try:
-            value = float(number)
-        except ValueError:
+        value = read_number(number) if separator == "@" else read_share(number, text)
+        if not found or value is None or (source and not (known and separator == ":")):
             return None
-        if not found or (source and not (known and separator == ":")):
-            return None
-        name, said = read_name(name)
-        score = get_score(name).id
-        modifiers: dict[str, Any] = {**said, "exclude_layers": frozenset(exclude_layers)}
-        if separator == "@":
-            return cls(score, value, **modifiers)
-        if not 0 <= value <= 1:
-            raise InputError(f"Policy {text!r}: a share of heads lies between 0 and 1; write 10% as 0.10.")
-        return cls(score, share=value, source=source, **modifiers)
+        score, said = read_name(name)
+        at: dict[str, Any] = {"threshold": value} if separator == "@" else {"share": value, "source": source}
+        return cls(score, **at, **said, exclude_layers=frozenset(exclude_layers))
 
     @property
     def wants(self) -> Wanted | None:
@@ -100,14 +91,6 @@ class Threshold(Policy):
                 f"{self.label} needs the threshold of {self.score} at {self.share:g}, which these cuts lack."
             )
         return replace(self, threshold=cuts[self.score].sel(share=self.share).item())
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return get_score(self.score).needs
-
-    @property
-    def per(self) -> Rows:
-        return get_score(self.score).per
 
     def facts(self) -> PolicyFacts:
         at = f"@{self.threshold:.12g}" if self.share is None else f":{self.share:.12g}"

@@ -30,6 +30,7 @@ class Realise:
 
     policy: Threshold
     cuts: tuple[float, ...]  # the untouched model's, at _GRID
+    seed: int  # of random numbers that the score reads
 
     @property
     def size(self) -> int:
@@ -48,7 +49,7 @@ class Realise:
         def at(share: float) -> tuple[float, float]:
             cut = float(np.interp(share, _GRID, self.cuts))
             tried = replace(policy, threshold=cut)
-            given = run_plan(subject.model.model, plan, [tried], batch_tokens=subject.batch_tokens)
+            given = run_plan(subject.model.model, plan, [tried], batch_tokens=subject.batch_tokens, seed=self.seed)
             return cut, float(given.of_policies[0].share_off.mean())
 
         low, high = (0.0, 0.0), (1.0, 1.0)  # (share of the untouched model's scores, share that it came to)
@@ -85,7 +86,7 @@ def realise(
             if measured is None:
                 raise RunError(f"{policy.label} needs measured scores. Measure {policy.score} first.")
             cuts = thresholds(measured[[policy.score]], _GRID.tolist())[policy.score].values
-            unit = Realise(policy=replace(policy, calibration=None), cuts=tuple(cuts.tolist()))
+            unit = Realise(policy=replace(policy, calibration=None), cuts=tuple(cuts.tolist()), seed=run.settings.seed)
             cut, off = _result(engine, unit, announce(f"Finding the threshold of {policy.label}"))
             if abs(off - (policy.share or 0)) > 0.01:
                 raise RunError(
