@@ -14,7 +14,7 @@ from tests.models.families import build
 pytestmark = pytest.mark.usefixtures("tiny")  # one thread
 
 ROWS = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 20, 9, 1)]
-FAMILIES = ["llama", "gpt2", "gemma2", "gemma3_text", "phi", "gpt_neox", "deepseek_v3", "qwen3_next"]
+FAMILIES = ["llama", "gpt2", "gemma2", "gemma3_text", "phi", "gpt_neox", "deepseek_v3", "doge"]
 
 
 def watched(model, layer, row):
@@ -227,6 +227,12 @@ def test_what_cannot_be_calibrated_is_a_sentence(tiny, tmp_path):
         model.model.layers[0].self_attn.v_proj.weight[0] = 1e38
     with pytest.raises(ModelError, match="layer 0 are not finite in float32"):
         hc.calibrate(model, ROWS, sensitivity=False)
+
+
+def test_outputs_that_are_gated_before_the_projection_are_refused_by_name():
+    """What would be put in a head's place, before the gate, is not what was seen behind it."""
+    with pytest.raises(ModelError, match="heads of layer 3 of Qwen3NextForCausalLM .* by a gate.*can be zeroed"):
+        hc.calibrate(build("qwen3_next"), ROWS)
 
 
 def test_a_block_whose_input_is_not_to_be_seen_is_refused_by_name(tiny):

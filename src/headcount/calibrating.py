@@ -14,7 +14,7 @@ from headcount.measure import token_ids, versions
 from headcount.models.batching import Progress, batch_tokens_for, check_lengths, data_fingerprint, no_progress
 from headcount.models.loading import fingerprint
 from headcount.models.observe import units_of
-from headcount.models.reading import Heard, block_inputs, read_layers
+from headcount.models.reading import Heard, block_inputs, changed_outputs, read_layers
 from headcount.models.sensitivity import sensitivities
 from headcount.models.state import reads
 from headcount.moments import Covariance, Mean
@@ -86,6 +86,7 @@ def calibrate(
             "A calibration needs a text of two tokens or more: the first of each is apart. Give longer texts."
         )
     batch_tokens = batch_tokens_for(model, batch_tokens)
+    _refuse_changed_outputs(model)
     facts = _facts(model, rows, seed_of(seed), name)
     if covariances:
         _refuse_without_inputs(model, facts.hidden_size)
@@ -152,6 +153,15 @@ def _facts(model: "PreTrainedModel", rows: Sequence[Sequence[int]], seed: int, n
         seed=seed,
         versions=versions(),
     )
+
+
+def _refuse_changed_outputs(model: "PreTrainedModel") -> None:
+    if changed := changed_outputs(model):
+        raise ModelError(
+            f"What the heads of layer {changed[0]} of {type(model).__name__} put out is changed before the output projection, as "
+            "by a gate, so what would stand in a head's place there is not what was calibrated. Such a model's heads can be "
+            "zeroed (scores without a calibration), and removed with `headcount prune`."
+        )
 
 
 def _refuse_without_inputs(model: "PreTrainedModel", hidden_size: int) -> None:

@@ -17,6 +17,7 @@ from headcount.policies import Fixed, Random, Ranked, Threshold, parse_policy, s
 from headcount.replacements import Kept, Linear, Mean, Zero
 from headcount.thresholding import thresholds
 from tests.calibrated import calibrated_on, predicted, seen
+from tests.models.families import FAMILIES as ALL
 from tests.models.families import build
 
 TEXTS = [list(range(3 + 7 * i % 11, 80, 3 + i % 4))[: 9 + 2 * (i % 5)] for i in range(14)]
@@ -121,6 +122,38 @@ def test_heads_decided_for_each_token_are_replaced_as_numpy_does(model, calibrat
         torch.testing.assert_close(logits, expected, rtol=0, atol=5e-5)
         assert probe.share_off[0] == pytest.approx(sum(pairs) / (len(row) * units_of(model).num_heads))
         assert 0.1 < probe.share_off[0] < 0.9
+
+
+@pytest.mark.parametrize("family", sorted(ALL.keys() - {*FAMILIES, "qwen3_next"}))  # which `calibrate` refuses
+def test_every_family_replaces_as_numpy_does(family):
+    """Fixed heads and heads of tokens, in one pass, under padding and in two parts."""
+    model = build(family)
+    known = calibrated_on(model, TEXTS)
+    row, most = TEXTS[3], {layer.index: layer.num_attention_heads for layer in units_of(model).layers}
+    fixed = Fixed([(layer, head) for layer in most for head in (0, 2, 3)], instead=Kept(), calibration=known)
+    for policy, how, decide in (
+        (fixed, "kept", lambda _, outputs: np.isin(np.arange(outputs.shape[1]), [0, 2, 3])[None].repeat(len(outputs), 0)),
+        (with_replacement("ahon_ln/token@0.97", "linear", known, keep_first=True), "linear", _below),
+        (with_replacement("ahon_ln/token@0.97", "kept", known, keep_first=True), "kept", _below),
+    ):  # fmt: skip
+        logits, probe = under(model, policy, row)
+        torch.testing.assert_close(
+            logits, by_hand(model, row, decide, how, known, keep_first=policy.keep_first), rtol=0, atol=1e-4
+        )
+        assert 0.05 < probe.share_off[0] < 0.95
+        if family == "recurrent_gemma":  # which reads padding, untouched too
+            continue
+        with instrument(model, policy=policy) as padded, torch.no_grad():
+            mask = torch.tensor([[0] * 3 + [1] * len(row), [1] * (len(row) + 3)])
+            rows = torch.tensor([[7] * 3 + row, TEXTS[4][:3] + row])
+            found = model(rows, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), use_cache=False)
+        torch.testing.assert_close(found.logits[0, 3:], logits, rtol=0, atol=2e-4)
+        assert padded.share_off[0] == pytest.approx(probe.share_off[0])
+
+
+def _below(_, outputs):
+    norms = np.linalg.norm(outputs, axis=-1)
+    return norms / norms.mean(1, keepdims=True) < 0.97
 
 
 @pytest.mark.parametrize("how", HOW)

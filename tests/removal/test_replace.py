@@ -1,9 +1,12 @@
 """Replacements against the same computation written out: hooks that put means in, and a plain least-squares problem."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from headcount.calibration import Calibration
 from headcount.errors import InputError
 from headcount.models.instrument import instrument
 from headcount.models.observe import attention_modules
@@ -13,7 +16,9 @@ from headcount.policies import Fixed
 from headcount.removal.fitting import Fitting
 from headcount.removal.head_outputs import head_output_statistics
 from headcount.removal.replace import replace_heads
+from headcount.replacements import Kept
 from headcount.units import UnitSet
+from tests.calibrated import calibrated_on
 
 ROWS = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 30, 5, 1)]
 REMOVED = UnitSet([(0, 1), (0, 6), (2, 0)])
@@ -114,6 +119,24 @@ def test_a_head_that_the_others_determine_is_replaced_exactly(tiny):
     replacement = replace_heads(model, UnitSet([(0, 1)]), "refit", Fitting(rows=ROWS, ridge=1e-9))
     with replacement.applied(model):
         torch.testing.assert_close(logits(model), before, rtol=1e-3, atol=1e-4)
+
+
+def test_refitting_is_predicting_from_the_heads_that_stay(tiny):
+    """What ``kept`` puts in place, of a calibration that says nothing of the block's input, folded into the projection."""
+    model, removed = tiny(num_hidden_layers=1), UnitSet([(0, 1), (0, 6)])
+    calibration = calibrated_on(model, ROWS)
+    layer = calibration.layers[0]
+    alone = layer.covariance.clone()
+    alone[64:, :64], alone[:64, 64:] = 0, 0
+    calibration = Calibration(layers={0: replace(layer, covariance=alone)}, facts=calibration.facts)
+    before = logits(model)
+    with replace_heads(model, removed, "refit", Fitting(rows=ROWS, ridge=0.05)).applied(model):
+        refitted = logits(model)
+    with instrument(model, policy=Fixed(removed, instead=Kept(ridge=0.05), calibration=calibration)):
+        kept = logits(model)
+    # First tokens are apart in a calibration.
+    torch.testing.assert_close(refitted[:, 1:], kept[:, 1:], rtol=0, atol=1e-5)
+    assert (refitted - before)[:, 1:].abs().max() > 0.005
 
 
 def test_bad_input(tiny):

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from headcount.attention.attend import attend
+from headcount.attention.inputs import AttentionInputs
 from headcount.devices import out_of_memory
 from headcount.errors import ModelError
 from headcount.models.batching import Progress, batches_by_tokens, no_progress, pad
 from headcount.models.capabilities import can_restart
+from headcount.models.context import ForwardContext
 from headcount.models.observe import attention_modules, decoder_of
 from headcount.models.projection import output_projection
-from headcount.models.state import input_device, own_settings
+from headcount.models.state import evaluating, input_device, own_settings
+from headcount.models.switch import attention_replaced
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +104,36 @@ def block_inputs(model: PreTrainedModel) -> dict[int, tuple[int, ...] | None]:
 
     _read(model, [[1, 2, 3, 4]], attention_modules(model), hear)
     return found
+
+
+def changed_outputs(model: PreTrainedModel) -> list[int]:
+    """Layers whose output projection is not given what their heads put out but something made of it, such as a gate's product.
+
+    Seen on one text of four tokens.
+    """
+    given: dict[int, Tensor] = {}
+    changed: list[int] = []
+
+    def attended(_: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
+        output = attend(inputs, context.positions)[0]
+        given[layer] = output.transpose(1, 2).flatten(2)
+        return output
+
+    def projected(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if not torch.equal(args[0].reshape_as(given[layer]), given[layer]):
+                changed.append(layer)
+
+        return hook
+
+    with ExitStack() as stack:
+        for layer, module in attention_modules(model).items():
+            stack.callback(output_projection(module).register_forward_pre_hook(projected(layer)).remove)
+        stack.enter_context(evaluating(model))
+        stack.enter_context(attention_replaced(model, attended))
+        stack.enter_context(torch.inference_mode())
+        model.base_model(input_ids=torch.arange(1, 5, device=input_device(model))[None], use_cache=False)
+    return changed
 
 
 class _Enough(Exception):
