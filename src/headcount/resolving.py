@@ -51,14 +51,17 @@ def read_policy(text: str, *, exclude_layers: Iterable[int] = (), seed: int = 0,
     return policy.found(xr.Dataset({score: ("share", [published])}, coords={"share": [share]}))
 
 
-def resolve_policy(text: str, *, thresholds_from: str | Path | None = None, seed: int = 0) -> Policy:
-    """The policy that ``text`` names, as ``parse_policy`` reads it, with its threshold from a run's scores if it needs one.
+def resolve_policy(
+    text: str, *, thresholds_from: str | Path | None = None, seed: int = 0, calibration: Calibration | None = None
+) -> Policy:
+    """The policy that ``text`` names, as ``parse_policy`` reads it, with its threshold from a run's scores if it needs one,
+    and with the calibration.
 
     Raises:
         InputError: text that is not understood, or a share of a score without a run to take its threshold from.
         RunError: no run there, or one without that score.
     """
-    policy = read_policy(text, seed=seed)
+    policy = read_policy(text, seed=seed).calibrated(calibration)
     if policy.wants is None:
         return policy
     score = policy.wants.score

@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+import headcount as hc
 from headcount.removal.selection import Selection
 
 
@@ -30,6 +31,21 @@ def test_select_on_a_task_by_a_registered_score(headcount, checkpoint, own):
     assert code == 0, error
     assert "Selected 8 of 24" in out
     assert Selection.load("s.json").kind == "group"
+
+
+def test_select_by_a_calibrated_score(headcount, refused, checkpoint, texts):
+    folder = checkpoint()
+    model, tokenizer = hc.load(str(folder))
+    lines = ["Some text to calibrate on, of a few tokens.", "Another one, which is shorter."]
+    hc.calibrate(model, lines, tokenizer=tokenizer, into="c.safetensors")
+    command = ("select", folder, *texts, "--score", "devg", "--share", "0.25", "-o", "s.json")
+    code, out, error = headcount(*command, "--calibration", "c.safetensors")
+    assert code == 0, error
+    assert "Selected 6 of 24" in out
+    assert Selection.load("s.json").chosen["calibration"] == hc.Calibration.load("c.safetensors").fingerprint
+    command = ("select", "no/model", *texts, "--score", "devg", "--share", "0.25", "-o", "t.json")
+    assert "devg needs a calibration" in refused(*command)
+    assert "'c.json' cannot be read" in refused(*command, "--calibration", "c.json")
 
 
 def test_budget(headcount, refused, checkpoint, texts, own):

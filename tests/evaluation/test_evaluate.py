@@ -14,7 +14,9 @@ from headcount.evaluation.benchmark import Benchmark
 from headcount.evaluation.evaluate import evaluate
 from headcount.evaluation.language_model import HeadcountLM
 from headcount.policies import Fixed, Random, Threshold
+from headcount.resolving import resolve_policy
 from headcount.tasks import load_tasks, quiet
+from tests.calibrated import calibrated_on
 
 COLUMNS = [
     "policy", "curve", "score", "share_asked", "threshold", "task", "doc_id", "doc_hash", "target", "loglikelihoods",
@@ -289,6 +291,31 @@ def test_scores_can_be_recorded_in_the_same_pass(tiny, letters, own_tasks):
     assert run.scores is not None
     for name in measured.data_vars:
         np.testing.assert_allclose(run.scores[name], measured[name], rtol=1e-4, atol=1e-6)
+
+
+def test_scores_and_policies_read_the_calibration_that_is_given(tiny, letters, own_tasks, tmp_path):
+    model, options = tiny(), {"tokenizer": letters, "offline": True, "include_path": own_tasks}
+    calibration = calibrated_on(model, [list(range(3 + i, 60, 2)) for i in range(6)])
+    calibration.save(tmp_path / "calibration")
+    benchmark = Benchmark(model, ["sums_a"], calibration=calibration, **options)
+    asked = benchmark.ask([None, Random(0.4, instead=hc.Mean())], scores=["devg"])
+    measured = hc.measure_heads(model, benchmark.inputs(), scores=["devg"], calibration=calibration)
+    assert asked.scores is not None
+    np.testing.assert_allclose(asked.scores["devg"], measured["devg"], rtol=1e-4)
+    policy = Threshold("devg", float(measured["devg"].median()))
+    given = evaluate(model, ["sums_a"], [policy], calibration=calibration, **options)
+    with_its_own = evaluate(model, ["sums_a"], [replace(policy, calibration=calibration)], **options)
+    pd.testing.assert_frame_equal(given.outcomes, with_its_own.outcomes)
+    requests = [request for task in benchmark.task_set.tasks.values() for request in task.instances]
+    for given in (calibration, tmp_path / "calibration"):
+        lm = HeadcountLM(model, tokenizer=letters, policy=policy.label, calibration=given)
+        answers = HeadcountLM(model, tokenizer=letters, policy=replace(policy, calibration=calibration))
+        assert lm.loglikelihood(requests) == answers.loglikelihood(requests)
+    assert resolve_policy(policy.label, calibration=calibration).calibration is calibration
+    with pytest.raises(InputError, match="devg needs a calibration"):
+        Benchmark(model, ["sums_a"], **options).ask(scores=["devg"])
+    with pytest.raises(InputError, match=f"{policy.label} needs a calibration"):
+        evaluate(model, ["sums_a"], [policy], **options)
 
 
 def test_progress_is_reported(ask):

@@ -3,7 +3,7 @@ import pytest
 import torch
 import xarray as xr
 
-from headcount.errors import InputError
+from headcount.errors import InputError, ModelError
 from headcount.measure import measure_heads
 from headcount.models.observe import attention_modules
 from headcount.models.projection import output_projection
@@ -13,6 +13,7 @@ from headcount.removal.fitting import Fitting
 from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import replace_heads
 from headcount.units import UnitSet
+from tests.calibrated import calibrated_on
 
 ROWS = [torch.randint(3, 256, (n,), generator=torch.Generator().manual_seed(n)).tolist() for n in (12, 20, 9)]
 
@@ -84,6 +85,25 @@ def test_registered_scores_choose_the_heads_they_call_inactive(tiny):
         first = np.unravel_index(groups.argmin(), groups.shape)
         selection = select_heads(model, Fitting(rows=ROWS), share=0.25, score=score, kind="group")
         assert list(selection.heads) == [(first[0], 4 * first[1] + i) for i in range(4)]  # two would be a third
+
+
+def test_calibrated_scores_read_the_calibration_that_is_given(tiny):
+    model, fitting = tiny(), Fitting(rows=ROWS)
+    calibration = calibrated_on(model, ROWS)
+    means = measure_heads(model, ROWS, scores=["devg"], calibration=calibration)["devg"].values.mean(0)
+    expected = [(place // 8, place % 8) for place in np.argsort(means, axis=None)[:6]]
+    selection = select_heads(model, fitting, share=0.25, score="devg", calibration=calibration)
+    assert list(selection.heads) == expected
+    assert selection.chosen["calibration"] == calibration.fingerprint
+    assert "calibration" not in select_heads(model, fitting, share=0.25, score="awft", calibration=calibration).chosen
+    with pytest.raises(InputError, match="devg needs a calibration"):
+        select_heads(model, fitting, share=0.25, score="devg")
+    with pytest.raises(
+        InputError, match="devg is measured against a calibration of the whole model, and between rounds"
+    ):
+        select_heads(model, fitting, share=0.25, score="devg", calibration=calibration, rounds=2)
+    with pytest.raises(ModelError, match="calibration is of tiny"):
+        select_heads(tiny(seed=1), fitting, share=0.25, score="devg", calibration=calibration)
 
 
 def test_taylor_chooses_what_changes_the_loss_least(tiny):

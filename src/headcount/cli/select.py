@@ -65,6 +65,7 @@ def select(
     replacing: options.Replacing,
     reading: options.Reading,
     scores_from: options.ScoresFrom = None,
+    calibration: options.Calibration = None,
     asked: options.Questions,
     loading: options.Loading,
     batch_tokens: options.FittingBatch = 2048,
@@ -84,23 +85,24 @@ def select(
         keep_offline(asked.offline)
         from headcount.models.loading import default_name
         from headcount.removal.budget import Budget, select_within_budget
-        from headcount.removal.choose import NOT_FINITE, check_share, select_heads
+        from headcount.removal.choose import NOT_FINITE, check_options, check_share, select_heads
         from headcount.removal.fitting import Fitting
         from headcount.store.whole import check_writable
         from headcount.study.evaluating import named_tasks
-        from headcount.study.subject import load_model, read_data
+        from headcount.study.subject import load_model, read_calibration, read_data
         from headcount.units import KINDS
 
         check_writable(output_file)
         if share is not None:
             check_share(share)
+        check_options(score, aggregate, quantile, rounds, read_calibration(calibration))
         wanted = Budget.parse(budget) if budget else None
         named = partial(
             named_tasks, num_fewshot=asked.num_fewshot, include_path=asked.include_path, announce=progress.start
         )
         chosen = named(task, limit=asked.limit) if task else None
         kept = named(wanted.tasks, limit=None) if wanted else None
-        loaded = load_model(loading.spec(), announce=progress.start)
+        loaded = load_model(loading.spec(calibration), announce=progress.start)
         read = partial(
             read_data, loaded, chat_template=asked.chat_template, offline=asked.offline, include_path=asked.include_path,
             batch_tokens=batch_tokens, seed=seed, announce=progress.start,
@@ -122,7 +124,8 @@ def select(
         fitting = Fitting(rows=rows, ridge=replacing.ridge, batch_tokens=batch_tokens, seed=seed)
         selection = select_heads(
             loaded.model, fitting, share=share or 0.5, score=score, kind=unit, aggregate=aggregate, quantile=quantile,
-            rounds=rounds, how=replacing.replace, exclude_layers=exclude_layer or (), name=default_name(loaded.name),
+            rounds=rounds, how=replacing.replace, exclude_layers=exclude_layer or (),
+            calibration=loaded.calibration, name=default_name(loaded.name),
             progress=lambda step: progress.start(step, len(rows)),
         )  # fmt: skip
         trials = None

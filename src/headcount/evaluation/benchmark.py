@@ -12,6 +12,7 @@ import pandas as pd
 import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from headcount.calibration import Calibration
 from headcount.errors import InputError, seed_of
 from headcount.evaluation.language_model import HeadcountLM, OfPolicy, Responses
 from headcount.evaluation.outcomes import add_usage, aggregate, answers, directions, with_divergences
@@ -55,6 +56,7 @@ class Benchmark:
         offline: True for the benchmark package only, False for the hub only, None for whichever can be had.
         include_path: folder with task files of your own.
         decide: when generation decides which heads to zero, as for ``HeadcountLM``.
+        calibration: of the model, for scores, and for policies that need one and have none.
 
     Raises:
         TaskError: an unknown task, or data that cannot be had.
@@ -76,6 +78,7 @@ class Benchmark:
         offline: bool | None = None,
         include_path: str | Path | None = None,
         decide: str = "prompt",
+        calibration: Calibration | None = None,
     ) -> None:
         check_limit(limit)
         seed = seed_of(seed)
@@ -86,7 +89,9 @@ class Benchmark:
         if not isinstance(tasks, TaskSet):
             tasks = load_tasks(tasks, num_fewshot=num_fewshot, offline=offline, include_path=include_path, seed=seed)
         self.task_set = tasks
-        self.lm = HeadcountLM(model, tokenizer=tokenizer, batch_tokens=batch_tokens, seed=seed, decide=decide)
+        self.lm = HeadcountLM(
+            model, tokenizer=tokenizer, batch_tokens=batch_tokens, seed=seed, decide=decide, calibration=calibration
+        )
         self._requests: dict[tuple[str, int], list[Any]] = {}
         for name, task in tasks.tasks.items():
             with quiet():

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from headcount.analysis import UntilDecided, accuracy_table, asking_order
 from headcount.analysis.outcomes import main_metric
+from headcount.calibration import Calibration
 from headcount.errors import seed_of
 from headcount.evaluation.benchmark import Answers, Benchmark
 from headcount.models.batching import Progress, no_progress
@@ -75,6 +76,7 @@ def evaluate(
     offline: bool | None = None,
     include_path: str | Path | None = None,
     decide: str = "prompt",
+    calibration: Calibration | None = None,
     until_decided: UntilDecided | None = None,
     progress: Progress = no_progress,
     on_answers: Callable[[Answers], None] = lambda _: None,
@@ -100,8 +102,9 @@ def evaluate(
     benchmark = Benchmark(
         model, tasks, tokenizer=tokenizer, num_fewshot=num_fewshot, limit=limit, chat_template=chat_template,
         batch_tokens=batch_tokens, seed=seed, offline=offline, include_path=include_path, decide=decide,
+        calibration=calibration,
     )  # fmt: skip
-    policies = policy_list(policies)
+    policies = policy_list(policies, calibration)
     for policy in policies:
         check_policy(policy)
     seed = seed_of(seed)

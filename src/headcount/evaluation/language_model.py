@@ -1,6 +1,7 @@
 """headcount as a model class of lm-evaluation-harness."""
 
 import inspect
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from headcount.calibration import Calibration
 from headcount.errors import InputError, nearest
 from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
@@ -24,7 +26,7 @@ from headcount.models.instrument import DECIDE, instrument
 from headcount.models.loading import load
 from headcount.models.probe import Probe
 from headcount.models.state import check_tokenizer, evaluating, input_device, language_model
-from headcount.policies import Policy
+from headcount.policies import Policy, policy_list
 from headcount.resolving import resolve_policy
 from headcount.tasks import quiet
 
@@ -80,6 +82,7 @@ class HeadcountLM(_HFLM):
             ``running``: at every token anew, by averages over prompt and answer so far. ``every-pass``: at every token
             anew by reading the whole text again, without a cache, as the paper's authors do.
         thresholds_from: folder of a run whose scores give the thresholds of a policy named by share.
+        calibration: of the model, or a file with one, for scores and replacements that need it.
         pretrained: the same as ``model``, under lm-eval's name for it.
         loading: with a model given by name, options of ``headcount.load`` (``dtype``, ``device``, ``revision``, …).
 
@@ -98,6 +101,7 @@ class HeadcountLM(_HFLM):
         generation_batch_size: int = 8,
         decide: str = "prompt",
         thresholds_from: str | None = None,
+        calibration: Calibration | str | os.PathLike[str] | None = None,
         pretrained: PreTrainedModel | str | None = None,
         **loading: Any,
     ) -> None:
@@ -112,6 +116,8 @@ class HeadcountLM(_HFLM):
             del options[
                 "device"
             ]  # lm-eval's command line says cuda:0 unless told otherwise; HFLM takes what there is too
+        if calibration is not None and not isinstance(calibration, Calibration):
+            calibration = Calibration.load(calibration)
         known = {*inspect.signature(load).parameters} - {"model"} if isinstance(model, str) else {"device"}
         if unknown := sorted(options.keys() - known):
             raise InputError(f"Unknown option {unknown[0]!r} of HeadcountLM. {nearest(unknown[0], known)}")
@@ -123,9 +129,9 @@ class HeadcountLM(_HFLM):
         with quiet(), evaluating(model):
             super().__init__(pretrained=model, tokenizer=tokenizer, batch_size=generation_batch_size)
         self._device = input_device(model)  # lm-eval takes that of the weights, which may be elsewhere
-        self.policy = (
-            resolve_policy(policy, thresholds_from=thresholds_from, seed=seed) if isinstance(policy, str) else policy
-        )
+        if isinstance(policy, str):
+            policy = resolve_policy(policy, thresholds_from=thresholds_from, seed=seed)
+        self.policy, self.calibration = policy, calibration
         self.batch_tokens = batch_tokens
         self.seed = seed
         self.decide = decide
@@ -175,13 +181,15 @@ class HeadcountLM(_HFLM):
         progress: Progress = no_progress,
     ) -> Responses:
         """Answer requests of one of lm-eval's kinds under several policies, recording ``scores`` of the untouched model."""
+        policies = policy_list(policies, self.calibration)
         if kind == "generate_until":
             with evaluating(self.model):
                 return self._generate(requests, policies, progress)
         plan, spans = self._plan(kind, requests)
         scored = run_plan(
-            self.model, plan, policies, scores=scores, batch_tokens=self.batch_tokens, seed=self.seed, progress=progress
-        )
+            self.model, plan, policies, scores=scores, batch_tokens=self.batch_tokens, seed=self.seed,
+            calibration=self.calibration, progress=progress,
+        )  # fmt: skip
         ends = np.cumsum(spans).tolist()
         parts = [range(end - span, end) for span, end in zip(spans, ends, strict=True)]
         of_policies = []

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from headcount.calibration import Calibration
 from headcount.errors import InputError
 from headcount.policies.fixed import Fixed
 from headcount.policies.policy import (
@@ -73,11 +74,11 @@ def score_of(curve: str) -> str:
     return re.split(r"[+: ]", curve, maxsplit=1)[0]
 
 
-def policy_list(policies: Any) -> list[Any]:
-    """Policies as a list. Raises InputError for what holds none, and for one alone."""
+def policy_list(policies: Any, calibration: Calibration | None = None) -> list[Any]:
+    """Policies as a list, each with the calibration if it needs one and has none. Raises InputError for what is no list."""
     if isinstance(policies, str) or not isinstance(policies, Iterable):
         raise InputError(f"policies is a list, such as [Random(0.1)], not {policies!r:.60}.")
-    return [*policies]
+    return [policy.calibrated(calibration) if isinstance(policy, Policy) else policy for policy in policies]
 
 
 def policy_facts(policy: Policy | None) -> PolicyFacts:

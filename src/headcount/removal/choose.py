@@ -9,12 +9,14 @@ import torch
 import xarray as xr
 from transformers import PreTrainedModel
 
+from headcount.calibration import Calibration
 from headcount.errors import InputError
 from headcount.models.batching import Progress, data_fingerprint, no_progress, run_in_batches
 from headcount.models.instrument import instrument
 from headcount.models.observe import units_of
 from headcount.models.reading import batch_of
 from headcount.models.state import reads
+from headcount.policies.policy import calibration_of
 from headcount.removal.fitting import Fitting
 from headcount.removal.gradients import taylor_scores
 from headcount.removal.replace import How, replace_heads
@@ -44,6 +46,7 @@ def select_heads(
     rounds: int = 1,
     how: How = "refit",
     exclude_layers: Collection[int] = (),
+    calibration: Calibration | None = None,
     name: str = "",
     progress: Callable[[str], Progress] = lambda _: no_progress,
 ) -> Selection:
@@ -64,6 +67,7 @@ def select_heads(
         rounds: remeasure after each of so many equal steps, with what has gone replaced by then.
         how: what replaces heads, in the Taylor score and between rounds: ``zero``, ``mean`` or ``refit``.
         exclude_layers: layers that keep all their heads.
+        calibration: of the model, for a score that needs one.
         name: of the model, for people.
         progress: called with the name of each step, gives what to call with (done, total).
 
@@ -72,7 +76,7 @@ def select_heads(
         ModelError: a model that cannot be measured, or whose gradients cannot be had.
     """
     check_share(share)
-    _check_options(score, aggregate, quantile, rounds)
+    read = check_options(score, aggregate, quantile, rounds, calibration)
     units = units_of(model)
     if missing := set(exclude_layers) - set(units.layer_indices):
         raise InputError(f"Layer {min(missing)} is no attention layer; they are {units.layer_indices}.")
@@ -100,7 +104,7 @@ def select_heads(
             if score == TAYLOR:
                 table = taylor_scores(model, fitting, how=how, kind=kind, removed=UnitSet(gone), progress=told)
             else:
-                table = _unit_scores(model, fitting, score, kind, progress=told)
+                table = _unit_scores(model, fitting, score, kind, read, progress=told)
         order = order_by_need(table, needed_when, aggregate, quantile=quantile, share=share)
         not_finite |= {unit for unit in members.keys() - set(order) if members[unit][0] not in gone}
         if not order:
@@ -125,6 +129,8 @@ def select_heads(
         chosen["replaced by"] = how
         if how == "refit":
             chosen["ridge"] = fitting.ridge
+    if read is not None:
+        chosen["calibration"] = read.fingerprint
     if exclude_layers:
         chosen["excluded layers"] = sorted(exclude_layers)
     if not_finite:
@@ -132,7 +138,14 @@ def select_heads(
     return Selection.of(model, gone, name=name, kind=kind, chosen=chosen | _read(model, fitting))
 
 
-def _check_options(score: str, aggregate: str, quantile: float, rounds: int) -> None:
+def check_options(
+    score: str, aggregate: str, quantile: float, rounds: int, calibration: Calibration | None = None
+) -> Calibration | None:
+    """The calibration that the score reads, None where it reads none.
+
+    Raises:
+        InputError: unusable options of ``select_heads``, or a score that lacks its calibration.
+    """
     if rounds < 1:
         raise InputError(f"rounds is at least 1, not {rounds}.")
     if not 0 <= quantile <= 1:
@@ -143,6 +156,13 @@ def _check_options(score: str, aggregate: str, quantile: float, rounds: int) -> 
         raise InputError(
             "The Taylor score has no side on which heads are inactive. Use --aggregate mean, max or quantile."
         )
+    read = calibration_of((), [] if score == TAYLOR else [get_score(score)], calibration)
+    if read is not None and rounds > 1:
+        raise InputError(
+            f"{score} is measured against a calibration of the whole model, and between rounds heads are replaced. Choose in "
+            "one round, or by another score."
+        )
+    return read
 
 
 def _read(model: PreTrainedModel, fitting: Fitting) -> dict[str, Any]:
@@ -194,12 +214,19 @@ def order_by_need(
 
 
 def _unit_scores(
-    model: PreTrainedModel, fitting: Fitting, score: str, kind: KindId, *, progress: Progress
+    model: PreTrainedModel,
+    fitting: Fitting,
+    score: str,
+    kind: KindId,
+    calibration: Calibration | None = None,
+    *,
+    progress: Progress,
 ) -> xr.DataArray:
     """A registered score, dims (example, layer, unit): the mean over each unit's heads."""
     units, rows, score = units_of(model), fitting.rows, get_score(score).id
     order: list[int] = []
-    with instrument(model, scores=[score], seed=fitting.seed) as probe, torch.inference_mode():
+    measuring = instrument(model, scores=[score], seed=fitting.seed, calibration=calibration)
+    with measuring as probe, torch.inference_mode():
 
         def run(batch: list[int]) -> None:
             tokens, mask, _ = batch_of(model, [rows[i] for i in batch])

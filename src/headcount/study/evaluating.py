@@ -108,7 +108,7 @@ def evaluate_run(
         read_policy(policy, exclude_layers=excluded, seed=seed, model=name) if isinstance(policy, str) else policy
         for policy in policy_list(policies)
     ]
-    read = [policy.calibrated(calibration) if isinstance(policy, Policy) else policy for policy in read]
+    read = policy_list(read, calibration)
     for policy in read:
         check_policy(policy)
     if not isinstance(until_decided, UntilDecided | None):

@@ -175,6 +175,7 @@ def read_data(
             loaded.model, list(data.tasks), tokenizer=loaded.tokenizer, num_fewshot=data.num_fewshot, limit=data.limit,
             chat_template=loaded.expects_chat()[0] if chat_template is None else chat_template,
             batch_tokens=batch_tokens, seed=seed, offline=offline or None, include_path=include_path,
+            calibration=loaded.calibration,
         )  # fmt: skip
         facts = {"tasks": list(data.tasks)} | benchmark.facts()
     return Subject(model=loaded, data=facts, rows=benchmark.inputs(), benchmark=benchmark, batch_tokens=batch_tokens)

@@ -86,8 +86,7 @@ class AskShard:
 
     def run(self, subject: Subject, progress: Progress) -> Answers:
         assert subject.benchmark is not None
-        policies = [policy and policy.calibrated(subject.model.calibration) for policy in self.policies]
-        return subject.benchmark.ask(policies, self.questions, progress=progress)
+        return subject.benchmark.ask(self.policies, self.questions, progress=progress)
 
 
 @dataclass(frozen=True, kw_only=True)
