@@ -165,7 +165,7 @@ def test_a_layer_that_is_nowhere_finite_is_no_padding():
 
 def test_measuring_says_how_many_heads_layers_have(tiny):
     table = measure_heads(tiny(), [[5, 6, 7]], scores=["awft"])
-    assert table.attrs["num_attention_heads"] == [8, 8, 8]
+    assert table.attrs["num_units"] == [8, 8, 8]
     assert not_finite(table) == {}
     broken = table.assign(awft=table["awft"].where(table["layer"] != 1))
     assert said_not_finite("awft", not_finite(broken)["awft"]) == (

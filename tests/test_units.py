@@ -19,8 +19,8 @@ def test_group_size_is_query_heads_per_key_value_head():
 
 def test_geometry_counts_what_each_layer_has():
     assert HYBRID.layer_indices == [0, 2]
-    assert HYBRID.max_attention_heads == 4
-    assert HYBRID.num_heads == 4 + 2
+    assert HYBRID.most_units == 4
+    assert HYBRID.num_units == 4 + 2
     np.testing.assert_array_equal(HYBRID.exists(), [[True, True, True, True], [True, True, False, False]])
 
 
@@ -29,9 +29,9 @@ UNEVEN = LayerUnits(index=0, num_attention_heads=5, num_key_value_heads=2, head_
 
 
 def test_units_are_made_of_query_heads():
-    assert layer(0, 4, 2).members("query") == [(0,), (1,), (2,), (3,)]
+    assert layer(0, 4, 2).members("head") == [(0,), (1,), (2,), (3,)]
     assert layer(0, 4, 2).members("group") == [(0, 1), (2, 3)]
-    assert layer(0, 4, 2).members("layer") == [(0, 1, 2, 3)]
+    assert layer(0, 4, 2).members("attention") == [(0, 1, 2, 3)]
     assert UNEVEN.members("group") == [(0, 2), (1, 3, 4)]
     for kind in KINDS:  # every head is in one unit
         assert sorted(head for unit in UNEVEN.members(kind) for head in unit) == list(range(5))
@@ -43,8 +43,8 @@ def test_a_unit_has_the_mean_of_its_heads_or_the_most_active_one():
     values = np.array([[[1, 2, 3, 5], [4, 8, nan, nan]], [[1, nan, 0, 2], [6, 6, nan, nan]]], np.float32)
     mean = [[[1.5, 4], [6, nan]], [[nan, 1], [6, nan]]]
     np.testing.assert_array_equal(HYBRID.reduce(values, "group"), mean)
-    np.testing.assert_array_equal(HYBRID.reduce(values, "query"), values)
-    np.testing.assert_array_equal(HYBRID.reduce(values, "layer")[..., 0], [[2.75, 6], [nan, 6]])
+    np.testing.assert_array_equal(HYBRID.reduce(values, "head"), values)
+    np.testing.assert_array_equal(HYBRID.reduce(values, "attention")[..., 0], [[2.75, 6], [nan, 6]])
     # Inactive when low: the highest is the farthest from it.
     highest = [[[2, 5], [8, nan]], [[nan, 2], [6, nan]]]
     np.testing.assert_array_equal(HYBRID.reduce(values, "group", "most_active"), highest)
@@ -92,7 +92,7 @@ def test_check_accepts_the_models_heads():
 
 @pytest.mark.parametrize("missing", [(0, 4), (2, 2), (1, 0), (3, 0), (-1, 0), (0, -1)])
 def test_check_refuses_heads_that_do_not_exist(missing):
-    with pytest.raises(InputError, match=f"Head {missing[1]} of layer {missing[0]} does not exist") as raised:
+    with pytest.raises(InputError, match=f"Query head {missing[1]} of layer {missing[0]} does not exist") as raised:
         UnitSet([(0, 0), missing]).check(HYBRID)
     assert "0…2 with up to 4 query heads" in str(raised.value)
     assert "from 0" in str(raised.value)

@@ -89,9 +89,9 @@ def not_finite(table: xr.Dataset | Summary) -> dict[str, dict[str, Any]]:
         num_inputs = num_tokens = table.sizes["example"]
         layers = table["layer"].values.tolist()
     known = np.stack(list(counts.values())).max(axis=0) > 0  # [layer, head]
-    heads = table.attrs.get("num_attention_heads", ())
-    if len(heads) == len(layers):
-        known = np.arange(known.shape[1]) < np.array(heads)[:, None]
+    counts_of = table.attrs.get("num_units", table.attrs.get("num_attention_heads", ()))  # as older runs call it
+    if len(counts_of) == len(layers):
+        known = np.arange(known.shape[1]) < np.array(counts_of)[:, None]
     found = {}
     for name, count in counts.items():
         rows = num_tokens if of_tokens([name]) else num_inputs

@@ -1,8 +1,10 @@
 """What is measured, off or removed as a whole: kinds of units, which of them a model has, and sets of them."""
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from operator import index
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -12,10 +14,11 @@ from pydantic import Field
 
 from headcount.errors import InputError
 
-KindId = Literal["query", "group", "layer"]
-MOST_HEADS = 65_536  # of a layer that a file may speak of
+KindId = Literal["head", "group", "attention", "neuron", "mlp"]
+SiteId = Literal["attention", "mlp"]
+MOST_UNITS = 1 << 20  # of a layer that a file may speak of
 Count = Annotated[int, Field(strict=True, ge=0, le=10**9)]
-_Heads = Annotated[int, Field(strict=True, ge=1, le=MOST_HEADS)]
+_Width = Annotated[int, Field(strict=True, ge=1, le=MOST_UNITS)]
 
 
 @dataclass(frozen=True)
@@ -24,19 +27,54 @@ class Kind:
 
     noun: str  # one of them, as users read it
     plural: str
-    of_heads: "Callable[[LayerUnits], tuple[int, ...]]"  # for each query head of a layer, the unit that it is part of
+    site: SiteId  # what writes it into the residual stream
+    of_parts: (
+        "Callable[[Any], tuple[int, ...]]"  # for each query head or neuron of a layer, the unit that it is part of
+    )
+    one_a_layer: bool = False
+
+    @staticmethod
+    def titled(name: str) -> str:
+        """At the beginning of a sentence."""
+        return name[:1].upper() + name[1:]
 
 
-#: Every kind of unit; each is made of whole query heads.
+#: Every kind of unit; each is made of whole query heads, or of whole neurons: channels of what an MLP's last map reads.
 KINDS: dict[KindId, Kind] = {
-    "query": Kind("query head", "query heads", lambda layer: tuple(range(layer.num_attention_heads))),
-    "group": Kind("key-value group", "key-value groups", lambda layer: layer.key_value_heads),
-    "layer": Kind("layer's attention", "layers' attention", lambda layer: (0,) * layer.num_attention_heads),
-}
+    "head": Kind("query head", "query heads", "attention", lambda layer: tuple(range(layer.num_parts))),
+    "group": Kind("key-value group", "key-value groups", "attention", lambda layer: layer.key_value_heads),
+    "attention": Kind(
+        "layer's attention", "layers' attention", "attention", lambda layer: (0,) * layer.num_parts, one_a_layer=True
+    ),
+    "neuron": Kind("MLP neuron", "MLP neurons", "mlp", lambda layer: tuple(range(layer.num_parts))),
+    "mlp": Kind("layer's MLP", "layers' MLPs", "mlp", lambda layer: (0,) * layer.num_parts, one_a_layer=True),
+}  # fmt: skip
+
+
+def checked_kind(kind: str) -> KindId:
+    """A kind's id. Raises InputError for another text."""
+    if kind not in KINDS:
+        raise InputError(f"A unit is one of {', '.join(KINDS)}, not {kind!r:.60}.")
+    return kind
+
+
+class _Parts(ABC):
+    """A layer's query heads, or neurons."""
+
+    @property
+    @abstractmethod
+    def num_parts(self) -> int: ...
+
+    def members(self, kind: KindId) -> list[tuple[int, ...]]:
+        """The query heads, or neurons, of each of the layer's units."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for part, unit in enumerate(KINDS[kind].of_parts(self)):
+            found[unit].append(part)
+        return [tuple(found[unit]) for unit in sorted(found)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerUnits:
+class LayerUnits(_Parts):
     """The heads of one attention layer.
 
     ``index`` is the layer's position in the model (``layer_idx``); ``head_dim`` is the size of a head's
@@ -45,9 +83,9 @@ class LayerUnits:
     """
 
     index: Count
-    num_attention_heads: _Heads
-    num_key_value_heads: _Heads
-    head_dim: _Heads
+    num_attention_heads: _Width
+    num_key_value_heads: _Width
+    head_dim: _Width
     key_value_index: tuple[Count, ...] | None = None
 
     #: Where files are parsed, which hold it as it is.
@@ -56,6 +94,11 @@ class LayerUnits:
     def __post_init__(self) -> None:
         if self.key_value_index is not None:  # a list, where it comes from JSON
             object.__setattr__(self, "key_value_index", tuple(self.key_value_index))
+
+    @property
+    def num_parts(self) -> int:
+        """Query heads."""
+        return self.num_attention_heads
 
     @property
     def group_size(self) -> int:
@@ -70,13 +113,6 @@ class LayerUnits:
             return self.key_value_index
         return tuple(head // self.group_size for head in range(self.num_attention_heads))
 
-    def members(self, kind: KindId) -> list[tuple[int, ...]]:
-        """The query heads of each of the layer's units."""
-        found: dict[int, list[int]] = defaultdict(list)
-        for head, unit in enumerate(KINDS[kind].of_heads(self)):
-            found[unit].append(head)
-        return [tuple(found[unit]) for unit in sorted(found)]
-
     def facts(self) -> dict[str, Any]:
         """For JSON; read back by ``LayerUnits(**facts)``."""
         known = {name: value for name, value in vars(self).items() if value is not None}
@@ -84,31 +120,61 @@ class LayerUnits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitMap:
-    """Every attention layer of a model, in the order in which the model calls them.
+class MlpUnits(_Parts):
+    """The neurons of one decoder layer's MLP: the channels that its map into the residual stream reads.
 
-    Layers without attention (hybrid models) are left out; layers may differ in their number of heads.
+    ``index`` is the layer's place among the decoder layers.
     """
 
-    layers: tuple[LayerUnits, ...]
+    index: Count
+    num_neurons: _Width
+
+    __pydantic_config__: ClassVar[dict[str, str]] = {"extra": "forbid"}
+
+    @property
+    def num_parts(self) -> int:
+        """Neurons."""
+        return self.num_neurons
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON; read back by ``MlpUnits(**facts)``."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitMap:
+    """Every layer of a model that has units of a kind, in the order in which the model calls them.
+
+    Layers without attention (hybrid models) have no heads and are left out; layers may differ in their number of units.
+    """
+
+    layers: tuple[LayerUnits, ...] | tuple[MlpUnits, ...]
+    kind: KindId = "head"
 
     @property
     def layer_indices(self) -> list[int]:
         return [layer.index for layer in self.layers]
 
-    @property
-    def max_attention_heads(self) -> int:
-        return max(layer.num_attention_heads for layer in self.layers)
+    @cached_property
+    def counts(self) -> list[int]:
+        """Units of each layer."""
+        if self.kind in ("head", "neuron"):
+            return [layer.num_parts for layer in self.layers]
+        return [len(layer.members(self.kind)) for layer in self.layers]
 
     @property
-    def num_heads(self) -> int:
-        """Query heads of the whole model."""
-        return sum(layer.num_attention_heads for layer in self.layers)
+    def most_units(self) -> int:
+        """Units of the layer that has the most."""
+        return max(self.counts)
+
+    @property
+    def num_units(self) -> int:
+        """Units of the whole model."""
+        return sum(self.counts)
 
     def exists(self) -> np.ndarray:
-        """bool [layer, head]: True where the layer has that query head."""
-        heads = np.arange(self.max_attention_heads)
-        return np.stack([heads < layer.num_attention_heads for layer in self.layers])
+        """bool [layer, unit]: True where the layer has that unit."""
+        return np.arange(self.most_units) < np.array(self.counts)[:, None]
 
     def reduce(
         self,
@@ -131,9 +197,9 @@ class UnitMap:
             ``[…, layer, unit]``; NaN for a unit with a head that has none, and where a layer has fewer units.
         """
         over = np.mean if by == "mean" else np.max if inactive_when == "low" else np.min
-        members = [layer.members(to) for layer in self.layers]
-        found = np.full((*values.shape[:-1], max(map(len, members))), np.nan, values.dtype)
-        for place, of_layer in enumerate(members):
+        parts = [layer.members(to) for layer in self.layers]
+        found = np.full((*values.shape[:-1], max(map(len, parts))), np.nan, values.dtype)
+        for place, of_layer in enumerate(parts):
             for unit, heads in enumerate(of_layer):
                 found[..., place, unit] = over(np.take(values[..., place, :], heads, axis=-1), axis=-1)
         return found
@@ -178,11 +244,10 @@ class UnitSet:
 
     def check(self, units: UnitMap) -> None:
         """Raise InputError if a head of the set is not one of the model's."""
-        counts = {layer.index: layer.num_attention_heads for layer in units.layers}
-        for layer, head in self:
-            if not 0 <= head < counts.get(layer, 0):
+        counts, kind = dict(zip(units.layer_indices, units.counts, strict=True)), KINDS[units.kind]
+        for layer, unit in self:
+            if not 0 <= unit < counts.get(layer, 0):
                 raise InputError(
-                    f"Head {head} of layer {layer} does not exist: attention layers are "
-                    f"{min(counts)}…{max(counts)} with up to {max(counts.values())} query heads. "
-                    "Count layers and heads from 0."
+                    f"{kind.titled(kind.noun)} {unit} of layer {layer} does not exist: layers are {min(counts)}…{max(counts)} "
+                    f"with up to {max(counts.values())} {kind.plural}. Count layers and {kind.plural} from 0."
                 )

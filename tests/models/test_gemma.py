@@ -63,7 +63,7 @@ def test_a_layers_only_key_value_group_off_is_its_attention_off(gemma, tokens):
     body = gemma[0].base_model
     units = units_of(body)
     (heads,) = units.layers[SLIDING].members("group")
-    assert units.layers[SLIDING].members("layer") == [heads] == [(0, 1, 2, 3)]
+    assert units.layers[SLIDING].members("attention") == [heads] == [(0, 1, 2, 3)]
     with instrument(body, policy=Fixed([(SLIDING, head) for head in heads])) as probe, torch.no_grad():
         found = body(tokens).last_hidden_state
     assert probe.off.values.sum() == 4

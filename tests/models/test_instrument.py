@@ -290,7 +290,10 @@ def test_a_layer_with_fewer_heads_has_nan_for_the_rest(tiny):
     assert probe.scores["ahon"][:, 1, :4].notnull().all()
     assert probe.off[:, 1].values.tolist() == [[True] * 4 + [False] * 4] * 3
     assert probe.share_off.tolist() == [1.0] * 3
-    with pytest.raises(InputError, match="Head 4 of layer 1 does not exist"), instrument(model, policy=Fixed([(1, 4)])):
+    with (
+        pytest.raises(InputError, match="Query head 4 of layer 1 does not exist"),
+        instrument(model, policy=Fixed([(1, 4)])),
+    ):
         pass
 
 

@@ -100,7 +100,7 @@ def test_the_same_heads_are_replaced_as_numpy_does(model, calibration, how, keep
         logits, probe = under(model, policy, row)
         expected = by_hand(model, row, decide, how, calibration, keep_first=keep_first)
         torch.testing.assert_close(logits, expected, rtol=0, atol=5e-5)
-        assert probe.share_off[0] == pytest.approx(len(heads) / units_of(model).num_heads)
+        assert probe.share_off[0] == pytest.approx(len(heads) / units_of(model).num_units)
 
 
 @pytest.mark.parametrize("how", HOW)
@@ -120,7 +120,7 @@ def test_heads_decided_for_each_token_are_replaced_as_numpy_does(model, calibrat
         pairs.clear()
         expected = by_hand(model, row, decide, how, calibration, keep_first=keep_first)
         torch.testing.assert_close(logits, expected, rtol=0, atol=5e-5)
-        assert probe.share_off[0] == pytest.approx(sum(pairs) / (len(row) * units_of(model).num_heads))
+        assert probe.share_off[0] == pytest.approx(sum(pairs) / (len(row) * units_of(model).num_units))
         assert 0.1 < probe.share_off[0] < 0.9
 
 
@@ -308,7 +308,7 @@ def test_random_heads_of_tokens_are_drawn_as_often_as_asked_and_by_seed(tiny):
     model = tiny("llama")
     rows = [np.random.default_rng(i).integers(3, 200, 200).tolist() for i in range(4)]
     shares = [[under(model, Random(0.3, seed, per="token"), row)[1].share_off[0] for row in rows] for seed in (0, 1)]
-    num_pairs = 4 * 200 * units_of(model).num_heads
+    num_pairs = 4 * 200 * units_of(model).num_units
     for of_seed in shares:
         assert abs(np.mean(of_seed) - 0.3) < 4 * (0.21 / num_pairs) ** 0.5
     assert shares[0] != shares[1]
@@ -320,7 +320,7 @@ def test_of_ranked_heads_as_many_are_off_as_asked_on_every_row(model, calibratio
     units = units_of(model)
     for row in TEXTS[:4]:
         _, probe = under(model, Ranked(score, share, calibration=calibration), row)
-        assert abs(probe.share_off[0] - share) <= 0.5 / units.num_heads + 1e-9
+        assert abs(probe.share_off[0] - share) <= 0.5 / units.num_units + 1e-9
         if score == "ahon_ln" and 0 < share < 1:  # in the first layer nothing was changed before
             first = measure_heads(model, [row], scores=[score])[score].values[0, 0]
             off = probe.off.values[0, 0]

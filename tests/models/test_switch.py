@@ -63,7 +63,7 @@ def test_a_block_inside_a_block_is_refused(model):
             with pytest.raises(ModelError, match="inside a headcount block already"):
                 inner()
         assert torch.equal(logits(model), expected)
-        assert units_of(model).num_heads == 24
+        assert units_of(model).num_units == 24
     assert outer.off.sizes["example"] == len(TOKENS)
 
 

@@ -129,14 +129,14 @@ def test_fixed_refuses_what_is_not_a_head():
 def test_heads_the_model_lacks_are_refused(tiny, policy):
     from headcount.models.instrument import instrument
 
-    with pytest.raises(InputError, match=r"does not exist: attention layers are 0…2 with up to 8 query heads"):
+    with pytest.raises(InputError, match=r"does not exist: layers are 0…2 with up to 8 query heads"):
         instrument(tiny(), policy=policy).__enter__()
 
 
 def test_layers_the_model_lacks_are_refused(tiny):
     from headcount.models.instrument import instrument
 
-    with pytest.raises(InputError, match="exclude_layers names layer 3; the model's attention layers are 0…2"):
+    with pytest.raises(InputError, match="exclude_layers names layer 3; the model's layers with query heads are 0…2"):
         instrument(tiny(), policy=Random(0.1, exclude_layers=[0, 3])).__enter__()
 
 

@@ -27,7 +27,7 @@ def benchmark(tiny, letters, tmp_path):
 
 
 def candidates(benchmark, heads):
-    return Selection.of(benchmark.lm.model, heads, name="tiny", kind="query", chosen={"score": "by hand"})
+    return Selection.of(benchmark.lm.model, heads, name="tiny", kind="head", chosen={"score": "by hand"})
 
 
 IDLE = [(1, head) for head in range(8)] + [(0, head) for head in range(4, 8)]
@@ -108,7 +108,7 @@ def test_prefixes_cut_no_unit_in_two(tiny):
     selection = Selection.of(tiny(), heads, name="tiny", kind="group", chosen={})
     assert [len(heads) for heads in _prefixes(selection, 3)] == [4, 8, 12, 16]
     assert [len(heads) for heads in _prefixes(selection, 8)] == [8, 16]
-    assert [len(heads) for heads in _prefixes(selection.model_copy(update={"kind": "query"}), 6)] == [6, 12, 16]
+    assert [len(heads) for heads in _prefixes(selection.model_copy(update={"kind": "head"}), 6)] == [6, 12, 16]
 
 
 @pytest.mark.parametrize("text", ["1%", "1 point", "0 points of piqa", "a point of piqa", "1 point of piqa,"])

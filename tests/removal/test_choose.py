@@ -56,7 +56,7 @@ def test_what_was_not_measured_on_a_text_never_goes():
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_unit_without_a_finite_score_on_every_text_stays_and_is_counted(tiny, monkeypatch, value):
     model = tiny()
-    whole = choose._unit_scores(model, Fitting(rows=ROWS), "ahon_ln", "query", progress=lambda *_: None)
+    whole = choose._unit_scores(model, Fitting(rows=ROWS), "ahon_ln", "head", progress=lambda *_: None)
     first, *others = select_heads(model, Fitting(rows=ROWS), share=0.2, score="ahon_ln").heads
     broken = whole.copy()
     broken[1, first[0], first[1]] = value
@@ -67,7 +67,7 @@ def test_a_unit_without_a_finite_score_on_every_text_stays_and_is_counted(tiny, 
         assert selection.chosen[choose.NOT_FINITE] == 1
     assert list(select_heads(model, Fitting(rows=ROWS), share=0.2, score="ahon_ln").heads[: len(others)]) == others
     broken[0] = value
-    with pytest.raises(InputError, match="No query has a finite ahon_ln score on every text"):
+    with pytest.raises(InputError, match="No head has a finite ahon_ln score on every text"):
         select_heads(model, Fitting(rows=ROWS), share=0.2, score="ahon_ln")
 
 
@@ -133,7 +133,7 @@ def test_rounds_measure_again_with_what_has_gone_replaced(tiny):
 
 
 def test_whole_layers(tiny):
-    selection = select_heads(tiny(), Fitting(rows=ROWS), share=0.4, kind="layer", how="mean")
+    selection = select_heads(tiny(), Fitting(rows=ROWS), share=0.4, kind="attention", how="mean")
     assert len({layer for layer, _ in selection.heads}) == 1
     assert len(selection.heads) == 8
 
@@ -143,7 +143,7 @@ def test_whole_layers(tiny):
     [
         ({"share": 20}, "between 0 and 1, not 20; write 20% as 0.20"),
         ({"share": 0.02}, "is 0 of 24 heads, less than one query head"),
-        ({"share": 0.1, "kind": "layer"}, "is 2 of 24 heads, less than one layer's attention"),
+        ({"share": 0.1, "kind": "attention"}, "is 2 of 24 heads, less than one layer's attention"),
         ({"share": 0.1, "aggregate": "median"}, "not 'median'"),
         ({"share": 0.1, "aggregate": "inactive"}, "no side on which heads are inactive"),
         ({"share": 0.1, "rounds": 0}, "rounds is at least 1"),

@@ -59,12 +59,12 @@ def test_nothing_of_a_batch_is_kept(tiny):
 
 
 @pytest.mark.parametrize("how", ["zero", "mean", "refit"])
-@pytest.mark.parametrize("kind", ["query", "group", "layer"])
+@pytest.mark.parametrize("kind", ["head", "group", "attention"])
 def test_score_is_the_mean_squared_change_of_the_loss(tiny, how, kind, monkeypatch):
     model = tiny("starcoder2", num_hidden_layers=2).double()  # LayerNorm computes in double, RMSNorm does not
     monkeypatch.setattr("tests.removal.test_replace.ROWS", ROWS)
     scores = taylor_scores(model, Fitting(rows=ROWS, ridge=0.1, batch_tokens=20), how=how, kind=kind)
-    size = {"query": 1, "group": 4, "layer": 8}[kind]
+    size = {"head": 1, "group": 4, "attention": 8}[kind]
     assert scores.shape == (2, 2, 8 // size)
     for layer, number in ((0, 0), (1, 8 // size - 1)):
         outputs = head_outputs(model, layer)  # both texts' tokens but the first, one after the other

@@ -73,7 +73,7 @@ def test_a_layer_can_lose_all_heads_and_the_model_cannot():
 
 
 def test_bad_input():
-    with pytest.raises(InputError, match="Head 6 of layer 0 does not exist"):
+    with pytest.raises(InputError, match="Query head 6 of layer 0 does not exist"):
         plan_removal(geometry(), [(0, 6)], uneven="index")
     with pytest.raises(InputError, match="'index', 'repeat' or 'keep', not 'split'"):
         plan_removal(geometry(), [(0, 0)], uneven="split")  # pyright: ignore

@@ -40,7 +40,7 @@ assert not any(name.startswith("headcount.") for name in sys.modules)
 
 def select(model, heads=None):
     heads = some_heads(model) if heads is None else heads
-    return Selection.of(model, heads, name="tiny", kind="query", chosen={"score": "by hand"})
+    return Selection.of(model, heads, name="tiny", kind="head", chosen={"score": "by hand"})
 
 
 def even(model):
@@ -139,7 +139,7 @@ def test_zero_filled(tiny, tmp_path):
 def test_the_card_says_what_was_done(tiny, tmp_path):
     model = tiny()
     selection = Selection.of(
-        model, [(0, 5), (1, 0), (1, 1)], name="<b>tiny`</b>", kind="query", chosen={"score": "x\n# not a heading"}
+        model, [(0, 5), (1, 0), (1, 1)], name="<b>tiny`</b>", kind="head", chosen={"score": "x\n# not a heading"}
     )
     result = prune_heads(model, selection, tmp_path / "m", FITTING, how="refit", command="headcount prune …")
     card = (tmp_path / "m" / "README.md").read_text()
@@ -256,5 +256,5 @@ def test_selection_files(tiny, tmp_path):
         Selection.load(tmp_path / "pipe")
     with pytest.raises(InputError, match="There is no selection"):
         Selection.load(tmp_path / "none.json")
-    with pytest.raises(InputError, match="Head 9 of layer 0 does not exist"):
+    with pytest.raises(InputError, match="Query head 9 of layer 0 does not exist"):
         select(model, [(0, 9)])

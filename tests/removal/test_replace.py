@@ -147,5 +147,5 @@ def test_bad_input(tiny):
         replace_heads(model, UnitSet([(0, 1)]), "mean", Fitting(rows=[[3]]))
     with pytest.raises(InputError, match="ridge is greater than 0, not 0"):
         replace_heads(model, UnitSet([(0, 1)]), "refit", Fitting(rows=ROWS, ridge=0))
-    with pytest.raises(InputError, match="Head 1 of layer 2 does not exist"):
+    with pytest.raises(InputError, match="Query head 1 of layer 2 does not exist"):
         replace_heads(model, UnitSet([(2, 1)]), "zero")

@@ -161,7 +161,21 @@ def test_unknown_names_give_the_nearest(name, nearest):
 
 
 def test_select_scores():
-    assert select_scores("all") == [score for score in all_scores() if not score.needs & CALIBRATED]
+    heads = [score for score in all_scores() if score.is_of("head") and not score.needs & CALIBRATED]
+    assert select_scores("all") == heads
+    assert len(heads) == 16
+    assert [score.id for score in select_scores("all", "mlp")] == [
+        "lthon",
+        "lthon_hn",
+        "ahon",
+        "fhon",
+        "random",
+        "fthon",
+        "rms_res",
+        "influence",
+    ]
+    assert not {"fhon_ln", "griffin", "awft"} & {score.id for score in select_scores("all", "mlp")}
+    assert {"fhon_ln", "griffin", "gate"} <= {score.id for score in select_scores("all", "neuron")}
     assert [s.id for s in select_scores("HONOR")] == ["ahon_ln"]
     assert [s.id for s in select_scores(["awft", "HONOR", "ahon_ln", "aeqd"])] == ["awft", "ahon_ln", "aeqd"]
     with pytest.raises(InputError, match="No score was given"):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from headcount.errors import InputError
+from headcount.units import KindId
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ TAKEN = {
     "mean_error": Measurement("mean_error", "mean"),
     "linear_error": Measurement("linear_error", "mean"),
     "kept_error": Measurement("kept_error", "mean"),
+    "first_output_norm": Measurement("output_norm", "first"),
+    "relative_square": Measurement("relative_square", "mean"),
+    "square_share": Measurement("square_share", "mean"),
+    "gate_norm": Measurement("gate_norm", "mean"),
+    "residual_cosine": Measurement("residual_cosine", "mean"),
 }
 #: What needs every attention weight, and so costs more than plain attention.
 OF_WEIGHTS = frozenset({"first_token_weight", "entropy"})
@@ -117,6 +123,16 @@ class LayerMeasurements:
     """Likewise, with what ``kept`` would put there if no other head were off."""
     sensitivity: Tensor
     """The layer's sensitivity in the calibration, nats² per squared unit of the block's output; the same for all heads."""
+    first_output_norm: Tensor
+    """Of MLP neurons and MLPs: the L2 norm of the unit's output at the first real token."""
+    relative_square: Tensor
+    """Likewise: mean over the N tokens of (‖W_u o_u‖ / ‖x‖)², with x the residual stream that the MLP reads."""
+    square_share: Tensor
+    """Of MLP neurons: mean over the N tokens of a_u² / Σ_v a_v², over the layer's neurons v."""
+    gate_norm: Tensor
+    """Of MLP neurons: mean over the N tokens of the gate's absolute value, act(W_gate h); without a gate, of the activation's."""
+    residual_cosine: Tensor
+    """Of MLPs: mean over the N tokens of the cosine between the residual stream x that the MLP reads and x with its output."""
     uniform: Tensor
     """A number drawn uniformly from [0, 1) for each example, layer and head, from the run's seed."""
 
@@ -156,3 +172,12 @@ class LayerMeasurements:
 
 
 MEASUREMENTS = frozenset(LayerMeasurements.__annotations__)
+_OF_OUTPUTS = frozenset({"output_norm", "last_output_norm", "contribution_norm", "uniform"})
+_OF_MLPS = _OF_OUTPUTS | {"first_output_norm", "relative_square", "residual_norm", "residual", "output", "real"}
+_OF_NEURONS = frozenset({"square_share", "gate_norm"})
+_OF_ATTENTION = MEASUREMENTS - {"first_output_norm", "relative_square", "residual_cosine"} - _OF_NEURONS
+#: What is measured of each kind of unit.
+MEASURED: dict[KindId, frozenset[str]] = {
+    "head": _OF_ATTENTION, "group": _OF_ATTENTION, "attention": _OF_ATTENTION, "neuron": _OF_MLPS | _OF_NEURONS,
+    "mlp": _OF_MLPS | {"residual_cosine"},
+}  # fmt: skip

@@ -113,7 +113,7 @@ def _say_found(found: "Calibration", file: Path) -> None:
     names = {"mean": "means", "covariance": "covariances", "sensitivity": "sensitivities", "gradients": "gradients"}
     held = [noun for name, noun in names.items() if name in layer.holds]
     output.say(
-        f"Calibrated {facts.units.num_heads} heads in {len(found.layers)} layers of {facts.model} on {facts.num_texts} texts, "
+        f"Calibrated {facts.units.num_units} heads in {len(found.layers)} layers of {facts.model} on {facts.num_texts} texts, "
         f"{facts.num_tokens:,} tokens: {', '.join(held)}, the first token of each text apart."
     )
     output.say(f"Calibration: {file} ({said_bytes(file.stat().st_size)}, fingerprint {found.fingerprint})")

@@ -158,7 +158,7 @@ def print_plan(plan: "Plan", savings: "Savings | None", *, choices: str) -> None
     def row(what: str, old: int, new: int) -> None:
         table.add_row(what, f"{old:,}", f"{new:,}", f"{100 * (new - old) / old:+.1f}%")
 
-    row(KINDS["query"].plural, total, total - len(plan.removed))
+    row(KINDS["head"].plural, total, total - len(plan.removed))
     if savings is not None:
         row("key-value heads", before, after)
         row("parameters", *savings.num_parameters)

@@ -44,11 +44,11 @@ def select(
         str, typer.Option(help="taylor (needs gradients), or the id of a registered score, such as ahon_ln.")
     ] = "taylor",
     unit: Annotated[
-        Literal["query", "group", "layer"],
+        Literal["head", "group", "attention"],
         typer.Option(
             help="What goes as a whole: a query head, a key-value group (saves cache), or a layer's attention."
         ),
-    ] = "query",
+    ] = "head",
     aggregate: Annotated[
         Literal["mean", "max", "quantile", "inactive"],
         typer.Option(
@@ -139,7 +139,7 @@ def select(
         print_trials(trials, confidence)
     total = sum(layer.num_attention_heads for layer in selection.model.layers)
     output.say(
-        f"Selected {len(selection.heads)} of {total} {KINDS['query'].plural} ({100 * len(selection.heads) / total:.1f}%), "
+        f"Selected {len(selection.heads)} of {total} {KINDS['head'].plural} ({100 * len(selection.heads) / total:.1f}%), "
         f"chosen on {len(rows)} texts. See what that saves: headcount prune {loading.model} --heads {output_file}",
     )  # fmt: skip
     if left := selection.chosen.get(NOT_FINITE):

@@ -34,12 +34,13 @@ from headcount.models.batching import Progress, batch_tokens_for, batches, check
 from headcount.models.calibrated import calibration_for
 from headcount.models.capabilities import can_pack, can_restart, can_share_prefixes
 from headcount.models.draws import draw_rows
-from headcount.models.observe import units_of
+from headcount.models.observe import scores_of, units_of
 from headcount.models.prefixes import Segment, segment_tree
 from headcount.models.segments import SegmentReader, Segments
 from headcount.policies import Policy, check_policy
-from headcount.scores import Score, select_scores
+from headcount.scores import Score
 from headcount.summaries import ScoreSummary
+from headcount.units import KindId, checked_kind
 
 #: A token of a prefix takes this fraction of the memory and time of a row's own token.
 _PREFIX_DISCOUNT = 8
@@ -69,6 +70,7 @@ def run_plan(
     seed: int = 0,
     calibration: Calibration | None = None,
     times: Sequence[int] = (),
+    unit: KindId = "head",
     progress: Progress = no_progress,
 ) -> ScoredPlan:
     """Score the plan's requests under every policy, in float32; None is the untouched model.
@@ -82,6 +84,7 @@ def run_plan(
         seed: of the ``random`` score.
         calibration: for scores that need one; None for the policies'.
         times: how often each input counts in summaries of tokens; once, if not given.
+        unit: what is measured and off.
         progress: called with (inputs answered, inputs in all), each input once a policy.
 
     Raises:
@@ -89,9 +92,9 @@ def run_plan(
             model's logits are NaN.
     """
     check_tokens([*plan.inputs, *plan.continuations], model)
-    chosen = select_scores(scores) if scores else []
+    chosen = scores_of(model, scores, checked_kind(unit)) if scores else []
     run = _Run(
-        model, plan, policies, chosen, batch_tokens, seed, calibration, times or [1] * len(plan.inputs), progress
+        model, plan, policies, chosen, batch_tokens, seed, calibration, times or [1] * len(plan.inputs), unit, progress
     )
     with run.reader.reading():
         run.read()
@@ -119,14 +122,15 @@ class _Run:
         seed: int,
         calibration: Calibration | None,
         times: Sequence[int],
+        unit: KindId,
         progress: Progress,
     ) -> None:
-        self._units, acting = units_of(model), [policy for policy in policies if policy is not None]
+        self._units, acting = units_of(model, unit), [policy for policy in policies if policy is not None]
         for policy in acting:
             check_policy(policy, self._units)
         self.reader = SegmentReader(
             model, packed=can_pack(model), calibration=calibration_for(model, acting, scores, calibration),
-            needs=Needs.of(acting, scores),
+            needs=Needs.of(acting, scores), kind=unit,
         )  # fmt: skip
         self.ledger = Ledger(plan, len(policies), progress)
         self.recorded = Recorded(self._units, scores, plan.inputs, times)
@@ -134,7 +138,7 @@ class _Run:
         self._batch_tokens = batch_tokens_for(model, batch_tokens)
         self._waiting: dict[int, list[_Waiting]] = defaultdict(list)
         self._num_read = 0
-        self._nothing = np.zeros((len(self._units.layers), self._units.max_attention_heads), bool)
+        self._nothing = np.zeros((len(self._units.layers), self._units.most_units), bool)
         self._pairs_before: dict[tuple[int, int], int] = {}  # policy, id of a segment → pairs off in what it continues
 
         self._names = ["no policy" if policy is None else policy.label for policy in policies]
@@ -246,11 +250,11 @@ class _Run:
         """The place of the first decoder layer where a policy may switch something off."""
         off, units = self._fixed.get(p), self._units
         may = [i not in self._policies[p].exclude_layers for i in units.layer_indices] if off is None else off.any(1)
-        return self.reader.decoder.place_of[units.layer_indices[int(np.argmax(may))]]
+        return self.reader.place_of(units.layer_indices[int(np.argmax(may))])
 
     def _settle_onward(self, p: int, act: Act, segments: list[Segment]) -> None:
         """Inputs that end with a segment are answered under a policy that they share with others up to there."""
-        off, heads, pairs = self._fixed.get(p), self._units.num_heads, act.pairs_off()[0]
+        off, heads, pairs = self._fixed.get(p), self._units.num_units, act.pairs_off()[0]
         for row, segment in enumerate(segments):
             so_far = int(pairs[row]) + self._pairs_before.pop((p, id(segment)), 0)
             self._pairs_before |= {(p, id(child)): so_far for child in segment.children}
@@ -285,7 +289,7 @@ class _Run:
             else:
                 agreeing.append(p)
         for (layer, _), group in groups.items():
-            place = self.reader.decoder.place_of[self._units.layer_indices[layer]]
+            place = self.reader.place_of(self._units.layer_indices[layer])
             off = before.copy()
             off[:layer] |= carried_out[:layer]
             self._waiting[place].append(
@@ -339,7 +343,7 @@ class _Run:
         def finish(i: int, row: _Waiting) -> None:
             carried_out = decided[at[obeyed[i]], i]
             of_policies = {p: decided[at[p], i] for p in row.policies}
-            share = (row.off | carried_out).sum() / self._units.num_heads
+            share = (row.off | carried_out).sum() / self._units.num_units
             like = obeyed[i] if share or not self._has_trunk else self.ledger.untouched
             for p in self._part(row.input, of_policies, carried_out, row.off, partial(states.hidden_of, i)):
                 self.ledger.settle(p, row.input, share, like=None if p == like else like)

@@ -33,7 +33,7 @@ class Recorded:
         self._lengths = np.array([len(row) for row in inputs], dtype=np.int64)
         self._of_inputs = [score.id for score in scores if score.per == "input"]
         self._of_tokens = [score.id for score in scores if score.per == "token"]
-        shape = len(self._of_inputs), len(inputs), len(units.layers), units.max_attention_heads
+        shape = len(self._of_inputs), len(inputs), len(units.layers), units.most_units
         self._values = np.full(shape, np.nan, np.float32)
         self.of_tokens: dict[str, ScoreSummary] = {}
 
@@ -54,10 +54,10 @@ class Recorded:
             {name: (dims, values) for name, values in zip(self._of_inputs, self._values, strict=True)},
             coords={
                 "layer": self._units.layer_indices,
-                "head": np.arange(self._units.max_attention_heads),
+                "head": np.arange(self._units.most_units),
                 "num_tokens": ("example", self._lengths),
             },
-            attrs={"num_attention_heads": [layer.num_attention_heads for layer in self._units.layers]},
+            attrs={"num_units": self._units.counts},
         )
 
     def _summarise(self, act: Act, segments: Sequence[Segment], layout: Layout) -> None:

@@ -155,7 +155,7 @@ class Act:
             tuple[int, frozenset[str]], list[int]
         ] = {}  # number of units, scores said at once → places of layers
         for place, said in self._said.items():
-            alike.setdefault((self._units.layers[place].num_attention_heads, frozenset(said)), []).append(place)
+            alike.setdefault((self._units.counts[place], frozenset(said)), []).append(place)
         for (num_units, _), places in alike.items():
             first = places[0]
             stacked = {
@@ -173,7 +173,7 @@ class Act:
 
     @property
     def _shape(self) -> tuple[int, int, int]:
-        return self._rows, len(self._units.layers), self._units.max_attention_heads
+        return self._rows, len(self._units.layers), self._units.most_units
 
     def _keep(self, place: int, seen: Seen, outputs: Outputs) -> None:
         """What the scores say here, or what they read: whole tensors are gone after the layer."""
@@ -228,7 +228,7 @@ class Act:
     def _uniform(self, place: int, device: torch.device, seed: int | None) -> Tensor:
         if (seed, device) not in self._drawn:
             self._drawn[seed, device] = moved(self._draws(seed), device)
-        return self._drawn[seed, device][:, place, : self._units.layers[place].num_attention_heads]
+        return self._drawn[seed, device][:, place, : self._units.counts[place]]
 
     def _uniform_of_tokens(self, outputs: Outputs, seed: int | None) -> Tensor:
         """``[row · token, unit]``."""
@@ -272,8 +272,8 @@ def always_off(policy: Policy, units: UnitMap) -> np.ndarray | None:
     if policy.needs:
         return None
     act = Act(units, [policy], rows=1, draws=_no_draws(policy))
-    for layer in units.layers:
-        act(Outputs(layer=layer.index, values=torch.zeros(1, layer.num_attention_heads, 0, 0), measured={}))
+    for layer, count in zip(units.layer_indices, units.counts, strict=True):
+        act(Outputs(layer=layer, values=torch.zeros(1, count, 0, 0), measured={}))
     return act.decided()[0, 0]
 
 

@@ -1,8 +1,9 @@
 """Measure and intervene while a model runs: register an attention function, switch to it, restore the model."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,16 +20,18 @@ from headcount.models.act import Act, Needs
 from headcount.models.calibrated import calibration_for
 from headcount.models.context import ForwardContext
 from headcount.models.continued import Caches, Continued, Decided
-from headcount.models.observe import units_of
+from headcount.models.mlp_site import MlpSite
+from headcount.models.observe import scores_of, units_of
 from headcount.models.probe import Examples, Probe
 from headcount.models.prompts import prompts_read_whole
-from headcount.models.sites import AttentionSite
+from headcount.models.sites import AttentionSite, site_of
 from headcount.models.state import refuse_training
 from headcount.models.switch import attention_replaced
+from headcount.outputs import Outputs
 from headcount.policies import Policy, check_policy
 from headcount.replacements import replaced
-from headcount.scores import Score, select_scores
-from headcount.units import UnitMap
+from headcount.scores import Score
+from headcount.units import KindId, UnitMap, checked_kind
 
 #: When generation decides which heads to zero.
 DECIDE = ("prompt", "running", "every-pass")
@@ -43,13 +46,14 @@ def instrument(
     seed: int = 0,
     decide: str = "prompt",
     calibration: Calibration | None = None,
+    unit: KindId = "head",
 ) -> Iterator[Probe]:
-    """Measure scores and switch heads off in every forward pass of ``model`` inside the ``with`` block.
+    """Measure scores and switch units off in every forward pass of ``model`` inside the ``with`` block.
 
     Each layer measures what it sees, the policy decides per example or per token, and the outputs of inactive heads are
     set to 0, or to what else the policy puts there, before they are concatenated and projected: the same as in the
-    matching columns of ``o_proj``'s input. Real tokens are those of the 2-D ``attention_mask`` given to the model (all, if
-    none is given). On exit the model is as it was.
+    matching columns of ``o_proj``'s input; an MLP's neurons are columns of its ``down_proj``'s input. Real tokens are those
+    of the 2-D ``attention_mask`` given to the model (all, if none is given). On exit the model is as it was.
 
     One block at a time is open on a model, and the model runs in the thread or task that opened it. Several caches may
     take turns, each with the heads of its own prompt. ``docs/evaluation.md`` has all rules.
@@ -66,6 +70,7 @@ def instrument(
             decides on the whole text; generate with ``use_cache=False``. A policy that decides per token decides on
             each as it comes, and so takes ``prompt`` or ``every-pass`` to the same numbers.
         calibration: for scores that need one; None for the policy's.
+        unit: what is measured and off: ``head``, MLP ``neuron``, or ``mlp`` (a layer's).
 
     Yields:
         The Probe that records.
@@ -75,8 +80,8 @@ def instrument(
         InputError: unknown score, an unknown way to decide, no seed, a policy that names heads or layers the model lacks, or
             a calibration that is missing, or of another model.
     """
-    chosen = select_scores(scores) if scores else []
-    units = units_of(model)
+    chosen = scores_of(model, scores, checked_kind(unit)) if scores else []
+    units = units_of(model, checked_kind(unit))
     refuse_training(model, model.modules())
     if policy is not None:
         check_policy(policy, units)
@@ -88,30 +93,32 @@ def instrument(
     if per_token and decide == "running":
         raise InputError("A policy that decides per token decides anew on each: leave decide as it is.")
     policies = [] if policy is None else [policy]
-    recorder = _Recorder(
-        AttentionSite(model, calibration_for(model, policies, chosen, calibration)),
-        units,
-        policy,
-        chosen,
-        seed_of(seed),
-        decide,
-    )
+    site = site_of(model, unit, calibration_for(model, policies, chosen, calibration))
+    recorder = _Recorder(site, units, policy, chosen, seed_of(seed), decide, len(units_of(model).layers))
     with ExitStack() as stack:
-        stack.enter_context(attention_replaced(model, recorder.layer, start=recorder.start, finish=recorder.finish))
-        stack.enter_context(recorder.site.watching(model, Needs.of(policies, chosen)))
+        stack.enter_context(attention_replaced(model, recorder.attention, start=recorder.start, finish=recorder.finish))
+        stack.enter_context(site.watching(model, Needs.of(policies, chosen), recorder.mlp))
         if chosen or (policy is not None and policy.needs and not per_token):
             stack.enter_context(prompts_read_whole(model))
         yield recorder.probe
 
 
 class _Recorder:
-    """The attention of every layer of one instrumented model, and what it gathers for the probe."""
+    """What stands in every layer of one instrumented model, and what it gathers for the probe."""
 
     def __init__(
-        self, site: AttentionSite, units: UnitMap, policy: Policy | None, scores: list[Score], seed: int, decide: str
+        self,
+        site: AttentionSite | MlpSite,
+        units: UnitMap,
+        policy: Policy | None,
+        scores: list[Score],
+        seed: int,
+        decide: str,
+        num_attention: int,
     ) -> None:
         self.probe, self.site = Probe(units, scores), site
         self._units, self._policy, self._scores, self._seed, self._decide = units, policy, scores, seed, decide
+        self._num_attention = num_attention
         self._per_token = policy is not None and policy.per == "token"
         readers = [*scores, *([policy] if policy and not self._per_token else [])]
         self._draws_from_tokens = any("uniform" in reader.needs for reader in readers)
@@ -121,10 +128,11 @@ class _Recorder:
         self._act: Act | None = None  # of the pass that runs, where it decides
         self._decided: dict[int, Decided] = {}
         self._before: Continued | None = None  # the texts that it continues
+        self._context: ForwardContext | None = None
 
     def start(self, context: ForwardContext) -> None:
         """Before a pass: what its cache was known to hold."""
-        self._act, self._decided, self._before = None, {}, None
+        self._act, self._decided, self._before, self._context = None, {}, None, context
         self.site.begin()
         if context.continues and self._decide == "every-pass":
             raise InputError("decide='every-pass' reads the whole text in every pass. Generate with use_cache=False.")
@@ -145,16 +153,37 @@ class _Recorder:
             if self._draws_from_tokens:
                 context.fetch_texts()
 
-    def layer(self, module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
-        """Attend, and act. Returns the output ``[batch, head, query, head_dim]``."""
+    def attention(self, module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
+        """Attend, and act where heads are the units. Returns the output ``[batch, head, query, head_dim]``."""
+        if isinstance(self.site, MlpSite):
+            return attend(inputs, context.positions)[0]
+        outputs = partial(self.site.outputs, module, layer, inputs)
+        return self._layer(layer, inputs.query, inputs.key.shape[2], outputs, context)
+
+    def mlp(self, layer: int, values: Tensor) -> Tensor:
+        """Act on what an MLP's units put out, ``[…, neuron or hidden]``. Returns what goes on."""
+        site, context = self.site, self._context
+        assert isinstance(site, MlpSite)
+        if context is None:
+            raise ModelError("An MLP ran outside its model's forward pass. Call the model itself.")
+
+        def rows(values: Tensor) -> Tensor:
+            return values.view(context.batch, context.length, -1)
+
+        outputs = partial(site.outputs, layer, rows(values), rows=rows)
+        going_on = self._layer(layer, values, context.num_past + context.length, outputs, context)
+        return site.joined(going_on).reshape(values.shape)
+
+    def _layer(
+        self, layer: int, like: Tensor, num_keys: int, outputs_of: Callable[..., Outputs], context: ForwardContext
+    ) -> Tensor:
+        """Measure and act; ``outputs_of`` as the site's, of this layer. Returns ``[row, unit, token, width]``."""
         policy = self._policy if self._policy and layer not in self._policy.exclude_layers else None
+        positions = context.positions.to(like.device)
         if context.continues:
-            return self._continue(module, layer, inputs, context, policy)
+            return self._continue(layer, num_keys, outputs_of, context, policy)
         assert self._act is not None
-        positions = context.positions.to(inputs.query.device)
-        outputs = self.site.outputs(
-            module, layer, inputs, positions, self._act.needs(layer), tokens=context.tokens, places=context.places
-        )
+        outputs = outputs_of(positions, self._act.needs(layer), tokens=context.tokens, places=context.places)
         going_on = self._act(outputs)
         if policy is not None:
             measured = dict(outputs.measured)
@@ -168,24 +197,28 @@ class _Recorder:
         return going_on
 
     def _continue(
-        self, module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext, policy: Policy | None
+        self,
+        layer: int,
+        num_keys: int,
+        outputs_of: Callable[..., Outputs],
+        context: ForwardContext,
+        policy: Policy | None,
     ) -> Tensor:
-        """A pass that continues a cache: with the heads of its prompt, or decided anew on averages that run on."""
+        """A pass that continues a cache: with the units of its prompt, or decided anew on averages that run on."""
         if policy is None or self._before is None:
-            return attend(inputs, context.positions)[0]
-        before, num_new, num_keys = self._before.layers[layer], inputs.query.shape[2], inputs.key.shape[2]
+            return outputs_of(context.positions, starts=False).values
+        before, num_new = self._before.layers[layer], context.length
         if before.measured is None or self._act is None:
-            shown = Needs(shown=policy.instead.needs)
-            outputs = self.site.outputs(module, layer, inputs, context.positions, shown, starts=False)
+            outputs = outputs_of(context.positions, Needs(shown=policy.instead.needs), starts=False)
             return replaced(outputs, before.off, policy.instead)
-        inputs = replace(inputs, past=min(context.num_past, num_keys - num_new))
         own = torch.full_like(before.num_tokens, num_new)
         dropped = max(0, context.num_past + num_new - num_keys)  # a window's cache forgets the oldest tokens
         positions = Positions(real=None, first=(before.first - dropped).clamp(min=0), last=own - 1)
         num_before = before.num_tokens.minimum(context.num_past - before.first)  # a cache may have been cut back
-        outputs = self.site.outputs(
-            module, layer, inputs, positions, self._act.needs(layer), earlier=before.measured, starts=False,
-            tokens=context.tokens, places=num_before[:, None] + torch.arange(num_new, device=own.device),
+        outputs = outputs_of(
+            positions, self._act.needs(layer), earlier=before.measured, starts=False, tokens=context.tokens,
+            past=min(context.num_past, num_keys - num_new),
+            places=num_before[:, None] + torch.arange(num_new, device=own.device),
         )  # fmt: skip
         seen = {**outputs.measured}, {**outputs.by_token}
         for measured in seen:
@@ -202,9 +235,10 @@ class _Recorder:
 
     def finish(self, context: ForwardContext, output: Any) -> None:
         """Hand a completed forward pass to the probe, and remember what its cache may keep."""
-        if context.num_layers != len(self._units.layers):
+        self._context = None
+        if context.num_layers != self._num_attention:
             raise ModelError(
-                f"A pass ran {context.num_layers} of the model's {len(self._units.layers)} attention layers through "
+                f"A pass ran {context.num_layers} of the model's {self._num_attention} attention layers through "
                 "headcount's attention, so its heads were not all seen. Leave the attention implementation as it is inside "
                 "a block, and generate without leaving out layers (assistant_early_exit)."
             )
@@ -228,9 +262,7 @@ class _Recorder:
         return self.probe._add(self._act.values(), off, pairs, num_tokens)
 
     def _draws(self, seed: int | None, context: ForwardContext) -> Tensor:
-        return context.uniform(
-            self._seed if seed is None else seed, len(self._units.layers), self._units.max_attention_heads
-        )
+        return context.uniform(self._seed if seed is None else seed, len(self._units.layers), self._units.most_units)
 
 
 def _cache_of(output: Any) -> Any:

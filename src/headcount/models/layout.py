@@ -79,6 +79,10 @@ class Layout:
         tokens = heads.transpose(1, 2).flatten(0, 1)  # [row · token, head, dim]
         return tokens.index_select(0, self._real_places.to(heads.device))[None].transpose(1, 2)
 
+    def line_up_rows(self, rows: Tensor) -> Tensor:
+        """``[row, token, width]`` → ``[batch, token, width]``, the inverse of ``rows``."""
+        return self.line_up_heads(rows[:, None])[:, 0]
+
     def row(self, hidden: Tensor, row: int) -> Tensor:
         """One row's tokens out of ``[batch, token, hidden_size]``."""
         if self.packed:

@@ -1,6 +1,7 @@
-"""Which attention layers and heads a model has: seen on four tokens, and seen again once the model has changed."""
+"""Which heads and MLPs a model has: seen on four tokens, and seen again once the model has changed."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -12,31 +13,45 @@ from headcount.attention.inputs import AttentionInputs
 from headcount.errors import ModelError
 from headcount.models.context import ForwardContext
 from headcount.models.decoder import Decoder, lists_watched
+from headcount.models.mlps import Mlp, find_mlps
 from headcount.models.remembered import Stamp, scalars, structure
 from headcount.models.state import evaluating, input_device, measurable
 from headcount.models.switch import attention_replaced
-from headcount.units import LayerUnits, UnitMap
+from headcount.scores import Score, select_scores
+from headcount.units import KINDS, KindId, LayerUnits, MlpUnits, UnitMap
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class _Observed:
     units: UnitMap
     decoder: Decoder
     modules: dict[int, nn.Module]  # layer → its attention module
     attributes: list[dict[str, object]]  # of these modules
     stamp: Stamp
+    mlps: dict[int, Mlp] | None = None  # once they are asked for
 
 
 _observed: "WeakKeyDictionary[PreTrainedModel, _Observed]" = WeakKeyDictionary()
 
 
-def units_of(model: PreTrainedModel) -> UnitMap:
-    """Layers and heads of a model, as its attention layers call the attention function on four tokens.
+def units_of(model: PreTrainedModel, kind: KindId = "head") -> UnitMap:
+    """A model's units of a kind: its heads, as attention layers call the attention function on four tokens, or its MLPs'.
 
     Raises:
-        ModelError: the model's attention does not go through transformers' attention interface.
+        ModelError: the model's attention does not go through transformers' attention interface, or its MLPs are not found.
     """
-    return _look(model).units
+    if KINDS[kind].site == "attention":
+        return replace(_look(model).units, kind=kind)
+    layers = tuple(MlpUnits(index=i, num_neurons=mlp.num_neurons) for i, mlp in mlps_of(model).items())
+    return UnitMap(layers=layers, kind=kind)
+
+
+def mlps_of(model: PreTrainedModel) -> dict[int, Mlp]:
+    """The MLP of each decoder layer, by the layer's place. Raises ModelError as ``find_mlps``, and as ``units_of``."""
+    known = _look(model)
+    if known.mlps is None:
+        known.mlps = find_mlps(measurable(model), known.decoder, {*known.modules.values()})
+    return dict(known.mlps)
 
 
 def decoder_of(model: PreTrainedModel) -> Decoder:
@@ -46,6 +61,24 @@ def decoder_of(model: PreTrainedModel) -> Decoder:
         ModelError: the model's attention does not go through transformers' attention interface.
     """
     return _look(model).decoder
+
+
+def scores_of(model: PreTrainedModel, scores: str | Iterable[str], kind: KindId = "head") -> list[Score]:
+    """As ``select_scores``; ``"all"`` are those that a model's units of the kind have.
+
+    Raises:
+        ModelError: a score reads what this model's MLPs do not give.
+    """
+    chosen = select_scores(scores, kind)
+    if KINDS[kind].site == "attention":
+        return chosen
+    lacks = {name: why for mlp in mlps_of(model).values() for name, why in mlp.lacks.items()}
+    if scores == "all":
+        return [score for score in chosen if not score.needs & lacks.keys()]
+    for score in chosen:
+        for name in score.needs & lacks.keys():
+            raise ModelError(f"{type(model).__name__} {lacks[name]}, so it has no {score.id}. Leave it out.")
+    return chosen
 
 
 def attention_modules(model: PreTrainedModel) -> dict[int, nn.Module]:

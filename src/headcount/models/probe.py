@@ -87,12 +87,12 @@ class Probe:
     ) -> tuple[np.ndarray, np.ndarray | int]:
         """The share that is off, and how much it counts."""
         if pairs is None:
-            return off.sum((1, 2)) / self.units.num_heads, 1
-        return pairs / (self.units.num_heads * num_tokens), num_tokens
+            return off.sum((1, 2)) / self.units.num_units, 1
+        return pairs / (self.units.num_units * num_tokens), num_tokens
 
     @property
     def _coordinates_shape(self) -> tuple[int, int]:
-        return len(self.units.layers), self.units.max_attention_heads
+        return len(self.units.layers), self.units.most_units
 
     @property
     def _coordinates(self) -> dict[str, Any]:

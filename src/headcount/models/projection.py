@@ -14,6 +14,8 @@ from headcount.models.state import own_settings
 #: Names of the output projection in transformers' attention modules.
 _NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo", "proj", "o", "linear_out")
 
+#: Unit vectors that are projected at a time, where there may be very many.
+_UNITS_AT_A_TIME = 2048
 #: In which a projection can be given unit vectors; quantised ones have weights in others.
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
@@ -51,10 +53,25 @@ def projection_factor(projection: nn.Module, num_heads: int, head_dim: int, *, l
 
     W_h = Q_h R_h with orthonormal Q_h, so norms agree, at head_dim / hidden_size of the projection's cost per token.
     """
+    if head_dim == 1:
+        return _column_norms(projection, num_heads, like)[:, None, None]
     slices = head_slices(projection, num_heads, head_dim, like=like)
     if slices.device.type == "mps":  # which has no QR
         return torch.linalg.qr(slices.cpu(), mode="r").R.to(slices.device)
     return torch.linalg.qr(slices, mode="r").R
+
+
+def _column_norms(projection: nn.Module, width: int, like: Tensor) -> Tensor:
+    """‖W_h‖ of heads of one number each, float32 ``[width]``; some at a time, since of neurons there are many."""
+    dtype = _dtype(projection, like)
+    with torch.no_grad():
+        zero = projection.forward(torch.zeros(1, width, dtype=dtype, device=like.device)).float()
+        found = []
+        for start in range(0, width, _UNITS_AT_A_TIME):
+            units = torch.zeros(min(_UNITS_AT_A_TIME, width - start), width, dtype=dtype, device=like.device)
+            units.diagonal(start).fill_(1)
+            found.append(torch.linalg.vector_norm(projection.forward(units).float() - zero, dim=-1))
+    return torch.cat(found)
 
 
 @dataclass(frozen=True)
@@ -72,14 +89,14 @@ class Factors:
     """The factor of each of a model's output projections, made when it is first needed, for as long as they are the same."""
 
     def __init__(self) -> None:
-        self._known: dict[int, _Factored] = {}
+        self._known: dict[object, _Factored] = {}
 
     def check(self) -> None:
         """Forget the factors of projections that have become others. Before a pass, since the host waits for the answer.
 
         Seen by what a projection makes of a fixed vector: another one once its weights, adapters or dtype are others.
         """
-        differ: defaultdict[torch.device, dict[int, Tensor]] = defaultdict(dict)
+        differ: defaultdict[torch.device, dict[object, Tensor]] = defaultdict(dict)
         for layer, known in [*self._known.items()]:
             if known.stamp != weights(known.projection):
                 del self._known[layer]
@@ -95,7 +112,7 @@ class Factors:
                 if other:
                     del self._known[layer]
 
-    def of(self, projection: nn.Module, layer: int, num_heads: int, *, like: Tensor) -> Tensor:
+    def of(self, projection: nn.Module, layer: object, num_heads: int, *, like: Tensor) -> Tensor:
         """``projection_factor`` of a layer's projection, as it was at the last ``check``; ``like`` is a value of its heads."""
         known = self._known.get(layer)
         if (

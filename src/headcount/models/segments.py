@@ -8,6 +8,7 @@ the measurements of the whole text. Nothing is approximated: a token's computati
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
+from headcount.attention.attend import attend
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import RAW_TENSORS, extended
 from headcount.calibration import Calibration
@@ -23,10 +25,13 @@ from headcount.models.act import Act, Needs
 from headcount.models.context import ForwardContext
 from headcount.models.decoder import Decoder
 from headcount.models.layout import Layout
-from headcount.models.observe import decoder_of, units_of
-from headcount.models.sites import AttentionSite
+from headcount.models.mlp_site import MlpSite
+from headcount.models.observe import decoder_of
+from headcount.models.sites import AttentionSite, site_of
 from headcount.models.state import evaluating, input_device
 from headcount.models.switch import attention_replaced
+from headcount.outputs import Outputs
+from headcount.units import KindId
 
 
 class PrefixUnseenError(Exception):
@@ -35,11 +40,10 @@ class PrefixUnseenError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _LayerState:
-    """One layer's keys and values of every row's text so far, and its measurements."""
+    """One attention layer's keys and values of every row's text so far."""
 
     key: Tensor  # [row, key-value head, slot, head_dim]
     value: Tensor
-    measured: dict[str, Tensor]  # each [row, head]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +65,7 @@ class Segments:
     start: int  # the place of the first decoder layer that ran
     hidden: list[Tensor]  # what entered each decoder layer from there on; empty unless kept
     layers: dict[int, _LayerState]
+    measured: dict[int, dict[str, Tensor]]  # layer → what was measured of each row's text so far, each [row, unit]
 
     def hidden_of(self, row: int, place: int) -> Tensor:
         """What entered the decoder layer at ``place`` for every token of a row's whole text, ``[token, hidden_size]``."""
@@ -82,6 +87,7 @@ class SegmentReader:
         packed: lay rows end to end where the model's layers allow it, so that padding costs nothing outside attention.
         calibration: of the model, where what acts reads one.
         needs: what any of the passes may read.
+        kind: of the units that act.
     """
 
     def __init__(
@@ -91,13 +97,17 @@ class SegmentReader:
         packed: bool = False,
         calibration: Calibration | None = None,
         needs: Needs = Needs(),  # noqa: B008  (frozen)
+        kind: KindId = "head",
     ) -> None:
         self.model, self._needs = model, needs
         self.packed = packed
-        self.units = units_of(model)
         self.decoder: Decoder = decoder_of(model)
-        self._site = AttentionSite(model, calibration)
+        self._site = site_of(model, kind, calibration)
         self._pass: _Pass | None = None
+
+    def place_of(self, layer: int) -> int:
+        """The place of the decoder layer that holds the units of a layer."""
+        return layer if isinstance(self._site, MlpSite) else self.decoder.place_of[layer]
 
     @contextmanager
     def reading(self) -> Iterator["SegmentReader"]:
@@ -109,12 +119,16 @@ class SegmentReader:
 
         def layer(module: nn.Module, index: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
             assert self._pass is not None
-            return self._pass.layer(module, index, inputs)
+            return self._pass.attention(module, index, inputs)
+
+        def mlp(layer: int, values: Tensor) -> Tensor:
+            assert self._pass is not None
+            return self._pass.mlp(layer, values)
 
         with (
             evaluating(self.model),
             attention_replaced(self.model, layer, mask_function=masks),
-            self._site.watching(self.model, self._needs),
+            self._site.watching(self.model, self._needs, mlp),
             torch.inference_mode(),
         ):
             self._site.begin()
@@ -180,6 +194,7 @@ class SegmentReader:
             start=start,
             hidden=kept[start:],
             layers=now.states,
+            measured=now.measured,
         )
 
 
@@ -214,7 +229,7 @@ class _Pass:
 
     def __init__(
         self,
-        site: AttentionSite,
+        site: AttentionSite | MlpSite,
         layout: Layout,
         prefix: Segments | None,
         parents: Tensor | None,
@@ -222,6 +237,7 @@ class _Pass:
         keep_states: bool,
     ) -> None:
         self.states: dict[int, _LayerState] = {}
+        self.measured: dict[int, dict[str, Tensor]] = {}
         self._site, self._act, self._keep = site, act, keep_states
         self._layout, self.prefix, self._parents = layout, prefix, parents
         lengths, mask = layout.lengths, layout.real
@@ -248,10 +264,9 @@ class _Pass:
         )
         return seen & self.real[:, None, None, :]
 
-    def layer(self, module: nn.Module, layer: int, inputs: AttentionInputs) -> Tensor:
-        device = inputs.query.device
-        before, earlier = None, {}
-        spread = self._layout.spread
+    def attention(self, module: nn.Module, layer: int, inputs: AttentionInputs) -> Tensor:
+        """Attend to the whole text of each row, and act where heads are the units."""
+        device, spread = inputs.query.device, self._layout.spread
         inputs = replace(
             inputs,
             query=spread(inputs.query),
@@ -269,19 +284,46 @@ class _Pass:
                 value=torch.cat([before.value[parents], inputs.value], dim=2),
                 past=before.key.shape[2],
             )
-            earlier = {name: values[parents] for name, values in before.measured.items()}
+        if self._keep:
+            self.states[layer] = _LayerState(key=inputs.key, value=inputs.value)
+        if isinstance(self._site, MlpSite):
+            going_on = attend(inputs, self._own.to(device))[0]
+        else:
+            going_on = self._acted(layer, device, partial(self._site.outputs, module, layer, inputs), self._layout.rows)
+        return self._layout.line_up_heads(going_on)
+
+    def mlp(self, layer: int, values: Tensor) -> Tensor:
+        """Act on what an MLP's units put out, ``[…, neuron or hidden]``."""
+        site, shape = self._site, self._layout.tokens.shape
+        assert isinstance(site, MlpSite)
+
+        def rows(values: Tensor) -> Tensor:
+            return self._layout.rows(values.view(*shape, -1))
+
+        going_on = self._acted(layer, values.device, partial(site.outputs, layer, rows(values)), rows)
+        return self._layout.line_up_rows(site.joined(going_on)).reshape(values.shape)
+
+    def _acted(
+        self, layer: int, device: torch.device, outputs_of: Callable[..., Outputs], rows: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Measure and act; ``outputs_of`` as the site's, of this layer. Returns ``[row, unit, token, width]``."""
+        earlier: dict[str, Tensor] = {}
+        if self.prefix is not None and self._parents is not None:
+            parents = self._parents.to(device)
+            earlier = {name: values[parents] for name, values in self.prefix.measured[layer].items()}
         needs = self._act.needs(layer) if self._act else Needs()
-        outputs = self._site.outputs(
-            module, layer, inputs, self._own.to(device), needs, earlier=earlier, rows=self._layout.rows,
-            starts=before is None, tokens=self._layout.row_tokens, places=self.own_positions,
+        outputs = outputs_of(
+            self._own.to(device), needs, earlier=earlier, rows=rows, starts=self.prefix is None,
+            tokens=self._layout.row_tokens, places=self.own_positions,
         )  # fmt: skip
-        if before is not None:
+        if self.prefix is not None:
             lengths = self._before.to(device), self._layout.lengths.to(device)
             of_tokens = (needs.of_tokens & RAW_TENSORS) - needs.of_rows
             own = {name: values for name, values in outputs.measured.items() if name not in of_tokens}
             measured = extended(earlier, lengths[0], own, lengths[1])
             outputs = replace(outputs, measured={**outputs.measured, **measured})
         if self._keep:
-            measured = {name: values for name, values in outputs.measured.items() if name not in RAW_TENSORS}
-            self.states[layer] = _LayerState(key=inputs.key, value=inputs.value, measured=measured)
-        return self._layout.line_up_heads(self._act(outputs) if self._act else outputs.values)
+            self.measured[layer] = {
+                name: values for name, values in outputs.measured.items() if name not in RAW_TENSORS
+            }
+        return self._act(outputs) if self._act else outputs.values

@@ -17,10 +17,12 @@ from headcount.calibration import Calibration
 from headcount.errors import InputError, ModelError
 from headcount.models.act import Needs
 from headcount.models.decoder import entered_by
+from headcount.models.mlp_site import LayerFunction, MlpSite
 from headcount.models.observe import attention_modules, decoder_of
 from headcount.models.projection import factors_of, head_slices, output_projection
 from headcount.outputs import Outputs
 from headcount.replacements import Kept, Linear, Mean, Replacement
+from headcount.units import KINDS, KindId
 
 #: What a head's error is measured against.
 _EXPECTED: dict[str, Replacement] = {"mean_error": Mean(), "linear_error": Linear(), "kept_error": Kept()}
@@ -29,6 +31,11 @@ _READ = {
     "linear_error": "block_input", "kept_error": "block_input", "block_input": "block_input", "residual": "residual",
     "residual_norm": "residual",
 }  # fmt: skip
+
+
+def site_of(model: PreTrainedModel, kind: KindId, calibration: Calibration | None = None) -> "AttentionSite | MlpSite":
+    """Where units of a kind write; ``calibration`` of the model, where something reads one."""
+    return AttentionSite(model, calibration) if KINDS[kind].site == "attention" else MlpSite(model, kind)
 
 
 class AttentionSite:
@@ -44,8 +51,8 @@ class AttentionSite:
         self._factors.check()
 
     @contextmanager
-    def watching(self, model: PreTrainedModel, needs: Needs) -> Iterator[None]:
-        """Inside, what enters layers is at hand where ``needs`` reads it.
+    def watching(self, model: PreTrainedModel, needs: Needs, mlp: LayerFunction | None = None) -> Iterator[None]:
+        """Inside, what enters layers is at hand where ``needs`` reads it. MLPs are left alone.
 
         Raises:
             ModelError: it is not found in this model.
@@ -75,6 +82,7 @@ class AttentionSite:
         positions: Positions,
         needs: Needs = Needs(),  # noqa: B008  (frozen)
         *,
+        past: int = 0,
         earlier: Mapping[str, Tensor] | None = None,
         rows: Callable[[Tensor], Tensor] = lambda hidden: hidden,
         **of_text: Any,
@@ -87,10 +95,12 @@ class AttentionSite:
             inputs: what it attends with.
             positions: which of the queries are real tokens.
             needs: what to measure.
+            past: keys that stand before those of the queries' own tokens, where that is not known of the inputs.
             earlier: measurements of the tokens before these, each ``[row, head]``, where the text began earlier.
             rows: lays what enters a layer, ``[batch, token, hidden]``, out in rows, ``[row, token, hidden]``.
             of_text: ``starts``, ``tokens`` and ``places`` of ``Outputs``.
         """
+        inputs = replace(inputs, past=past) if past else inputs
         of_rows, of_tokens = needs.of_rows - {"uniform"}, needs.of_tokens - {"uniform"}
         raw = (of_rows | of_tokens) & RAW_TENSORS
         each = measured_here(of_tokens.intersection(TAKEN), inputs)

@@ -12,13 +12,20 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from headcount.attention.measurements import CALIBRATED, MEASUREMENTS, OF_TOKENS, RAW_TENSORS, LayerMeasurements
+from headcount.attention.measurements import (
+    CALIBRATED,
+    MEASURED,
+    MEASUREMENTS,
+    OF_TOKENS,
+    RAW_TENSORS,
+    LayerMeasurements,
+)
 from headcount.calibration import Calibration
 from headcount.errors import InputError, whole
 from headcount.outputs import Outputs
 from headcount.replacements import ZERO, Replacement, replacement_named
 from headcount.scores import Rows, Score, get_score
-from headcount.units import UnitMap
+from headcount.units import KINDS, UnitMap
 
 #: The untouched model, as tables and manifests call it.
 BASELINE = "baseline"
@@ -196,7 +203,8 @@ class Policy(ABC):
         if missing := self.exclude_layers - set(units.layer_indices):
             known = units.layer_indices
             raise InputError(
-                f"exclude_layers names layer {min(missing)}; the model's attention layers are {known[0]}…{known[-1]}."
+                f"exclude_layers names layer {min(missing)}; the model's layers with {KINDS[units.kind].plural} are "
+                f"{known[0]}…{known[-1]}."
             )
 
     @property
@@ -274,6 +282,9 @@ def check_policy(policy: Any, units: UnitMap | None = None) -> None:
             "--calibration FILE, or from Python with calibration=headcount.calibrate(…)."
         )
     if units is not None:
+        if unknown := policy.needs - MEASURED[units.kind]:
+            plural = KINDS[units.kind].plural
+            raise InputError(f"{policy.label} reads {', '.join(sorted(unknown))}, which {plural} do not have.")
         policy.check(units)
 
 

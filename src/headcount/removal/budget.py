@@ -170,7 +170,7 @@ def _held_out(
 
 def _prefixes(candidates: Selection, step: float) -> list[Sequence[tuple[int, int]]]:
     """Longer and longer starts of the candidates, by about ``step`` heads, that cut no unit in two."""
-    unit_of = {layer.index: KINDS[candidates.kind].of_heads(layer) for layer in candidates.model.layers}
+    unit_of = {layer.index: KINDS[candidates.kind].of_parts(layer) for layer in candidates.model.layers}
 
     def unit(head: tuple[int, int]) -> tuple[int, int]:
         return head[0], unit_of[head[0]][head[1]]

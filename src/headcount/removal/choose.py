@@ -40,7 +40,7 @@ def select_heads(
     *,
     share: float,
     score: str = TAYLOR,
-    kind: KindId = "query",
+    kind: KindId = "head",
     aggregate: Aggregate = "mean",
     quantile: float = 0.9,
     rounds: int = 1,
@@ -91,7 +91,7 @@ def select_heads(
         for unit, heads in enumerate(layer.members(kind))
     }
     needed_when = "high" if score == TAYLOR or get_score(score).inactive_when == "low" else "low"
-    target = int(share * units.num_heads + 1e-9)
+    target = int(share * units.num_units + 1e-9)
     gone: list[tuple[int, int]] = []
     not_finite: set[tuple[int, int]] = set()
     for number in range(1, rounds + 1):
@@ -119,7 +119,7 @@ def select_heads(
                 gone += heads
     if not gone:
         raise InputError(
-            f"A share of {share:g} is {target} of {units.num_heads} heads, less than one {KINDS[kind].noun}. "
+            f"A share of {share:g} is {target} of {units.num_units} heads, less than one {KINDS[kind].noun}. "
             "Ask for a larger share."
         )
     chosen: dict[str, Any] = {"score": score, "share": share, "aggregate": aggregate, "rounds": rounds}

@@ -29,7 +29,7 @@ def taylor_scores(
     fitting: Fitting,
     *,
     how: How = "mean",
-    kind: KindId = "query",
+    kind: KindId = "head",
     removed: UnitSet | None = None,
     progress: Progress = no_progress,
 ) -> xr.DataArray:

@@ -103,7 +103,7 @@ def plan_removal(units: UnitMap, heads: Sequence[tuple[int, int]] | UnitSet, *, 
         raise InputError(f"Uneven groups are solved by 'index', 'repeat' or 'keep', not {uneven!r}.")
     asked = UnitSet(heads)
     asked.check(units)
-    if len(asked) == units.num_heads:
+    if len(asked) == units.num_units:
         raise InputError(f"All {len(asked)} heads of the model are selected. Leave some.")
     layers = []
     for before in units.layers:

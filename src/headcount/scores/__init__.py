@@ -1,6 +1,6 @@
 """Score functions: pure functions from one layer's measurements to a number for each head."""
 
-from headcount.scores import weights, values, outputs, baselines, calibrated  # noqa: F401, I001  (registers the built-in scores in order)
+from headcount.scores import weights, values, outputs, baselines, calibrated, mlps  # noqa: F401, I001  (registers the built-in scores in order)
 from headcount.scores.facts import ScoreFacts, Side
 from headcount.scores.registry import (
     PER_TOKEN,

@@ -10,16 +10,26 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from headcount.attention.measurements import CALIBRATED, MEASUREMENTS, OF_TOKENS, RAW_TENSORS, LayerMeasurements
+from headcount.attention.measurements import (
+    CALIBRATED,
+    MEASURED,
+    MEASUREMENTS,
+    OF_TOKENS,
+    RAW_TENSORS,
+    LayerMeasurements,
+)
 from headcount.devices import out_of_memory
 from headcount.errors import HeadcountError, InputError, nearest
 from headcount.scores.facts import ScoreFacts, Side
+from headcount.units import KINDS, KindId
 
 ScoreFunction = Callable[[LayerMeasurements], Tensor]
 #: What a decision is about.
 Rows = Literal["input", "token"]
 #: What the ids of scores of tokens end in.
 PER_TOKEN = "/token"  # noqa: S105
+#: What the ids of scores end in that are over their layer's mean.
+_OF_LAYER = "_ln"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +44,11 @@ class Score(ScoreFacts):
     needs: frozenset[str]
     aliases: tuple[str, ...] = ()
     per: Rows = "input"
+
+    def is_of(self, kind: KindId) -> bool:
+        """Whether units of a kind have it: what it reads is measured of them, and it tells those of a layer apart."""
+        by_layer = self.id.removesuffix(PER_TOKEN).endswith(_OF_LAYER) and KINDS[kind].one_a_layer
+        return self.needs <= MEASURED[kind] and not by_layer
 
     def facts(self) -> ScoreFacts:
         """Without the function."""
@@ -203,20 +218,24 @@ def all_scores() -> list[Score]:
     return list(_SCORES.values())
 
 
-def select_scores(scores: str | Iterable[str]) -> list[Score]:
-    """``"all"`` that need no calibration, one name, or several, as a list of distinct scores in the order given.
+def select_scores(scores: str | Iterable[str], kind: KindId = "head") -> list[Score]:
+    """Scores of a kind of unit: ``"all"`` that need no calibration, one name, or several, distinct and in the order given.
 
     Raises:
-        InputError: an unknown name, or nothing given.
+        InputError: an unknown name, a score that such units do not have, or nothing given.
     """
     if scores == "all":
-        return [score for score in all_scores() if not score.needs & CALIBRATED]
+        return [score for score in all_scores() if score.is_of(kind) and not score.needs & CALIBRATED]
     if not isinstance(scores, Iterable):
         raise InputError(f"scores is 'all', one id or a list of them, not {scores!r:.60}.")
     names = [scores] if isinstance(scores, str) else list(scores)
     if not names:
         raise InputError("No score was given. Name at least one, or 'all'.")
-    return list({s.id: s for s in map(get_score, names)}.values())
+    chosen = list({s.id: s for s in map(get_score, names)}.values())
+    for wrong in (score for score in chosen if not score.is_of(kind)):
+        known = ", ".join(score.id for score in select_scores("all", kind))
+        raise InputError(f"{KINDS[kind].titled(KINDS[kind].plural)} have no {wrong.id} ({wrong.name}). Known: {known}.")
+    return chosen
 
 
 def load_scores(file: str | os.PathLike[str]) -> list[Score]:

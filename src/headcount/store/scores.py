@@ -19,7 +19,7 @@ from headcount.errors import InputError
 from headcount.files import checksum, open_file
 from headcount.store.files import Shard, damaged
 from headcount.store.headers import Header, read_header
-from headcount.units import MOST_HEADS
+from headcount.units import MOST_UNITS
 
 DTYPES = ("float32", "float16")
 _TYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8"}
@@ -93,7 +93,7 @@ class _Part:
                 for name in known.scores
             }
             ((_, layers, heads),) = shapes
-            if not examples or not 1 <= heads <= MOST_HEADS or not known.checksums.keys() >= known.tensors.keys():
+            if not examples or not 1 <= heads <= MOST_UNITS or not known.checksums.keys() >= known.tensors.keys():
                 raise ValueError(f"it is of {examples} inputs, {heads} heads and {len(known.checksums)} checksums")
         except ValueError as error:
             raise damaged(file.path, str(error)) from error

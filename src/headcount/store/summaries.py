@@ -18,7 +18,7 @@ from safetensors.numpy import save as save_safetensors
 from headcount.store.files import Shard, damaged, read_shard, shards, write_shard
 from headcount.store.headers import Header, read_header
 from headcount.summaries import FINE_BITS, HEAD_BITS, HEAD_SPAN, Counts, Moments, ScoreSummary, Summary
-from headcount.units import MOST_HEADS
+from headcount.units import MOST_UNITS
 
 #: Shards that are added up into one file: what a damaged file costs at most.
 _SEGMENT = 64
@@ -110,7 +110,7 @@ def read_summaries(files: Sequence[Shard]) -> Summary:
 def _decode(known: Header, tensors: dict[str, np.ndarray]) -> Summary:
     first = known.check(f"{known.scores[0]}/count", ("I64",), len(known.layers), None)
     shape = len(known.layers), first.shape[1]
-    if not 1 <= shape[1] <= MOST_HEADS:
+    if not 1 <= shape[1] <= MOST_UNITS:
         raise ValueError(f"it is of {shape[1]} heads")
     scores = {name: _score(known, tensors, name, shape) for name in known.scores}
     return Summary(

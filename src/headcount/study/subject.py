@@ -42,7 +42,7 @@ class LoadedModel:
             "name": self.name,
             "fingerprint": fingerprint(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
-            "num_heads": units.num_heads,
+            "num_heads": units.num_units,
             "expects_chat": dict(zip(("answer", "why"), self.expects_chat(), strict=True)),
             "layers": [layer.facts() for layer in units.layers],
         }
