@@ -270,3 +270,42 @@ def test_the_gate_is_what_the_activation_function_gives(model):
         model(torch.tensor([TEXTS[1]]))
     for i, gate in gates.items():
         np.testing.assert_allclose(probe.scores["gate"].values[0, i], gate[0].abs().mean(0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("of_heads", ["ahon_ln@0.97", "ahon_ln/token@0.97", "random:0.4"])
+@pytest.mark.parametrize("of_neurons", ["fhon@0.05", "fhon/token@0.05", "random/token:0.3"])
+def test_heads_and_neurons_are_off_at_once(model, of_heads, of_neurons):
+    """What each layer's MLP decides it decides on what attention left, which a plain loop sees too."""
+    heads, neurons, row = parse_policy(of_heads), parse_policy(of_neurons), TEXTS[3]
+    with instrument(model, policy={"head": heads, "neuron": neurons}) as probe, torch.no_grad():
+        logits = model(torch.tensor([row]), use_cache=False).logits[0]
+    beside = probe.beside["neuron"]
+    assert 0 < probe.share_off[0] < 1
+    assert 0 < beside.share_off[0] < 1
+    if "token" in of_heads or "token" in of_neurons:
+        cache, start, parts = None, 0, []
+        if "token" in of_heads and "token" in of_neurons:
+            with instrument(model, policy={"head": heads, "neuron": neurons}), torch.no_grad():
+                for cut in (3, len(row) - 3):
+                    given = model(torch.tensor([row[start : start + cut]]), past_key_values=cache, use_cache=True)
+                    parts.append(given.logits[0])
+                    cache, start = given.past_key_values, start + cut
+            torch.testing.assert_close(torch.cat(parts), logits, rtol=0, atol=1e-4)
+        return
+    off = [(int(layer), int(unit)) for layer, unit in np.argwhere(beside.off.values[0])]
+    fixed = Fixed([(int(layer), int(head)) for layer, head in np.argwhere(probe.off.values[0])])
+
+    def decide(layer, values, norms):
+        return torch.tensor([(layer, neuron) in off for neuron in range(values.shape[-1])]).expand_as(values)
+
+    with instrument(model, policy=fixed), torch.no_grad():
+        expected = by_hand(model, row, decide)
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+
+def test_two_kinds_of_one_place_are_refused(model):
+    with (
+        pytest.raises(InputError, match="neuron and mlp are units of one place"),
+        instrument(model, policy={"neuron": Random(0.1), "mlp": Random(0.1)}, unit="neuron"),
+    ):
+        pass

@@ -63,7 +63,7 @@ class ForwardContext:
             raise InputError("An example of the batch is padding only. Leave empty examples out.")
         self.num_layers = 0
         """Attention layers that ran so far."""
-        self._uniform: dict[int, Tensor] = {}
+        self._uniform: dict[tuple[int, int, int], Tensor] = {}
         self._texts: list[np.ndarray] | None = None
         self._handed_on = False
 
@@ -93,9 +93,10 @@ class ForwardContext:
 
     def uniform(self, seed: int, num_layers: int, num_heads: int) -> Tensor:
         """Float32 ``[batch, layer, head]`` on [0, 1), a function of the seed and each example's real tokens alone."""
-        if seed not in self._uniform:
-            self._uniform[seed] = draw_rows(self.fetch_texts(), seed, (num_layers, num_heads))
-        return self._uniform[seed]
+        key = seed, num_layers, num_heads
+        if key not in self._uniform:
+            self._uniform[key] = draw_rows(self.fetch_texts(), seed, (num_layers, num_heads))
+        return self._uniform[key]
 
 
 def _check_tokens(module: nn.Module, tokens: Tensor | None) -> None:

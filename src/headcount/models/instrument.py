@@ -1,7 +1,7 @@
 """Measure and intervene while a model runs: register an attention function, switch to it, restore the model."""
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -31,7 +31,7 @@ from headcount.outputs import Outputs
 from headcount.policies import Policy, check_policy
 from headcount.replacements import replaced
 from headcount.scores import Score
-from headcount.units import KindId, UnitMap, checked_kind
+from headcount.units import KINDS, KindId, UnitMap, checked_kind
 
 #: When generation decides which heads to zero.
 DECIDE = ("prompt", "running", "every-pass")
@@ -41,7 +41,7 @@ DECIDE = ("prompt", "running", "every-pass")
 def instrument(
     model: PreTrainedModel,
     *,
-    policy: Policy | None = None,
+    policy: Policy | Mapping[KindId, Policy] | None = None,
     scores: str | Iterable[str] = (),
     seed: int = 0,
     decide: str = "prompt",
@@ -60,7 +60,7 @@ def instrument(
 
     Args:
         model: any transformers causal language model whose attention goes through the attention interface.
-        policy: which heads are off; None is none.
+        policy: which units are off; None is none. Of heads and neurons at once one each, by kind: ``{"head": …, "neuron": …}``.
         scores: ids to record, or ``"all"``.
         seed: of the ``random`` score.
         decide: what happens in passes that continue a cache (generation). ``prompt``: the heads decided on the prompt
@@ -73,34 +73,74 @@ def instrument(
         unit: what is measured and off: ``head``, MLP ``neuron``, or ``mlp`` (a layer's).
 
     Yields:
-        The Probe that records.
+        The Probe that records; those of the other kinds in ``policy`` are its ``beside``.
 
     Raises:
         ModelError: the model cannot be measured (named, with the reason), or a block is open on it already.
         InputError: unknown score, an unknown way to decide, no seed, a policy that names heads or layers the model lacks, or
             a calibration that is missing, or of another model.
     """
-    chosen = scores_of(model, scores, checked_kind(unit)) if scores else []
-    units = units_of(model, checked_kind(unit))
     refuse_training(model, model.modules())
-    if policy is not None:
-        check_policy(policy, units)
     if decide not in DECIDE:
         raise InputError(f"decide is one of {', '.join(DECIDE)}, not {decide!r}.")
-    if of_tokens := next((score.id for score in chosen if score.per == "token"), None):
+    given = policy if isinstance(policy, Mapping) else {} if policy is None else {unit: policy}
+    policies: dict[KindId, Policy] = {checked_kind(kind): of_kind for kind, of_kind in given.items()}
+    if not scores and unit not in policies and policies:
+        unit = next(iter(policies))
+    kinds: list[KindId] = list(dict.fromkeys([checked_kind(unit), *policies]))
+    if len({KINDS[kind].site for kind in kinds}) < len(kinds):
+        raise InputError(f"{' and '.join(kinds)} are units of one place, of which one kind is off at a time. Give one.")
+    num_attention, known = len(units_of(model).layers), []
+    for kind in kinds:
+        chosen = scores_of(model, scores, kind) if scores and kind == unit else []
+        known.append(_recorder(model, kind, policies.get(kind), chosen, seed, decide, calibration, num_attention))
+    by_site = {KINDS[kind].site: recorder for kind, recorder in zip(kinds, known, strict=True)}
+    main = known[0]
+    main.probe.beside = {kind: recorder.probe for kind, recorder in zip(kinds[1:], known[1:], strict=True)}
+
+    def start(context: ForwardContext) -> None:
+        for recorder in known:
+            recorder.start(context)
+
+    def finish(context: ForwardContext, output: Any) -> None:
+        for recorder in known:
+            recorder.finish(context, output)
+
+    attention = by_site["attention"].attention if "attention" in by_site else _attend
+    with ExitStack() as stack:
+        stack.enter_context(attention_replaced(model, attention, start=start, finish=finish))
+        for recorder in known:
+            stack.enter_context(recorder.watching(model))
+        if any(recorder.reads_prompts for recorder in known):
+            stack.enter_context(prompts_read_whole(model))
+        yield main.probe
+
+
+def _attend(module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
+    return attend(inputs, context.positions)[0]
+
+
+def _recorder(
+    model: PreTrainedModel,
+    kind: KindId,
+    policy: Policy | None,
+    scores: list[Score],
+    seed: int,
+    decide: str,
+    calibration: Calibration | None,
+    num_attention: int,
+) -> "_Recorder":
+    """Of one kind of unit. Raises InputError for what does not fit it."""
+    units = units_of(model, kind)
+    if policy is not None:
+        check_policy(policy, units)
+    if of_tokens := next((score.id for score in scores if score.per == "token"), None):
         raise InputError(f"{of_tokens} has a value for every token: `headcount.summarise_heads` measures it.")
-    per_token = policy is not None and policy.per == "token"
-    if per_token and decide == "running":
+    if policy is not None and policy.per == "token" and decide == "running":
         raise InputError("A policy that decides per token decides anew on each: leave decide as it is.")
     policies = [] if policy is None else [policy]
-    site = site_of(model, unit, calibration_for(model, policies, chosen, calibration))
-    recorder = _Recorder(site, units, policy, chosen, seed_of(seed), decide, len(units_of(model).layers))
-    with ExitStack() as stack:
-        stack.enter_context(attention_replaced(model, recorder.attention, start=recorder.start, finish=recorder.finish))
-        stack.enter_context(site.watching(model, Needs.of(policies, chosen), recorder.mlp))
-        if chosen or (policy is not None and policy.needs and not per_token):
-            stack.enter_context(prompts_read_whole(model))
-        yield recorder.probe
+    site = site_of(model, kind, calibration_for(model, policies, scores, calibration))
+    return _Recorder(site, units, policy, scores, seed_of(seed), decide, num_attention)
 
 
 class _Recorder:
@@ -130,6 +170,16 @@ class _Recorder:
         self._before: Continued | None = None  # the texts that it continues
         self._context: ForwardContext | None = None
 
+    def watching(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Inside, the site hands over what is read."""
+        policies = [self._policy] if self._policy else []
+        return self.site.watching(model, Needs.of(policies, self._scores), self.mlp)
+
+    @property
+    def reads_prompts(self) -> bool:
+        """Whether a prompt has to be read as a whole."""
+        return bool(self._scores) or (self._policy is not None and bool(self._policy.needs) and not self._per_token)
+
     def start(self, context: ForwardContext) -> None:
         """Before a pass: what its cache was known to hold."""
         self._act, self._decided, self._before, self._context = None, {}, None, context
@@ -154,9 +204,7 @@ class _Recorder:
                 context.fetch_texts()
 
     def attention(self, module: nn.Module, layer: int, inputs: AttentionInputs, context: ForwardContext) -> Tensor:
-        """Attend, and act where heads are the units. Returns the output ``[batch, head, query, head_dim]``."""
-        if isinstance(self.site, MlpSite):
-            return attend(inputs, context.positions)[0]
+        """Attend, and act. Returns the output ``[batch, head, query, head_dim]``."""
         outputs = partial(self.site.outputs, module, layer, inputs)
         return self._layer(layer, inputs.query, inputs.key.shape[2], outputs, context)
 

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 
 from headcount.scores import Score
-from headcount.units import UnitMap
+from headcount.units import KindId, UnitMap
 
 
 @dataclass(kw_only=True)
@@ -32,6 +32,7 @@ class Probe:
 
     def __init__(self, units: UnitMap, scores: list[Score]) -> None:
         self.units = units
+        self.beside: dict[KindId, Probe] = {}  # of other kinds of units, where several are off at once
         self._score_ids = [score.id for score in scores]
         self._passes: list[Examples] = []
 
