@@ -113,6 +113,19 @@ def test_a_calibration_of_another_model_is_refused_before_anything_is_measured(p
     assert not (tmp_path / "run").exists()
 
 
+def test_a_calibration_of_another_model_stops_a_study_before_anything_is_measured(place, tmp_path):
+    build("llama", seed=1).save_pretrained(tmp_path / "other")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / "other" / name).write_bytes((place / "model" / name).read_bytes())
+    study = Study(
+        models=[{"model": str(tmp_path / "other"), "calibration": str(place / "calibration.safetensors")}],
+        data=[{"tasks": ["sums"]}], scores=["ahon_ln"], shares=[0.2], include_path=str(place / "tasks"), offline=True,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match="calibration is of tiny"):
+        run_study(study, tmp_path / "study")
+    assert not [*(tmp_path / "study").rglob("scores*")]
+
+
 def test_a_study_asks_under_curves(place, tmp_path):
     study = Study(
         models=[{"model": str(place / "model"), "name": "m", "calibration": str(place / "calibration.safetensors")}],

@@ -273,6 +273,20 @@ def test_what_cannot_be_had_is_named_before_anything_starts(fields, subjects):
         assert named in str(refused.value)
 
 
+def test_a_calibration_that_is_missing_or_cannot_be_read_is_named_before_anything_starts(fields, tmp_path):
+    (model,) = fields["models"]
+    (tmp_path / "no.safetensors").write_text("text")
+    wrong = [model, {"model": model, "name": "other", "calibration": str(tmp_path / "no.safetensors")}]
+    with pytest.raises(InputError) as refused:
+        check_study(Study(**fields | {"models": wrong, "scores": ["ahon_ln", "random+mean"]}))
+    assert "models[0].calibration: random+mean:0.3 needs a calibration" in str(refused.value)
+    assert "models[1].calibration: " in str(refused.value)
+    assert "is not a calibration" in str(refused.value)
+    with pytest.raises(InputError, match=r"models\[0\].calibration: devg needs a calibration"):
+        check_study(Study(**fields | {"scores": ["devg"], "ask": False}))
+    check_study(Study(**fields | {"scores": ["ahon_ln", "random+mean"], "ask": False}))
+
+
 def test_what_stops_one_run_keeps_the_others(fields, subjects, tmp_path):
     broken = subjects / "broken"
     if not broken.exists():

@@ -13,8 +13,6 @@ from headcount.analysis import ShareSearch, UntilDecided
 from headcount.calibration import Calibration
 from headcount.errors import InputError, RunError
 from headcount.evaluation.workload import Workload
-from headcount.models.loading import fingerprint
-from headcount.models.observe import units_of
 from headcount.policies import Policy, check_policy, policy_list, read_curve
 from headcount.policies.policy import calibration_of, layer_set
 from headcount.resolving import read_policy
@@ -369,11 +367,7 @@ def _loaded(
 ) -> LoadedModel:
     spec = model if isinstance(model, ModelSpec) else ModelSpec.model_construct(model=_name(model))
     if isinstance(model, str | ModelSpec):
-        loaded = replace(load_model(spec, announce=announce), calibration=calibration)
-    elif tokenizer is None:
+        return replace(load_model(spec, announce=announce), calibration=calibration)
+    if tokenizer is None:
         raise InputError("A model that is loaded goes with its tokenizer: pass both that `load` gave.")
-    else:
-        loaded = LoadedModel(spec=spec, model=model, tokenizer=tokenizer, calibration=calibration)
-    if calibration is not None:  # before minutes of work
-        calibration.check(units_of(loaded.model), fingerprint(loaded.model))
-    return loaded
+    return LoadedModel(spec=spec, model=model, tokenizer=tokenizer, calibration=calibration)

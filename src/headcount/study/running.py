@@ -13,8 +13,10 @@ from headcount.analysis import ShareSearch
 from headcount.calibration import Calibration
 from headcount.errors import HeadcountError, InputError
 from headcount.models.loading import find_source, resolve_device
-from headcount.policies import Policy
+from headcount.policies import Policy, check_policy, score_of
+from headcount.policies.policy import calibration_of
 from headcount.resolving import policy_at
+from headcount.scores import get_score, is_registered
 from headcount.store import continue_run, is_run, open_run
 from headcount.store.files import Damaged
 from headcount.study.analysing import analyse_study
@@ -60,7 +62,7 @@ def data_options(study: Study, model: ModelSpec) -> dict[str, Any]:
 
 
 def check_study(study: Study) -> None:
-    """Look for every model, device, task and text of a study, without loading a model.
+    """Look for every model, device, calibration, task and text of a study, without loading a model.
 
     Raises:
         InputError: some cannot be had; each is named with its field.
@@ -76,11 +78,20 @@ def _checks(study: Study) -> Iterator[tuple[str, Callable[[], Any]]]:
         source = model.model, model.revision, model.allow_pickle, model.trust_remote_code
         yield f"models[{i}].model", partial(find_source, *source)
         yield f"models[{i}].device", partial(resolve_device, model.device)
+        yield f"models[{i}].calibration", partial(_check_calibration, study, model)
     for i, data in enumerate(study.data):
         if isinstance(data, Texts):
             yield f"data[{i}].texts", partial(read_texts, data)
         else:
             yield f"data[{i}].tasks", partial(_load, study, data)
+
+
+def _check_calibration(study: Study, model: ModelSpec) -> None:
+    calibration = read_calibration(model.calibration)
+    curves = [curve for curve in study.curves() if is_registered(score_of(curve))]  # others' files have not run yet
+    calibration_of((), [get_score(score_of(curve)) for curve in curves], calibration)
+    for curve in curves if study.num_policies() else ():
+        check_policy(policy_at(curve, max(study.shares, default=0.1), calibration=calibration))
 
 
 def _load(study: Study, data: Tasks) -> None:

@@ -28,7 +28,11 @@ class LoadedModel:
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
     calibration: Calibration | None = None
-    """For scores and replacements that need one."""
+    """For scores and replacements that need one; raises ModelError if it is of another model."""
+
+    def __post_init__(self) -> None:
+        if self.calibration is not None:  # before minutes of work
+            self.calibration.check(units_of(self.model), fingerprint(self.model))
 
     @property
     def name(self) -> str:
