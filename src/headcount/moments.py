@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from headcount.devices import doubled, with_float64
+
 
 class Mean:
     """The mean of vectors that come a batch at a time."""
@@ -14,7 +16,7 @@ class Mean:
     def add(self, vectors: Tensor) -> None:
         """``vectors``: ``[token, feature]``."""
         self.count += len(vectors)
-        self._sum = self._sum + vectors.sum(0, dtype=torch.float64)
+        self._sum = self._sum + with_float64(vectors).sum(0, dtype=torch.float64)
 
     @property
     def mean(self) -> Tensor:
@@ -40,7 +42,7 @@ class Covariance(Mean):
             self._origin = vectors.mean(0)
         vectors = vectors - self._origin
         super().add(vectors)
-        self._products = self._products + (vectors.T @ vectors).double()
+        self._products = self._products + doubled(vectors.T @ vectors)
 
     @property
     def covariance(self) -> Tensor:
@@ -51,4 +53,4 @@ class Covariance(Mean):
     @property
     def mean(self) -> Tensor:
         assert self._origin is not None
-        return super().mean + self._origin
+        return super().mean + with_float64(self._origin)

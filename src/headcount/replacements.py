@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from headcount.calibration import RIDGE, Calibration
+from headcount.devices import doubled
 from headcount.errors import InputError, nearest
 from headcount.outputs import Outputs
 
@@ -139,7 +140,7 @@ class Kept(_Predicted):
         surprise = self._surprise(outputs).unflatten(-1, (units, width)).transpose(1, 2)  # [row, unit, token, width]
 
         def inverses() -> Tensor:
-            own = self._precision(outputs)[:, : units * width].double()
+            own = doubled(self._precision(outputs)[:, : units * width])
             blocks = own.view(units, width, units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
             return torch.linalg.inv(blocks).float()  # [unit, width, width]
 
@@ -161,7 +162,7 @@ class Kept(_Predicted):
 
         def inverse() -> Tensor:
             precision = self._precision(outputs)
-            return torch.linalg.inv(precision[features][:, features].double()).float()
+            return torch.linalg.inv(doubled(precision[features][:, features])).float()
 
         return _of_set(features, outputs, self.ridge, inverse)
 
@@ -236,9 +237,9 @@ _MOST_BYTES = 1 << 28  # of the matrices of sets
 
 def _of_set(features: Tensor, outputs: Outputs, ridge: float, make: Callable[[], Tensor]) -> Tensor:
     kept = _MATRICES.setdefault(_calibration(outputs), _Matrices())
-    key = features.numpy(force=True).tobytes(), outputs.layer, ridge, outputs.values.device
+    key = features.cpu().numpy().tobytes(), outputs.layer, ridge, outputs.values.device
     if key not in kept.of_sets:
-        kept.of_sets[key] = make()
+        kept.of_sets[key] = make().to(outputs.values.device)
         kept.bytes += kept.of_sets[key].nbytes
         while kept.bytes > _MOST_BYTES and len(kept.of_sets) > 1:
             kept.bytes -= kept.of_sets.popitem(last=False)[1].nbytes

@@ -7,15 +7,19 @@ import pytest
 import torch
 from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_align_device_hook
 
+from headcount import devices
 from headcount.attention import ways
 from headcount.attention.gpu import attend_on_gpu
+from headcount.calibrating import calibrate
 from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
+from headcount.models import sensitivity
 from headcount.models.instrument import instrument
 from headcount.policies import Fixed, Random, Threshold
+from headcount.replacements import Kept, Linear
 from tests.attention.reference import OF_WEIGHTS, make
 from tests.models.families import FAMILIES
-from tests.pretended import place, pretended_devices
+from tests.pretended import OnDevice, place, pretended_devices
 
 POLICIES = [None, Threshold("ahon_ln", 0.98), Threshold("awft", 0.2), Random(0.3), Fixed([(1, 2), (2, 0)])]
 
@@ -198,3 +202,30 @@ def test_on_other_devices_the_plain_way_measures_and_says_so_once(caplog):
     assert [record.message for record in caplog.records] == [
         "On meta attention is measured the plain way, in PyTorch's own operations: numbers stay the same, measuring is slower."
     ]
+
+
+def test_sums_of_a_device_without_float64_are_those_of_the_processor(model, monkeypatch):
+    made = OnDevice.__new__
+
+    def without_float64(cls, numbers, device):
+        assert numbers.dtype != torch.float64
+        return made(cls, numbers, device)
+
+    monkeypatch.setattr(devices, "_WITHOUT_FLOAT64", {"cuda"})
+    monkeypatch.setattr(OnDevice, "__new__", without_float64)
+    rows = plan().inputs[:4]
+    expected = calibrate(model(), rows)
+    logits = torch.randn(2, 7, 256, generator=torch.Generator().manual_seed(0))
+    labels = sensitivity._drawn(logits, [row[:7] for row in rows[:2]], 0)
+    policies = [Fixed([(1, 2), (2, 0), (2, 5)], instead=how, calibration=expected) for how in (Linear(), Kept())]
+    answers = [scored.loglikelihoods for scored in run_plan(model(), plan(), policies, scores=["keptg"]).of_policies]
+    with pretended_devices():
+        there = on_one(model())
+        found = calibrate(there, rows, sensitivity=False)  # no gradients flow on pretended devices
+        drawn = sensitivity._drawn(OnDevice(logits, torch.device("cuda:0")), [row[:7] for row in rows[:2]], 0).cpu()
+        again = [scored.loglikelihoods for scored in run_plan(there, plan(), policies, scores=["keptg"]).of_policies]
+    for index, layer in expected.layers.items():
+        torch.testing.assert_close(found.layers[index].mean, layer.mean)
+        torch.testing.assert_close(found.layers[index].covariance, layer.covariance)
+    torch.testing.assert_close(drawn, labels)
+    np.testing.assert_allclose(again, answers, rtol=1e-4, atol=1e-4)

@@ -235,6 +235,51 @@ def test_products_of_float32_are_not_rounded_within_our_own(precision):
         torch.set_float32_matmul_precision("highest")
 
 
+LEVELS = [("generic", "all"), ("cuda", "all"), ("mkldnn", "all"), ("cuda", "matmul"), ("mkldnn", "matmul")]
+get_precision, set_precision = torch._C._get_fp32_precision_getter, torch._C._set_fp32_precision_setter
+
+
+@pytest.fixture
+def _precisions_as_they_come():
+    for level in LEVELS:
+        set_precision(*level, "none")
+    yield
+    for level in LEVELS:
+        set_precision(*level, "none")
+
+
+@pytest.mark.usefixtures("_precisions_as_they_come")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {("generic", "all"): "tf32"},
+        {("mkldnn", "all"): "tf32"},
+        {("cuda", "all"): "tf32", ("mkldnn", "all"): "bf16"},
+        {("generic", "all"): "tf32", ("cuda", "matmul"): "tf32", ("mkldnn", "matmul"): "bf16"},
+        {("generic", "all"): "tf32", ("mkldnn", "all"): "tf32"},
+        {("generic", "all"): "ieee", ("cuda", "matmul"): "tf32"},
+    ],
+)
+def test_precisions_are_inherited_afterwards_as_they_were_before(settings):
+    def told():
+        """What is in force at each level, as it is and with each level above set to something else."""
+        said = [get_precision(*level) for level in LEVELS]
+        for above in LEVELS[:3]:
+            own = settings.get(above, "none")
+            for other in ("ieee", "tf32"):
+                set_precision(*above, other)
+                said += [get_precision(*level) for level in LEVELS]
+            set_precision(*above, own)
+        return said
+
+    for level, precision in settings.items():
+        set_precision(*level, precision)
+    before = told()
+    with own_settings():
+        assert {get_precision(*level) for level in LEVELS[3:]} <= {"ieee", "none"}
+    assert told() == before
+
+
 def test_defaults_of_pytorch_change_nothing(tiny):
     model = tiny()
     expected = measure_heads(model, ROWS)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from headcount.calibration.layer import symmetric
+from headcount.devices import doubled, with_float64
 from headcount.models.batching import Progress, no_progress, run_in_batches
 from headcount.models.draws import draw_uniform
 from headcount.models.gradients import layers_recomputed, not_finite, parameters_frozen, refuse_without_gradients
@@ -71,7 +72,7 @@ def sensitivities(
         for layer, squared in hearing.squared.items():  # once the whole batch has been read: one that fails is halved
             squares[layer][batch] = squared.cpu().numpy()
         for layer, product in hearing.product.items():
-            products[layer] = products[layer].add_(product) if layer in products else product.double()
+            products[layer] = products[layer].add_(with_float64(product)) if layer in products else doubled(product)
 
     with ExitStack() as stack:
         stack.enter_context(layers_recomputed(model))
@@ -115,8 +116,8 @@ class _Hearing:
         def backward(gradient: Tensor) -> None:
             counted = self._counted.to(gradient.device)
             gradient = gradient.detach().float().view(*counted.shape, -1)
-            squared = gradient.square().sum(-1, dtype=torch.float64)
-            self.squared[layer] = squared.masked_fill(~counted, 0).sum(1)
+            squared = with_float64(gradient.square()).sum(-1, dtype=torch.float64)
+            self.squared[layer] = squared.masked_fill(~counted.to(squared.device), 0).sum(1)
             if self._products:
                 own = gradient[counted]
                 with own_settings(own.device.type):
@@ -137,12 +138,14 @@ def _drawn(logits: Tensor, texts: Sequence[Sequence[int]], seed: int) -> Tensor:
     gradient = torch.zeros_like(logits)
     step = max(1, _DRAWN // logits.shape[-1])
     for i, text in enumerate(texts):
-        uniform = torch.from_numpy(draw_uniform(np.asarray(text), seed, (1, len(text)))[0]).double().to(logits.device)
+        uniform = torch.from_numpy(draw_uniform(np.asarray(text), seed, (1, len(text)))[0]).double()
+        uniform = uniform.to(with_float64(logits[:0]).device)
         for begin in range(0, len(text), step):
             end = min(begin + step, len(text))
-            probabilities = logits[i, begin:end].double().softmax(-1)
+            probabilities = doubled(logits[i, begin:end]).softmax(-1)
             summed = probabilities.cumsum(-1)
             drawn = torch.searchsorted(summed, uniform[begin:end, None] * summed[:, -1:], right=True)
             drawn.clamp_(max=logits.shape[-1] - 1)
-            gradient[i, begin:end] = probabilities.scatter_add_(-1, drawn, torch.full_like(summed[:, :1], -1))
+            less = probabilities.scatter_add_(-1, drawn, torch.full_like(summed[:, :1], -1))
+            gradient[i, begin:end] = less.to(gradient.dtype)
     return gradient

@@ -161,11 +161,27 @@ def _exact_products(stack: ExitStack) -> None:
             torch.set_float32_matmul_precision("highest")
             stack.callback(torch.set_float32_matmul_precision, before)
         return
-    mkldnn: Any = torch.backends.mkldnn
-    for products in (torch.backends.cuda.matmul, mkldnn.matmul):
-        if (before := products.fp32_precision) not in ("ieee", "none"):
-            products.fp32_precision = "ieee"
-            stack.callback(setattr, products, "fp32_precision", before)
+    for backend in ("cuda", "mkldnn"):
+        products = backend, "matmul"
+        if torch._C._get_fp32_precision_getter(*products) not in ("ieee", "none"):
+            before = _own_precision(products, (backend, "all"), ("generic", "all"))
+            torch._C._set_fp32_precision_setter(*products, "ieee")
+            stack.callback(torch._C._set_fp32_precision_setter, *products, before)
+
+
+def _own_precision(level: tuple[str, str], *above: tuple[str, str]) -> str:
+    """What is set for products of float32 at a level itself; ``none`` where it is that of a level above.
+
+    PyTorch says what is in force alone, so the level above is asked by setting it to full precision for a moment.
+    """
+    found = torch._C._get_fp32_precision_getter(*level)
+    if not above or torch._C._get_fp32_precision_getter(*above[0]) != found:
+        return found
+    before = _own_precision(*above)
+    torch._C._set_fp32_precision_setter(*above[0], "ieee")
+    inherited = torch._C._get_fp32_precision_getter(*level) != found
+    torch._C._set_fp32_precision_setter(*above[0], before)
+    return "none" if inherited else found
 
 
 def _in_main_memory() -> AbstractContextManager[Any]:

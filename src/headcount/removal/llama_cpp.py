@@ -185,7 +185,7 @@ def _frequency_factors(model: PreTrainedModel) -> Tensor:
     """What llama.cpp divides the plain rotary frequencies by, for Llama 3's scaling."""
     frequencies = next(buffer for name, buffer in model.named_buffers() if name.endswith("rotary_emb.inv_freq"))
     exponents = torch.arange(len(frequencies), dtype=torch.float64) / len(frequencies)
-    return (_rope(model.config)["rope_theta"] ** -exponents) / frequencies.double().cpu()
+    return (_rope(model.config)["rope_theta"] ** -exponents) / frequencies.cpu().double()
 
 
 def _rope(config: Any) -> dict[str, Any]:
