@@ -14,6 +14,7 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,7 @@ def measured(command: Sequence[str | Path], folder: Path, environment: Mapping[s
     found = {
         "wall_s": time.monotonic() - start,
         "cpu_s": used.ru_utime + used.ru_stime,
-        "peak_mb": used.ru_maxrss / 1000,
+        "peak_mb": used.ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3),  # macOS counts bytes, Linux kilobytes
     }
     return found if first is None else found | {"first_result_s": first}
 

@@ -117,7 +117,9 @@ def main() -> None:
             start = time.perf_counter()
             page = render_page([results])
             seconds = time.perf_counter() - start
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (
+                1 << 20 if sys.platform == "darwin" else 1 << 10
+            )
             file = folder / f"{name.replace(' × ', 'x')}.html"
             file.write_text(page, encoding="utf-8")
             del results, page

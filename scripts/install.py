@@ -47,11 +47,14 @@ def as_uv_takes_it(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]
     """The command and the environment that say to uv what pip is told; None if something of it cannot be said."""
     try:
         from pip._internal.commands import create_command
-
+        from pip._internal.exceptions import PipError
+    except ImportError:  # pip's own modules promise nothing
+        return None
+    try:
         command = create_command("install")
         usual = copy.deepcopy(command.parser.defaults)  # pip appends to the lists among them
         options, packages = command.parse_args(list(arguments))
-    except Exception:  # pip's own modules promise nothing
+    except (AttributeError, TypeError, PipError):  # PipError: of its configuration, which pip itself will name
         return None
     said = [UV, "pip", "install", "--quiet", "--no-config", "--python", sys.executable, "--compile-bytecode"]
     said.append("--index-strategy=unsafe-best-match")

@@ -6,7 +6,6 @@ have done so.
 """
 
 import functools
-import hashlib
 import os
 import re
 import stat
@@ -18,6 +17,7 @@ from typing import TypeVar
 
 import platformdirs
 
+from headcount.files import checksum, file_checksum
 from headcount.unfinished import sync, sync_folder, unfinished
 
 T = TypeVar("T")
@@ -155,11 +155,11 @@ def _digest(path: Path) -> str:
         raise PermissionError(f"{str(path)!r} is another user's, or can be written by one")
     if stat.S_ISREG(found.st_mode):
         with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+            return file_checksum(file)
     if not stat.S_ISDIR(found.st_mode):
         raise OSError(f"{str(path)!r} is neither a file nor a folder")
     lines = [f"{entry.name}\0{_digest(entry)}\n" for entry in sorted(path.iterdir())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()[:16]
+    return checksum("".join(lines).encode())
 
 
 def _is_own(found: os.stat_result) -> bool:

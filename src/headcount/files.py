@@ -100,6 +100,11 @@ def checksum(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
+def file_checksum(stream: BufferedReader) -> str:
+    """``checksum`` of what an open file holds."""
+    return hashlib.file_digest(stream, "sha256").hexdigest()[:16]
+
+
 def cannot_write(path: Path, error: OSError) -> RunError:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return RunError(

@@ -1,8 +1,8 @@
 """Which of several ways to the same numbers attends for a layer: compiled, fused or plain.
 
 They differ by rounding and in speed. ``compiled`` is a kernel of our own: in C for processors, in Triton for CUDA and ROCm.
-It and ``fused`` rest on a compiler or on PyTorch's private operators, so
-each is compared with ``plain`` on a small random input before its first use, and given up for the process if it fails.
+It and ``fused`` rest on a compiler or on PyTorch's private operators, so each is compared with ``plain`` on a small random
+input before its first use, and given up for the process if it fails.
 """
 
 import logging

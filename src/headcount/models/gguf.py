@@ -1,6 +1,5 @@
 """GGUF files, those of embedded models among them: converted to safetensors once, and kept for the next time."""
 
-import hashlib
 import shutil
 import warnings
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from headcount.cache import cache_folder, kept
 from headcount.embedded import EMBEDDED
 from headcount.errors import ModelError
+from headcount.files import file_checksum
 from headcount.models.quiet import quiet_transformers
 
 _ROOM = 1.2  # of the disk space that the weights take, to be free before they are kept
@@ -56,7 +56,7 @@ def converted(
         ModelError: as ``read`` does.
     """
     with file.open("rb") as opened:
-        content = hashlib.file_digest(opened, "sha256").hexdigest()[:16]
+        content = file_checksum(opened)
     kind = str(dtype).removeprefix("torch.")
     stem = f"gguf-{content}-{kind}-transformers-{transformers.__version__}"
     try:

@@ -8,7 +8,6 @@ name in one step, so a process that dies at any moment leaves whole shards only,
 afterwards no longer matches its name.
 """
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -16,7 +15,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from headcount.errors import RunError
-from headcount.files import append_line, cannot_write, checksum, kind, open_file, read_file, write_atomically
+from headcount.files import (
+    append_line,
+    cannot_write,
+    checksum,
+    file_checksum,
+    kind,
+    open_file,
+    read_file,
+    write_atomically,
+)
 
 _SHARD = re.compile(r"(?P<stem>\d{6,12}(-[A-Za-z0-9_-]+)?)-(?P<checksum>[0-9a-f]{16})\.(safetensors|parquet)")
 _TEMPORARY = re.compile(r"\.(?P<name>.+)\.([0-9a-f]{16}|\d{1,10})\.part")  # the latter: of older headcounts
@@ -136,7 +144,7 @@ def is_whole(shard: Shard) -> bool:
     """Whether the shard's content is the one its name promises."""
     try:
         with open_file(shard.path) as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()[:16] == shard.checksum
+            return file_checksum(stream) == shard.checksum
     except OSError:
         return False
 
