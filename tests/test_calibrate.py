@@ -214,7 +214,7 @@ def test_what_cannot_be_calibrated_is_a_sentence(tiny, tmp_path):
     model = tiny(num_hidden_layers=1)
     with pytest.raises(InputError, match="needs a text of two tokens or more"):
         hc.calibrate(model, [[3], [4]])
-    with pytest.raises(InputError, match="gradients are part of the sensitivity"):
+    with pytest.raises(InputError, match="Gradients are part of the sensitivity"):
         hc.calibrate(model, ROWS, gradients=True, sensitivity=False)
     with pytest.raises(InputError, match="memory is a number of bytes"):
         hc.calibrate(model, ROWS, memory=0)

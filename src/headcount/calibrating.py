@@ -19,6 +19,7 @@ from headcount.models.sensitivity import sensitivities
 from headcount.models.state import reads
 from headcount.moments import Covariance, Mean
 from headcount.store.parts import CalibrationParts, calibrating
+from headcount.store.whole import check_writable
 from headcount.units import LayerUnits
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ def calibrate(
     into: str | os.PathLike[str] | None = None,
     name: str = "",
     command: str = "",
+    prepared: Callable[[list[list[int]]], object] = lambda _: None,
     progress: Callable[[str], Progress] = lambda _: no_progress,
 ) -> Calibration:
     """What calibrated scores and replacements need of every attention layer, from a few passes over texts.
@@ -66,6 +68,7 @@ def calibrate(
             call goes on where one before was stopped, to the same bytes.
         name: of the model, for people. [default: where it was loaded from]
         command: for people who wait for the file.
+        prepared: called with the token ids of what is read, before that takes minutes.
         progress: called with the name of each step, gives what to call with (done, total).
 
     Raises:
@@ -74,17 +77,14 @@ def calibrate(
             finite.
         RunError: the file cannot be written, or is being made by another process.
     """
-    file = None if into is None else Path(os.path.abspath(into))
-    if file is not None and os.path.lexists(file):
-        raise InputError(f"{str(file)!r} exists already. Choose another file with -o (into), or remove it first.")
-    if gradients and not sensitivity:
-        raise InputError("gradients are part of the sensitivity: leave sensitivity=True, or gradients out.")
+    file = new_file(into, sensitivity=sensitivity, gradients=gradients)
     memory = whole(memory, "memory is a number of bytes, at least 1", least=1)
     rows, _ = check_lengths(token_ids(inputs, tokenizer), model, too_long=too_long)
     if max(map(len, rows)) < 2:
         raise InputError(
             "A calibration needs a text of two tokens or more: the first of each is apart. Give longer texts."
         )
+    prepared(rows)
     batch_tokens = batch_tokens_for(model, batch_tokens)
     _refuse_changed_outputs(model)
     facts = _facts(model, rows, seed_of(seed), name)
@@ -115,6 +115,26 @@ def calibrate(
             calibration.save(file)
             calibration = Calibration.load(file)  # matrices are read from there; the parts go
     return calibration
+
+
+def new_file(into: str | os.PathLike[str] | None, *, sensitivity: bool, gradients: bool) -> Path | None:
+    """The file to write, if one is wanted. What of ``calibrate``'s options is wrong without a model is said here.
+
+    Raises:
+        InputError: it exists, or gradients are wanted without the sensitivity.
+        RunError: it cannot be written.
+    """
+    if gradients and not sensitivity:
+        raise InputError(
+            "Gradients are part of the sensitivity: leave --no-sensitivity (sensitivity=False), or the gradients, out."
+        )
+    if into is None:
+        return None
+    file = Path(os.path.abspath(into))
+    if os.path.lexists(file):
+        raise InputError(f"{os.fspath(into)!r} exists already. Choose another file with -o (into), or remove it first.")
+    check_writable(file)
+    return file
 
 
 def layer_groups(layers: Sequence[LayerUnits], hidden_size: int, memory: int | None) -> list[list[int]]:

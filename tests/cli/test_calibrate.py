@@ -62,7 +62,7 @@ def test_means_alone(headcount, checkpoint, texts, tmp_path):
         (("--texts", "texts.jsonl", "-o", "texts.jsonl/c"), "cannot be written"),
         (
             ("--texts", "texts.jsonl", "-o", "c", "--gradients", "--no-sensitivity"),
-            "--gradients are part of the sensitivity",
+            "Gradients are part of the sensitivity",
         ),
     ],
 )

@@ -2,8 +2,9 @@ import pytest
 import torch
 
 from headcount.models.loading import load, outline
-from headcount.study.cost import ModelSize, machine_rate, run_cost, study_costs
+from headcount.study.cost import ModelSize, calibration_cost, machine_rate, run_cost, study_costs
 from headcount.study.spec import Study
+from tests.models.families import build
 
 
 def test_the_cost_of_a_run_worked_by_hand():
@@ -69,3 +70,34 @@ def test_the_cost_of_a_study_is_counted_on_its_inputs(fields, subjects, monkeypa
 def test_the_speed_of_this_machine_is_measured(fields):
     study = Study(**fields)
     assert 1e8 < machine_rate(study.models[0], study, seconds=0.02) < 1e16
+
+
+def test_what_a_calibration_takes_by_hand():
+    # 3 layers of 8 heads × 8 = 64 outputs and a block input of 64: sums of products of 128² float64 a layer.
+    model, lengths = build("llama"), [10, 20]
+    options = {"covariances": True, "sensitivity": True, "gradients": True, "memory": 10**9, "batch_tokens": 30}
+    of_sums, squares = 3 * 8 * 128**2, 3 * 64**2
+    whole = calibration_cost(model, lengths, **options)
+    # Means, first means, input mean, and upper halves of the covariance and of the gradients' products, float32.
+    assert whole.file_bytes == 4 * 3 * (64 + 64 + 64 + 128 * 129 // 2 + 64 * 65 // 2)
+    # All sums, two more of one layer while a batch is added, all covariances in float32, and the gradients' products.
+    assert whole.memory_bytes == of_sums + 2 * of_sums // 3 + of_sums // 2 + 4 * squares
+    # Queries and outputs 64², keys and values 64 · 16, the MLP's three 64 · 96, two norms; and one norm after the last layer.
+    parameters = 3 * (2 * 64 * 64 + 2 * 64 * 16 + 3 * 64 * 96 + 2 * 64) + 64
+    read = 2 * (parameters * 30 + 3 * 8 * 8 * (10**2 + 20**2))
+    products = 30 * 3 * 2 * 128**2
+    backward = 3 * read + 4 * 64 * 256 * 30 + 2 * 30 * squares
+    assert whole.operations == read + products + backward
+    # A layer at a time, what enters the layer that a group begins with is kept: a float32 hidden state a token.
+    narrow = calibration_cost(model, lengths, **options | {"memory": of_sums // 3})
+    assert narrow.memory_bytes == 3 * of_sums // 3 + of_sums // 2 + 4 * squares + 30 * 64 * 4
+    assert narrow.operations == whole.operations
+    # Of means alone, what the way back takes: logits three times, and what enters each layer.
+    means = calibration_cost(model, lengths, **options | {"covariances": False, "gradients": False})
+    assert means.file_bytes == 4 * 3 * (64 + 64)
+    assert means.memory_bytes == 12 * 30 * 256 + 30 * 64 * 3 * 4
+    assert means.operations == read + backward - 2 * 30 * squares
+    bare = calibration_cost(
+        model, lengths, **options | {"covariances": False, "gradients": False, "sensitivity": False}
+    )
+    assert (bare.memory_bytes, bare.operations) == (0, read)

@@ -53,46 +53,43 @@ def calibrate(
     """Measure means, covariances and sensitivities of every attention layer, for scores and replacements that need them."""
     if not texts:
         raise InputError("Say what the model should read: --texts FILE.")
-    if gradients and not sensitivity:
-        raise InputError("--gradients are part of the sensitivity: leave --no-sensitivity out.")
-    if output_file.exists() or output_file.is_symlink():
-        raise InputError(f"{str(output_file)!r} exists already. Choose another file with -o, or remove it first.")
     with steps() as progress:
         from headcount.calibrating import calibrate as measure
+        from headcount.calibrating import new_file
         from headcount.cli.reading import first_texts, first_tokens
         from headcount.cli.runs import command_line
-        from headcount.models.batching import batch_tokens_for, check_lengths
+        from headcount.models.batching import batch_tokens_for
         from headcount.store.parts import parts_folder
-        from headcount.store.whole import check_writable
         from headcount.study.cost import calibration_cost, device_rate
         from headcount.study.subject import load_model
 
-        check_writable(output_file)
+        new_file(output_file, sensitivity=sensitivity, gradients=gradients)
         read = first_texts(texts, reading)
         loaded = load_model(loading.spec(), announce=progress.start)
         model = loaded.model
-        rows, _ = check_lengths(first_tokens(read, loaded.tokenizer, reading), model, too_long=too_long)
         what = {
             "covariances": covariances,
             "sensitivity": sensitivity,
             "gradients": gradients,
             "memory": int(memory * 1e9),
+            "batch_tokens": batch_tokens_for(model, batch_tokens),
         }
-        cost = calibration_cost(
-            model, [len(row) for row in rows], batch_tokens=batch_tokens_for(model, batch_tokens), **what
-        )
-        _say_cost(cost, sum(map(len, rows)), len(rows), device_rate(model.device, model.dtype))
-        progress.keep_in(parts_folder(output_file), output_file)
+
+        def say(rows: list[list[int]]) -> None:
+            lengths = [len(row) for row in rows]
+            _say_cost(calibration_cost(model, lengths, **what), lengths, device_rate(model.device, model.dtype))
+            progress.keep_in(parts_folder(output_file), output_file)
+
         found = measure(
-            model, rows, batch_tokens=batch_tokens, seed=seed, into=output_file, name=loaded.name, command=command_line(),
-            progress=lambda step: progress.start(step), **what,
+            model, first_tokens(read, loaded.tokenizer, reading), seed=seed, too_long=too_long, into=output_file,
+            name=loaded.name, command=command_line(), prepared=say, progress=progress.start, **what,
         )  # fmt: skip
     _say_found(found, output_file)
 
 
-def _say_cost(cost: "CalibrationCost", tokens: int, texts: int, rate: float) -> None:
+def _say_cost(cost: "CalibrationCost", lengths: list[int], rate: float) -> None:
     output.say(
-        f"{texts} texts, {tokens:,} tokens: a file of {said_bytes(cost.file_bytes)}, at most about "
+        f"{len(lengths)} texts, {sum(lengths):,} tokens: a file of {said_bytes(cost.file_bytes)}, at most about "
         f"{said_bytes(cost.memory_bytes)} of memory beside the model, and about {_duration(cost.operations / rate)} on this "
         f"machine ({rate / 1e9:,.0f} GFLOP/s, from a matrix product just now; expect a factor of 2)."
     )
