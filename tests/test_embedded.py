@@ -7,10 +7,11 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
+from typing import get_args
 
 import pytest
 
-from headcount.embedded import EMBEDDED
+from headcount.embedded import EMBEDDED, EmbeddedName
 from headcount.embedded.fetch import fetch
 from headcount.errors import ModelError
 from headcount.models.loading import default_name, load
@@ -79,6 +80,10 @@ def test_without_a_cache_it_says_what_is_needed(pieces, tmp_path, monkeypatch, m
     monkeypatch.setenv("HEADCOUNT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ModelError, match="give HEADCOUNT_CACHE a folder of your own"):
         pieces.path()
+
+
+def test_the_names_that_commands_take_are_those_of_the_models():
+    assert get_args(EmbeddedName) == tuple(EMBEDDED)
 
 
 @pytest.mark.parametrize("name", EMBEDDED)

@@ -215,7 +215,7 @@ def test_words_say_which_way_and_in_which_unit(outcomes):
     options = {"margin": 0.01, "confidence": 0.95}
     run = results["err"]
     sentence = answer(run.removable, metric=run.judged, tasks=["t"], num_questions=200, **options)
-    assert "of heads can be zeroed with t err at most 1 point higher by ahon" in sentence
+    assert "of heads can be off with t err at most 1 point higher by ahon" in sentence
     assert "a rise of 1 point is hard" in " ".join(
         caveats(run.answers.accuracy, run.removable, chance=None, metric=run.judged, **options)
     )
@@ -248,7 +248,7 @@ def page_of(outcomes, metric, **settings):
 
 def test_every_section_of_a_page_is_by_the_metric(outcomes):
     run, said = page_of(outcomes, "err")
-    assert "Err as heads are zeroed" in said
+    assert "Err as heads are switched off" in said
     assert "Which score keeps err lowest over its whole curve?" in said
     assert "the curve of err against realised share" in said
     assert "last crosses the line 1 point above the untouched model" in said
@@ -262,7 +262,7 @@ def test_every_section_of_a_page_is_by_the_metric(outcomes):
     assert "14 models on MMLU, 5-shot, by accuracy (grey)" in said
     assert "this run's on its own questions, by exact_match" in said
     run, said = page_of(outcomes, "acc")
-    assert "Accuracy as heads are zeroed" in said
+    assert "Accuracy as heads are switched off" in said
     assert "Which score keeps accuracy highest over its whole curve?" in said
     assert "last crosses the line 1 point below the untouched model" in said
     with pytest.raises(InputError, match="those by err, lower is better cannot stand beside them"):
@@ -276,7 +276,7 @@ def test_runs_compared_are_said_to_be_by_their_own_metrics(outcomes):
     ]
     assert comparison.data(Report(runs[:1] * 2))["metric"] == "Err, lower is better"
     table = {table.id: table for table in result_tables(Report(runs))}["comparison-removable"]
-    assert table.title == "Share of heads that can be zeroed within 1 point or 0.01, run by run"
+    assert table.title == "Share of heads that can be off within 1 point or 0.01, run by run"
     assert "By err, lower is better; words, lower is better; accuracy." in table.note
     assert [column.heading for column in table.columns][:2] == ["Run", "Metric"]
     said = " ".join(text_of(render_page(runs)).split())
@@ -307,7 +307,7 @@ def test_an_analysis_in_the_terminal_is_by_the_metric(outcomes):
     assert "m, t: within 0.01 of words, lower is better" in said
     assert "where the curve rises above the untouched model by more than that for the last time" in said
     assert "up to where the rise is shown" in said
-    assert "Heads that can be zeroed within 0.01, percent" in said
+    assert "Heads that can be off within 0.01, percent" in said
     assert "published" not in said
     assert "a point" not in said
     said = overview(outcomes, "acc")
@@ -331,4 +331,4 @@ def test_verdicts_are_in_the_metrics_own_unit(outcomes):
     said = " ".join(console.file.getvalue().split())
     assert "Within 0.1 of the untouched model?" in said
     assert "−0.0750" in said
-    assert "Grade as heads are zeroed" in " ".join(text_of(render_page([run])).split())
+    assert "Grade as heads are switched off" in " ".join(text_of(render_page([run])).split())

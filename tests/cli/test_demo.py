@@ -14,7 +14,7 @@ def test_heads_are_shown_before_answers_and_answers_as_divergence_before_accurac
         "measured in",
         "Inactive by",
         "How far answers move",
-        "Accuracy with heads zeroed",
+        "Accuracy with heads off",
         "--full",
         "report.html",
     ]

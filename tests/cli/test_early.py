@@ -52,7 +52,7 @@ def test_the_removable_share_is_searched_for(headcount, many):
     code, out, error = headcount(*many, *search, "--largest-share", 0.6, "-o", "run")
     assert code == 0, error
     assert "look 1 for 2 removable shares" in error
-    assert "Heads that can be zeroed within 5 points" in out
+    assert "Heads that can be off within 5 points" in out
     run = open_run("run")
     assert run.manifest.measured.scores == ["ahon_ln"]  # random heads need no scores
     ends = run.manifest.facts()["searched"]["scores"]

@@ -107,7 +107,7 @@ def test_a_study_that_asks_until_it_is_decided(headcount, small, fields):
     assert code == 0, error
     said = " ".join(out.split())
     assert "Within 30 points of the untouched model? Asked until known at 95%" in said
-    assert "Heads that can be zeroed within 30 points" in said
+    assert "Heads that can be off within 30 points" in said
     tables = open_study("runs/small").tables()
     assert {"decided", "searched"} <= tables.keys()
     assert "accuracy" not in tables  # its intervals do not hold for questions that were stopped by their answers

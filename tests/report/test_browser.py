@@ -374,6 +374,6 @@ def test_without_scripts_the_answer_and_the_tables_are_there(browser, page_file,
     context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.goto(page_file.as_uri())
-    assert "of heads can be zeroed within 1 point" in page.locator(".claim").inner_text()
+    assert "of heads can be off within 1 point" in page.locator(".claim").inner_text()
     assert page.locator("noscript").inner_text().startswith("Charts and the head map need JavaScript")
     context.close()

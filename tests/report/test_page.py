@@ -86,7 +86,7 @@ def test_csv_of_hostile_results_is_whole():
 def test_the_answer_stands_first_with_its_uncertainty_and_limits(page_html):
     text = text_of(page_html)
     assert re.search(
-        r"[\d.]+% of heads can be zeroed within 1 point of arc_easy accuracy by \w+ "
+        r"[\d.]+% of heads can be off within 1 point of arc_easy accuracy by \w+ "
         r"\(95% interval [\d.]+(–|% to at least )[\d.]+%\); random heads: [\d.]+%\.",
         text,
     )
@@ -98,7 +98,7 @@ def test_the_answer_stands_first_with_its_uncertainty_and_limits(page_html):
 def test_sections_stand_in_order(page_html):
     headings = [html.unescape(found) for found in re.findall(r"<h2[^>]*>([^<]+)</h2>", page_html)]
     assert headings == [
-        "The answer", "Accuracy as heads are zeroed", "How far answers move", "Head map", "Distributions and thresholds",
+        "The answer", "Accuracy as heads are switched off", "How far answers move", "Head map", "Distributions and thresholds",
         "Agreement of scores", "Stability across benchmarks", "Ranks of scores", "Layer by layer", "Runs compared",
         "Beside the paper's models",
         "Methods",
@@ -110,7 +110,7 @@ def test_sections_stand_in_order(page_html):
 def test_a_curve_that_never_falls_is_a_lower_bound():
     text = text_of(render_page([make_results(scores=None, outcomes=make_outcomes(loss={"ahon_ln": 0.0}))]))
     # the largest realised share is 0.2 · 1.1
-    assert "At least 22% of heads can be zeroed within 1 point of arc_easy accuracy by ahon_ln" in text
+    assert "At least 22% of heads can be off within 1 point of arc_easy accuracy by ahon_ln" in text
     assert "≥ 22.0%" in text
 
 
@@ -119,7 +119,7 @@ def test_five_questions_are_no_headline():
     page = render_page([results])
     claim = html.unescape(re.search(r'<p class="claim">(.*?)</p>', page)[1])
     assert claim.startswith(
-        "5 questions are too few to say how many heads can be zeroed within 1 point of arc_easy accuracy"
+        "5 questions are too few to say how many heads can be off within 1 point of arc_easy accuracy"
     )
     bounds = [bound for line in data_of(page)["accuracy"]["lines"] for bound in line["low"] + line["high"]]
     assert min(bounds) >= 0
@@ -226,7 +226,7 @@ def test_a_pruned_checkpoint_is_no_score():
         acc=outcomes.loc[outcomes["policy"] == "baseline", "acc"].to_numpy(),
     )  # fmt: skip
     text = text_of(render_page([make_results(scores=None, outcomes=pd.concat([outcomes, gone]))]))
-    assert re.search(r"of heads can be zeroed within 1 point of arc_easy accuracy by ahon_ln", text)
+    assert re.search(r"of heads can be off within 1 point of arc_easy accuracy by ahon_ln", text)
     assert "best of" not in text
     assert "pruned is no score: its points are checkpoints from which heads were removed for good" in text
     alone = pd.concat([outcomes[outcomes["policy"] == "baseline"], gone])

@@ -16,24 +16,24 @@ RANDOM_BOUND = ("random", 0.3, True, 0.1, 0.3, 0.3, 0.3)
     [
         (
             [AHON],
-            "17% of heads can be zeroed within 1 point of arc_easy accuracy by ahon_ln (95% interval 12–21%).",
+            "17% of heads can be off within 1 point of arc_easy accuracy by ahon_ln (95% interval 12–21%).",
         ),
         (
             [RANDOM, AHON],
-            "17% of heads can be zeroed within 1 point of arc_easy accuracy by ahon_ln (95% interval 12–21%); "
+            "17% of heads can be off within 1 point of arc_easy accuracy by ahon_ln (95% interval 12–21%); "
             "random heads: 1.2%.",
         ),
         (
             [BOUND],
-            "At least 24% of heads can be zeroed within 1 point of arc_easy accuracy by ahon_ln "
+            "At least 24% of heads can be off within 1 point of arc_easy accuracy by ahon_ln "
             "(95% interval 18% or more).",
         ),
         (
             [OPEN],
-            "17% of heads can be zeroed within 1 point of arc_easy accuracy by ahon_ln "
+            "17% of heads can be off within 1 point of arc_easy accuracy by ahon_ln "
             "(95% interval 12% to at least 30%).",
         ),
-        ([RANDOM_BOUND], "At least 30% of heads, chosen at random, can be zeroed within 1 point of arc_easy accuracy."),
+        ([RANDOM_BOUND], "At least 30% of heads, chosen at random, can be off within 1 point of arc_easy accuracy."),
     ],
 )
 def test_answer(rows, expected):
@@ -48,12 +48,12 @@ def _answer(table, questions):
 @pytest.mark.parametrize(
     ("rows", "questions", "literally"),
     [
-        ([AHON, RANDOM], 99, "99 questions are too few to say how many heads can be zeroed within 1 point of arc_easy accuracy: "
-                             "one answer is worth 1.01 points. Taken literally, 17% of heads can be zeroed by ahon_ln "
+        ([AHON, RANDOM], 99, "99 questions are too few to say how many heads can be off within 1 point of arc_easy accuracy: "
+                             "one answer is worth 1.01 points. Taken literally, 17% of heads can be off by ahon_ln "
                              "(95% interval 12–21%); random heads: 1.2%."),
-        ([RANDOM_BOUND], 1, "One question is too few to say how many heads can be zeroed within 1 point of arc_easy accuracy: "
+        ([RANDOM_BOUND], 1, "One question is too few to say how many heads can be off within 1 point of arc_easy accuracy: "
                             "one answer is worth 100 points. Taken literally, at least 30% of heads, chosen at random, can be "
-                            "zeroed."),
+                            "off."),
     ],
 )  # fmt: skip
 def test_fewer_questions_than_points_are_said_first(rows, questions, literally):
@@ -101,9 +101,7 @@ def test_a_curve_that_dips_on_its_way_is_said():
     said = caveats(accuracy, pd.DataFrame([AHON], columns=COLUMNS), margin=0.01, confidence=0.95, chance=None)
     assert len(said) == 1
     # Shares beyond the removable one, 17%, and other scores do not count.
-    assert said[0].startswith(
-        "Not at every smaller share: with 10.0% of heads zeroed by ahon_ln, accuracy was 4.7 points"
-    )
+    assert said[0].startswith("Not at every smaller share: with 10.0% of heads off by ahon_ln, accuracy was 4.7 points")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Curves of accuracy against the share of heads zeroed: one for each way to choose heads, and what follows from them.
+"""Curves of accuracy against the share of heads off: one for each way to choose heads, and what follows from them.
 
 Every function here takes or gives data frames. *Points* have the columns model, task, curve, share_realised, accuracy
 and baseline (the untouched model's accuracy); shares and accuracies are fractions of 1. Where they have the column
@@ -64,7 +64,7 @@ def normalised_area(shares: ArrayLike, accuracies: ArrayLike) -> float:
 
 
 def curve_table(points: pd.DataFrame, *, margin: float = Statistics.margin) -> pd.DataFrame:
-    """What each curve says: how many heads it lets one zero, and how it ranks among those of its model and task.
+    """What each curve says: how many heads it lets one switch off, and how it ranks among those of its model and task.
 
     Args:
         points: see the module.

@@ -1,4 +1,4 @@
-"""How large a share of the heads can be zeroed before accuracy falls by more than a margin."""
+"""How large a share of the heads can be off before accuracy falls by more than a margin."""
 
 import numpy as np
 import pandas as pd
@@ -49,7 +49,7 @@ def removable_table(
     resamples: int = Statistics.resamples,
     seed: int = Statistics.seed,
 ) -> pd.DataFrame:
-    """The share of heads that each curve lets one zero within ``margin`` of the baseline's accuracy.
+    """The share of heads that each curve lets one switch off within ``margin`` of the baseline's accuracy.
 
     A curve starts at share 0 with no change, and has one point for each of its policies: the realised share
     and the change of accuracy on the questions that the policy and the baseline both have. The interval is a

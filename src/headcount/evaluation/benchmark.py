@@ -55,7 +55,7 @@ class Benchmark:
         seed: of few-shot sampling and of the ``random`` score.
         offline: True for the benchmark package only, False for the hub only, None for whichever can be had.
         include_path: folder with task files of your own.
-        decide: when generation decides which heads to zero, as for ``HeadcountLM``.
+        decide: when generation decides which heads are off, as for ``HeadcountLM``.
         calibration: of the model, for scores, and for policies that need one and have none.
 
     Raises:
@@ -179,7 +179,7 @@ class Benchmark:
         """Ask questions under every policy at once; what policies share is computed once.
 
         Args:
-            policies: which heads to zero; None asks the untouched model, against which ``kl_from_baseline`` is taken.
+            policies: which heads are off; None asks the untouched model, against which ``kl_from_baseline`` is taken.
             questions: indices into ``questions``; None for all.
             scores: ids to record of the untouched model meanwhile (log-likelihood tasks).
             progress: called with (inputs answered, inputs in all), each input counted once a policy.

@@ -45,7 +45,7 @@ from headcount.units import KindId, checked_kind
 #: A token of a prefix takes this fraction of the memory and time of a row's own token.
 _PREFIX_DISCOUNT = 8
 #: Policies from which on the untouched model's pass, a third of one of theirs where inputs begin alike, spares more than it
-#: takes: what comes before their first zeroed head, a fifteenth of a pass each on average, all of it where they zero none.
+#: takes: what comes before their first head that is off, a fifteenth of a pass each on average, all of it where none is.
 _MANY = 5
 #: Batches' worth of tokens that wait for passes of their own before those passes are made.
 _WAITING_BATCHES = 16

@@ -84,7 +84,7 @@ def evaluate(
     """Ask a benchmark's questions of the untouched model and under each policy.
 
     What policies share is computed once: the untouched model's pass serves every policy on an input up to the first
-    layer in which that policy zeroes a head, and a policy that zeroes nothing on an input has the baseline's answer.
+    layer in which a head is off under that policy, and a policy under which none is on an input has the baseline's answer.
 
     Arguments are those of ``Benchmark``, and:
 

@@ -38,7 +38,7 @@ _HFLM: Any = HFLM  # lm-eval's decorator hides the class from type checkers
 
 @dataclass(frozen=True, kw_only=True)
 class OfPolicy:
-    """What one policy answered: a response for each request, and what it zeroed on each input.
+    """What one policy answered: a response for each request, and what was off on each input.
 
     ``heads_off`` (generation) lists the [layer, head] pairs that stayed off; ``failure`` says why there are no answers.
     """
@@ -65,7 +65,7 @@ class Responses:
 
 
 class HeadcountLM(_HFLM):
-    """An lm-eval model that zeroes heads by a policy while it answers.
+    """An lm-eval model whose heads are switched off by a policy while it answers.
 
     Prompts, tokenisation, truncation and post-processing are those of lm-eval's ``HFLM``; log-likelihoods come from
     headcount's engine: what inputs share is read once, true lengths, log-softmax in float32.
@@ -73,12 +73,12 @@ class HeadcountLM(_HFLM):
     Args:
         model: a loaded model, or anything ``headcount.load`` takes.
         tokenizer: its tokenizer; loaded with the model if the model is given by name.
-        policy: which heads to zero, also as text (``ahon_ln@0.4``, ``random:0.1``, ``ahon_ln:0.1`` with
+        policy: which heads are off, also as text (``ahon_ln@0.4``, ``random:0.1``, ``ahon_ln:0.1`` with
             ``thresholds_from``).
         batch_tokens: tokens in a batch, padding included; None for as many as suit the memory.
         seed: of the ``random`` score.
         generation_batch_size: prompts generated from at a time.
-        decide: when generation decides which heads to zero. ``prompt``: once, on the prompt, for the whole answer.
+        decide: when generation decides which heads are off. ``prompt``: once, on the prompt, for the whole answer.
             ``running``: at every token anew, by averages over prompt and answer so far. ``every-pass``: at every token
             anew by reading the whole text again, without a cache, as the paper's authors do.
         thresholds_from: folder of a run whose scores give the thresholds of a policy named by share.
@@ -291,7 +291,7 @@ class HeadcountLM(_HFLM):
         )
 
     def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
-        """One batch of lm-eval's ``generate_until``, with a note of which heads were zeroed on each prompt."""
+        """One batch of lm-eval's ``generate_until``, with a note of which heads were off on each prompt."""
         assert self._probe is not None
         self._probe.clear()
         with _without_cache(self.model) if self.decide == "every-pass" else nullcontext():

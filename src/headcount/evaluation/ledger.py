@@ -21,7 +21,7 @@ class Scored:
 
     Attributes:
         loglikelihoods: for each request, the continuation's log-likelihood in nats, and whether it is the greedy one.
-        share_off: float64 [input]: heads zeroed over heads of the model.
+        share_off: float64 [input]: heads off over heads of the model.
         failure: why the policy was given up; None if it was not.
     """
 

@@ -33,7 +33,7 @@ from headcount.replacements import replaced
 from headcount.scores import Score
 from headcount.units import KINDS, KindId, UnitMap, checked_kind
 
-#: When generation decides which heads to zero.
+#: When generation decides which heads are off.
 DECIDE = ("prompt", "running", "every-pass")
 
 

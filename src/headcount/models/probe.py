@@ -38,7 +38,7 @@ class Probe:
 
     @property
     def scores(self) -> xr.Dataset:
-        """One float32 variable per score id, dims (example, layer, head): what each layer saw, zeroing before it included.
+        """One float32 variable per score id, dims (example, layer, head): what each layer saw, with what was off before it.
 
         NaN where a layer has fewer heads than the widest, or where a score is not defined.
         """

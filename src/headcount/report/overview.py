@@ -51,7 +51,7 @@ def print_overview(
         columns = [column for column in TABLE_2 if column in tables["by_curve"]]
         judged = [metric for metric in metrics.values() if metric.higher_is_better is not None]
         console.print()
-        title = f"Heads that can be zeroed within {wording.margins_of(Statistics.margin, judged)}, percent"
+        title = f"Heads that can be off within {wording.margins_of(Statistics.margin, judged)}, percent"
         print_removable_by_curve(console, tables["by_curve"], columns, title=title)
         beside_paper = any(metric.is_accuracy for metric in judged)
         if published and beside_paper:

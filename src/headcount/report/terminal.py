@@ -48,13 +48,13 @@ def print_tables(
     name = wording.titled(wording.shown(wording.metric_name(metric.name), 40))
     only = "Policy", "Share asked", "Realised", name, "Change [95%]"
     called = {"Policy": "Score"} | ({"Change [95%]": "Change, points [95%]"} if metric.is_share else {})
-    console.print(accuracy_table(accuracy, metric).terminal(only, called, title=f"{name} with heads zeroed"))
+    console.print(accuracy_table(accuracy, metric).terminal(only, called, title=f"{name} with heads off"))
     lower = f"{name} is better when lower: what counts is by how much it rises." if metric.sign < 0 else ""
     for said in filter(None, [lower, metric.doubt, *wording.left_out(accuracy, metric)]):
         print_note(console, said)
     if not removable.empty:
         console.print()
-        title = f"Heads that can be zeroed within {wording.fall_name(Statistics.margin, metric)}"
+        title = f"Heads that can be off within {wording.fall_name(Statistics.margin, metric)}"
         only = "Score", "Removable share [95%]", "Measured up to"
         console.print(removable_table(removable, metric).terminal(only, title=title))
 
@@ -83,7 +83,7 @@ def print_decided(console: Console, decided: pd.DataFrame) -> None:
     between = decided_shares(decided)
     if between.empty:
         return
-    title = f"Heads that can be zeroed within {wording.fall_name(rule.margin, wording.judged_in(decided))}"
+    title = f"Heads that can be off within {wording.fall_name(rule.margin, wording.judged_in(decided))}"
     columns = [
         text("Score", "curve"), num("Share asked", lambda row: _between(row.within, row.beyond)),
         num("Realised", lambda row: _between(row.within_realised, row.beyond_realised)),

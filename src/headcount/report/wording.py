@@ -208,12 +208,12 @@ def answer(
     if metric.is_share and _too_few(num_questions, margin):
         asked = "One question is" if num_questions == 1 else f"{num_questions} questions are"
         doubt = (
-            f"{asked} too few to say how many heads can be zeroed {within}: one answer is worth "
+            f"{asked} too few to say how many heads can be off {within}: one answer is worth "
             f"{100 / num_questions:.3g} points. Taken literally, "
         )
         within = ""
     if best is None:
-        share, by = at_random, "of heads, chosen at random, can be zeroed"
+        share, by = at_random, "of heads, chosen at random, can be off"
     else:
         if best.is_lower_bound:
             interval = f"{_whole(best.low)} or more"
@@ -225,7 +225,7 @@ def answer(
         within = f"{within} by {shown(best.curve, 40)} ({percent(confidence, 0)} interval {interval})".strip()
         if at_random:
             within += f"; random heads: {at_random}"
-        by = "of heads can be zeroed"
+        by = "of heads can be off"
     said = f"{share} {by} {within}".strip()
     return f"{doubt}{said}." if doubt else f"{said[:1].upper()}{said[1:]}."
 
@@ -272,7 +272,7 @@ def caveats(
     if chance is not None and low <= chance:
         said.append(
             f"Near chance: guessing would give {percent(chance)} and the untouched model has "
-            f"{percent(baseline.accuracy)}. Where a model cannot do the task, zeroing heads has little to take away."
+            f"{percent(baseline.accuracy)}. Where a model cannot do the task, switching heads off has little to take away."
         )
     if (best := best_row(removable)) is None:
         return said
@@ -283,7 +283,7 @@ def caveats(
         apart = f"{size:.1f} points" if metric.is_share else number(size)
         side, moves = ("above", "rises above") if metric.sign < 0 else ("below", "falls below")
         said.append(
-            f"Not at every smaller share: with {percent(worst.share_realised)} of heads zeroed by {shown(best.curve, 40)}, "
+            f"Not at every smaller share: with {percent(worst.share_realised)} of heads off by {shown(best.curve, 40)}, "
             f"{name} was {apart} {side}. The share is where the curve last {moves}, as in the paper."
         )
     chosen = max((row.removable_share for row in rows(removable) if is_random(row.curve)), default=0.0)

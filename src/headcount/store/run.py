@@ -215,7 +215,7 @@ class Run(RunFolder):
         return known
 
     def shares_off(self, policies: Sequence[str]) -> dict[str, float]:
-        """The share of heads that each of these policies zeroed, the mean over the questions it has answered."""
+        """The share of heads that each of these policies switched off, the mean over the questions it has answered."""
         frame = self.outcomes(policies, ["policy", "share_off"])
         if frame is None:
             return {}

@@ -169,12 +169,12 @@ def search_run(
             progress=announce(f"look {looks} for {len(policies)} removable share{'s' * (len(policies) > 1)}"),
         )  # fmt: skip
         shares = {}
-        zeroed = run.shares_off([policy.label for policy in policies.values()])
+        off = run.shares_off([policy.label for policy in policies.values()])
         for score, policy in policies.items():
             if policy.label not in tests:
                 continue  # given up
             test = tests[policy.label]
-            look = Look(change=test.change, verdict=test.verdict, share_realised=zeroed[policy.label])
+            look = Look(change=test.change, verdict=test.verdict, share_realised=off[policy.label])
             try:
                 shares[score] = looking[score].send(look)
             except StopIteration as ended:

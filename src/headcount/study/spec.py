@@ -80,7 +80,7 @@ class ModelSpec(_Spec):
 
 
 class Tasks(_Spec):
-    """Questions of lm-eval tasks: measured, then asked with heads zeroed.
+    """Questions of lm-eval tasks: measured, then asked with heads off.
 
     Attributes:
         tasks: lm-eval tasks or groups.
@@ -144,9 +144,9 @@ _SWITCH = BeforeValidator(lambda given: {} if given is True else None if given i
 class Study(_Spec):
     """Models × data × scores × shares: every pair of a model and data is one run, measured once for all scores.
 
-    For each run every score is measured with nothing zeroed, thresholds are taken at ``shares`` of its own scores, and
-    the questions are asked of the untouched model, with the heads beyond each threshold zeroed, and with random heads
-    zeroed. Share 0 is the untouched model.
+    For each run every score is measured with no head off, thresholds are taken at ``shares`` of its own scores, and
+    the questions are asked of the untouched model, with the heads beyond each threshold off, and with random heads
+    off. Share 0 is the untouched model.
 
     Attributes:
         name: of the study, and of its folder.
@@ -155,7 +155,7 @@ class Study(_Spec):
         scores: ids or aliases, or ``all``. ``random`` among them asks for random heads. ``ID/token`` decides for each token;
             ``ID+mean``, ``ID+linear`` and ``ID+kept`` replace heads by something else than 0, and ``ID+keep-first`` keeps each
             text's first token.
-        shares: shares of heads at which thresholds are taken, and which are zeroed; between 0 and 1.
+        shares: shares of heads at which thresholds are taken, and which are off; between 0 and 1.
         ask: ask the questions of tasks. Without, they are only measured.
         until_decided: ask in random order, and stop asking under a policy once it is known whether its fall is within a
             margin: ``true``, or a section with ``metric``, ``margin``, ``confidence``, ``questions_a_look`` and, where the

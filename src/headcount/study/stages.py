@@ -146,7 +146,7 @@ def aggregate_run(run: Run, engine: Engine) -> None:
 def compared(outcomes: pd.DataFrame, baseline: pd.DataFrame) -> pd.DataFrame:
     """Outcomes of policies compared with the untouched model's, which was asked elsewhere.
 
-    A policy that zeroed nothing on a question gave the untouched model's answer; in another batch it may have come out
+    A policy under which nothing was off on a question gave the untouched model's answer; in another batch it may have come out
     with another last digit, so the untouched model's is taken.
     """
     untouched = outcomes[["task", "doc_id"]].merge(baseline, on=["task", "doc_id"], how="left")

@@ -1,4 +1,4 @@
-"""Accuracy with heads zeroed, and how many can be."""
+"""Accuracy with heads off, and how many can be."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def accuracy(
     relative: bool = False,
     ax: Axes | None = None,
 ) -> Axes:
-    """Accuracy against the realised share of heads zeroed, one line a score, the untouched model dashed.
+    """Accuracy against the realised share of heads off, one line a score, the untouched model dashed.
 
     Args:
         outcomes: one row a policy and question, the baseline among them, as ``Evaluation.outcomes`` or ``Run.outcomes()``;
@@ -73,9 +73,7 @@ def accuracy(
     ax.axhline(scale * baseline, color="black", linewidth=0.7, linestyle=(0, (5, 3)), zorder=0)
     ax.axhline(scale * (baseline - judged.sign * MARGIN), color="#8a5a00", linewidth=0.7, linestyle=":", zorder=0)
     name = titled(plain(names_of([judged]), 60))
-    ax.set(
-        xlabel="Heads zeroed, realised", ylabel=f"{name}, relative to untouched" if relative else name, xlim=(0, None)
-    )
+    ax.set(xlabel="Heads off, realised", ylabel=f"{name}, relative to untouched" if relative else name, xlim=(0, None))
     ax.xaxis.set_major_formatter(PercentFormatter(decimals=0))
     if judged.is_share or relative:
         ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
@@ -86,7 +84,7 @@ def accuracy(
 def removable(
     outcomes: Outcomes, *, metric: str | None = None, higher_is_better: bool | None = None, ax: Axes | None = None
 ) -> Axes:
-    """The share of heads that each score lets one zero within 1 point, with 95% intervals; an arrow where it is open.
+    """The share of heads that each score lets one switch off within 1 point, with 95% intervals; an arrow where it is open.
 
     Arguments are those of ``accuracy``.
 
@@ -104,7 +102,7 @@ def removable(
             ax.plot(high, at, marker=">", color=colour, alpha=0.6, markersize=4)
         ax.plot(share, at, marker="o", color=colour, markersize=4.5)
     name_rows(ax, [row.curve for row in table])
-    ax.set(xlabel=f"Heads that can be zeroed within {fall_name(MARGIN, results.judged)}", xlim=(0, None))
+    ax.set(xlabel=f"Heads that can be off within {fall_name(MARGIN, results.judged)}", xlim=(0, None))
     ax.xaxis.set_major_formatter(PercentFormatter(decimals=0))
     return ax
 

@@ -111,7 +111,7 @@ def paper(
     name: str = "this run",
     ax: Axes | None = None,
 ) -> Axes:
-    """The share of heads that each score lets one zero within 1 point: the paper's 14 models in grey, and this run
+    """The share of heads that each score lets one switch off within 1 point: the paper's 14 models in grey, and this run
     with its 95% intervals.
 
     The paper's are on MMLU, 5-shot.
@@ -147,7 +147,7 @@ def paper(
     ax.set_xticks(
         range(len(scores)), [plain(score, 24) for score in scores], rotation=45, ha="right", rotation_mode="anchor"
     )
-    ax.set(ylabel=f"Heads zeroed within {fall_name(MARGIN, results.judged)}", ylim=(0, None))
+    ax.set(ylabel=f"Heads off within {fall_name(MARGIN, results.judged)}", ylim=(0, None))
     ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
     ax.yaxis.set_major_locator(MaxNLocator(6, integer=True))
     ax.plot([], [], linestyle="none", marker="D", color=ACCENT, label=plain(name, 60))

@@ -1,4 +1,4 @@
-"""The answer: how many heads can be zeroed, what limits that, and the removable share of each curve."""
+"""The answer: how many heads can be off, what limits that, and the removable share of each curve."""
 
 import math
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ def removable_table(removable: pd.DataFrame, metric: Metric) -> Table:
     fall, side = ("rise", "above") if metric.sign < 0 else ("fall", "below")
     return table(
         "removable",
-        f"Share of heads that can be zeroed within {within}",
+        f"Share of heads that can be off within {within}",
         f"Where each score's curve crosses the line {within} {side} the untouched model for the last time, with 95% "
         f"bootstrap intervals; at smaller shares it may have been {side}. ≥ marks curves that did not {fall} that far "
         f"within the shares measured. Shown: the largest share up to which every measured one keeps {name} within "

@@ -22,7 +22,7 @@ def tables(report: Report) -> Iterator[Table]:
         metrics = [run.judged for run in evaluated.values()]
         yield table(
             "comparison-removable",
-            f"Share of heads that can be zeroed within {wording.margins_of(MARGIN, metrics)}, run by run",
+            f"Share of heads that can be off within {wording.margins_of(MARGIN, metrics)}, run by run",
             f"By {wording.names_of(metrics)}. With 95% bootstrap intervals.",
             pd.concat(parts, ignore_index=True),
             [

@@ -25,7 +25,7 @@ def tables(report: Report) -> Iterator[Table]:
     yield table(
         "thresholds",
         "Thresholds of each score",
-        "Beyond a threshold lies that share of the scores of all heads on all inputs, measured with nothing zeroed."
+        "Beyond a threshold lies that share of the scores of all heads on all inputs, measured with no head off."
         + "".join(f" {said}" for said in run.left_out),
         frame,
         [

@@ -1,4 +1,4 @@
-// How far answers move from the untouched model's, against the share of heads zeroed.
+// How far answers move from the untouched model's, against the share of heads off.
 sections.divergence = () => {
   const place = byId("divergence-chart"), measure = byId("divergence-measure"), task = byId("divergence-task");
   const { text, see, colourOf, axis } = charts;
@@ -46,7 +46,7 @@ sections.divergence = () => {
     }
     return charts.react(place, traces, {
       height: place.clientHeight,
-      xaxis: axis("Heads zeroed, realised", { ticksuffix: "%", rangemode: "tozero" }),
+      xaxis: axis("Heads off, realised", { ticksuffix: "%", rangemode: "tozero" }),
       yaxis: axis(narrow() ? "" : text(names[measure.value](panel())), {}),
     });
   }

@@ -1,4 +1,4 @@
-// The share of heads that each score lets one zero: the paper's 14 models, and this run.
+// The share of heads that each score lets one switch off: the paper's 14 models, and this run.
 sections.paper = () => {
   const place = byId("paper-chart");
   const { models, scores, shares, own, name, axis: title } = data.paper;

@@ -33,7 +33,7 @@ def tables(report: Report) -> Iterator[Table]:
     frame = pd.concat([pd.DataFrame([first]), published], ignore_index=True)
     yield table(
         "paper",
-        f"Share of heads that can be zeroed within {wording.fall_name(MARGIN, run.judged)}: this run and the paper's models",
+        f"Share of heads that can be off within {wording.fall_name(MARGIN, run.judged)}: this run and the paper's models",
         "The paper's on MMLU, 5-shot (its Table 2, recomputed from its points), this run's on its own questions, "
         f"by {wording.names_of([run.judged])}. Best is "
         "the best score but awft, picked on the same data. All scores are in the CSV.",
@@ -61,7 +61,7 @@ def data(report: Report) -> dict[str, Any] | None:
         "shares": [percentages(published.get(score, ())) for score in scores],
         "own": [_own(own[score]) if score in own else None for score in scores],
         "name": run.model,
-        "axis": f"Heads zeroed within {wording.fall_name(MARGIN, run.judged)}",
+        "axis": f"Heads off within {wording.fall_name(MARGIN, run.judged)}",
     }
 
 
