@@ -23,28 +23,35 @@ TARGETS = {
 }
 TYPES = {"float32": ("fp32", 4), "float16": ("fp16", 2), "bfloat16": ("bf16", 2)}
 #: What of the kernel's arguments are pointers, to what; the others are integers, but for two numbers.
-POINTERS = {"NUMBERS": "fp32", "SINKS": "fp32", "ROWS": "i32", "SPANS": "i32", "MASK": "u8"}
+POINTERS = {
+    "NUMBERS": "fp32", "SUMS": "fp32", "PARTS": "fp32", "SINKS": "fp32", "ROWS": "i32", "SPANS": "i32", "MASK": "u8"
+}  # fmt: skip
 #: Strides of tensors whose rows begin at multiples of 16 bytes, as those of models do.
 ALIGNED = "(query|key|value|output|mask)_"
-#: dtype, head sizes, tokens, and what the layer has.
-CASES: list[tuple[str, int, int, int, dict[str, bool]]] = [
-    ("bfloat16", 64, 64, 2048, {}),
-    ("bfloat16", 128, 128, 2048, {}),
-    ("bfloat16", 128, 128, 2048, {"masked": True, "causal": False}),
-    ("bfloat16", 128, 128, 2048, {"masked": True, "causal": False, "capped": True, "sunk": True}),
-    ("bfloat16", 128, 128, 1, {"masked": True, "causal": False}),
-    ("bfloat16", 192, 128, 2048, {}),
-    ("bfloat16", 256, 256, 2048, {}),
-    ("bfloat16", 256, 256, 2048, {"masked": True, "causal": False, "capped": True}),
-    ("float16", 128, 128, 2048, {}),
-    ("float32", 64, 64, 2048, {}),
-    ("float32", 128, 128, 2048, {}),
-    ("float32", 128, 128, 2048, {"masked": True, "causal": False, "capped": True, "sunk": True}),
-    ("float32", 256, 256, 2048, {}),
+#: dtype, head sizes, queries, and what the layer has; of a new token, the part of the kernel.
+CASES: list[tuple[str, int, int, int, dict[str, Any]]] = [
+    ("bfloat16", 64, 64, 2048, {"causal": True}),
+    ("bfloat16", 128, 128, 2048, {"causal": True}),
+    ("bfloat16", 128, 128, 2048, {"causal": True, "windowed": True}),
+    ("bfloat16", 128, 128, 2048, {"causal": True, "windowed": True, "capped": True, "sunk": True}),
+    ("bfloat16", 128, 128, 2048, {"masked": True}),
+    ("bfloat16", 128, 128, 2048, {"masked": True, "capped": True, "sunk": True}),
+    ("bfloat16", 128, 128, 4, {"PHASE": 1}),
+    ("bfloat16", 128, 128, 4, {"PHASE": 2}),
+    ("bfloat16", 128, 128, 4, {"masked": True}),
+    ("bfloat16", 192, 128, 2048, {"causal": True}),
+    ("bfloat16", 256, 256, 2048, {"causal": True}),
+    ("bfloat16", 256, 256, 2048, {"causal": True, "windowed": True, "capped": True}),
+    ("float16", 128, 128, 2048, {"causal": True}),
+    ("float32", 64, 64, 2048, {"causal": True}),
+    ("float32", 128, 128, 2048, {"causal": True}),
+    ("float32", 128, 128, 2048, {"masked": True, "capped": True, "sunk": True}),
+    ("float32", 256, 256, 2048, {"causal": True}),
+    ("float32", 256, 256, 4, {"PHASE": 1}),
 ]
 
 
-def compiled(target: str, dtype: str, dim: int, value_dim: int, length: int, layer: dict[str, bool]) -> dict[str, Any]:
+def compiled(target: str, dtype: str, dim: int, value_dim: int, length: int, layer: dict[str, Any]) -> dict[str, Any]:
     """One variant: how it is cut, and what it takes."""
     import triton
     from triton import knobs
@@ -58,9 +65,9 @@ def compiled(target: str, dtype: str, dim: int, value_dim: int, length: int, lay
     backend, architecture, threads, shared = TARGETS[target]
     element, itemsize = TYPES[dtype]
     tiles = tiles_for(length, dim, value_dim, itemsize, shared)
-    constants = variant(
-        dim, value_dim, tiles, **{"causal": True, "masked": False, "capped": False, "sunk": False, **layer}
-    )
+    phase = layer.get("PHASE", 0)
+    has = {name: has for name, has in layer.items() if name != "PHASE"}
+    constants = variant(dim, value_dim, tiles, means="causal" in has, **has) | {"PHASE": phase}
     constants |= {"PRECISION": PRECISIONS[backend] if itemsize > 2 else "ieee", "WIDEN": False}
     names = attention.arg_names
     kinds = {name: "constexpr" if name in constants else "i32" for name in names}
@@ -79,7 +86,7 @@ def compiled(target: str, dtype: str, dim: int, value_dim: int, length: int, lay
     found = of_cuda(said.getvalue()) if backend == "cuda" else of_amd(kernel.asm["amdgcn"])
     return {
         "target": target, "dtype": dtype, "head sizes": f"{dim}/{value_dim}", "tokens": length,
-        "layer": " ".join(name for name, has in layer.items() if has) or "causal",
+        "layer": " ".join(has) or f"new token, phase {phase}",
         "tiles": f"{tiles.queries}×{tiles.keys}, {tiles.warps} warps, {tiles.stages} stages",
         **found, "shared KiB": kernel.metadata.shared // 1024, "seconds": round(time.perf_counter() - begun, 1),
     }  # fmt: skip

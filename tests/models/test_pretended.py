@@ -9,6 +9,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module, attach_align_
 
 from headcount import devices
 from headcount.attention import ways
+from headcount.attention.blocks import attend_in_blocks
 from headcount.attention.gpu import attend_on_gpu
 from headcount.calibrating import calibrate
 from headcount.evaluation.engine import run_plan
@@ -150,25 +151,30 @@ def test_how_often_the_host_waits_does_not_grow_with_the_layers(model):
     assert 0 < waits(2) == waits(6)
 
 
+def interpreting(monkeypatch):
+    """Our own kernel in Triton's interpreter, which reads main memory; the inputs and measurements it was called for."""
+    served = []
+
+    def here(of):
+        found = {field.name: getattr(of, field.name) for field in fields(of)}
+        found |= {name: value.cpu() for name, value in found.items() if isinstance(value, torch.Tensor)}
+        return type(of)(**found | ({"rows": here(of.rows)} if found.get("rows") else {}))
+
+    def interpreted(inputs, positions, *, means=False):
+        served.append(inputs)
+        output, found = attend_on_gpu(here(inputs), here(positions), means=means)
+        return output.to("cuda:0"), {name: values.to("cuda:0") for name, values in found.items()}
+
+    monkeypatch.setattr(ways, "attend_on_gpu", interpreted)
+    return served
+
+
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_oss"])
 def test_our_own_kernel_serves_whole_passes_there(family, tiny, monkeypatch, caplog):
     """In Triton's interpreter, which reads main memory. gemma2 has softcaps and windows, gpt_oss sinks."""
     pytest.importorskip("triton")
     monkeypatch.setenv(ways.VARIABLE, "")
-    served = []
-
-    def interpreted(inputs, positions):
-        def here(of):
-            found = {field.name: getattr(of, field.name) for field in fields(of)}
-            return type(of)(
-                **{name: value.cpu() if isinstance(value, torch.Tensor) else value for name, value in found.items()}
-            )
-
-        served.append(inputs.query.shape[2])
-        output, found = attend_on_gpu(here(inputs), here(positions))
-        return output.to("cuda:0"), {name: values.to("cuda:0") for name, values in found.items()}
-
-    monkeypatch.setattr(ways, "attend_on_gpu", interpreted)
+    served = interpreting(monkeypatch)
     tokens, mask = torch.arange(3, 15).view(2, 6), torch.ones(2, 6, dtype=torch.int64)
     mask[1, 4:] = 0
 
@@ -182,13 +188,65 @@ def test_our_own_kernel_serves_whole_passes_there(family, tiny, monkeypatch, cap
 
     expected, seen = measured(build(), "cpu")
     with pretended_devices():
-        found, probe = measured(on_one(build()), "cuda:0")
-    assert served.count(6) == 2
+        there = on_one(build())
+        found, probe = measured(there, "cuda:0")
+    of_model = [inputs for inputs in served if inputs.query.shape[2] == 6]
+    assert len(of_model) == 2
+    assert all(inputs.mask is None for inputs in of_model)
+    assert [inputs.rows and inputs.rows.window for inputs in of_model] == [
+        sliding_window_of(there, i) for i in range(2)
+    ]
     assert not [record for record in caplog.records if record.name.startswith("headcount")]
     torch.testing.assert_close(found[mask > 0], expected[mask > 0], rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(probe.off, seen.off)
     for name in seen.scores.data_vars:
         np.testing.assert_allclose(probe.scores[name], seen.scores[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_our_own_kernel_reads_packed_rows_and_what_they_continue_where_they_stand(family, tiny, monkeypatch, caplog):
+    """Plain attention stands for the kernel, which takes too long in the interpreter: what it is given and gives is the same."""
+    pytest.importorskip("triton")
+    monkeypatch.setenv(ways.VARIABLE, "")
+    served = []
+
+    def instead(inputs, positions, *, means=False):
+        served.append(inputs)
+        output, found = attend_in_blocks(inputs.laid_out(), positions, wanted=OF_WEIGHTS)
+        found["output_norm"] = torch.linalg.vector_norm(output.float(), dim=-1)
+        if not means or inputs.mask is not None or output.shape[2] == 1:
+            return output, found
+        at_last = positions.at(found["output_norm"], positions.last)
+        return output, {name: positions.mean(of) for name, of in found.items()} | {"last_output_norm": at_last}
+
+    monkeypatch.setattr(ways, "attend_on_gpu", instead)
+    generator = np.random.default_rng(1)
+    beginning, *ends = (generator.integers(3, 256, n).tolist() for n in (13, 6, 3, 9))
+    asked = ScoringPlan.from_requests([(beginning + end[:-2], end[-2:]) for end in ends], 512)
+
+    def run(model):
+        return run_plan(model, asked, [None, POLICIES[1], Fixed([(1, 2)])], scores="all", batch_tokens=96)
+
+    def build():
+        return tiny(family, **{**FAMILIES[family], "num_hidden_layers": 2}).requires_grad_(False)
+
+    expected = run(build())
+    with pretended_devices():
+        found = run(on_one(build()))
+    assert not [record for record in caplog.records if record.name.startswith("headcount")]
+    packed = [inputs.rows for inputs in served if inputs.rows is not None and inputs.rows.packed]
+    assert {rows.keys.shape[1] for rows in packed} == {1, 2}
+    for ours, theirs in zip(found.of_policies, expected.of_policies, strict=True):
+        nats = [[nats for nats, _ in of.loglikelihoods] for of in (ours, theirs)]
+        np.testing.assert_allclose(*nats, atol=1e-5)
+        np.testing.assert_array_equal(ours.share_off, theirs.share_off)
+    for name in expected.scores.data_vars:
+        np.testing.assert_allclose(found.scores[name], expected.scores[name], rtol=1e-4, atol=1e-5)
+
+
+def sliding_window_of(model, layer):
+    kinds = getattr(model.config, "layer_types", None)
+    return model.config.sliding_window if kinds and kinds[layer] == "sliding_attention" else None
 
 
 def test_on_other_devices_the_plain_way_measures_and_says_so_once(caplog):

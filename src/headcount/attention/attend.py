@@ -44,12 +44,20 @@ def attend_positions(
     *,
     wanted: frozenset[str],
     projection_factor: Callable[[], Tensor] | None = None,
+    means: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """As ``attend``, with a number of every position: ``wanted`` and more, float32 ``[batch, head, position]``."""
-    output, found = attend_by_the_fastest_way(inputs, positions, wanted=wanted, projection_factor=projection_factor)
+    """As ``attend``, with a number of every position: ``wanted`` and more, float32 ``[batch, head, position]``.
+
+    With ``means`` nobody asks for positions' numbers: of what a way can measure of rows at once there are the measurements,
+    ``[batch, head]``, instead.
+    """
+    output, found = attend_by_the_fastest_way(
+        inputs, positions, wanted=wanted, projection_factor=projection_factor, means=means
+    )
     if "value_norm" in wanted:
         own = slice(inputs.past, inputs.past + inputs.query.shape[2])
         norms = found["value_norm"][:, :, own] if "value_norm" in found else _norm(inputs.value[:, :, own])
+        norms = norms if inputs.rows is None else inputs.rows.spread(norms)
         found["value_norm"] = norms.repeat_interleave(inputs.group_size, 1)
     if "output_norm" in wanted - found.keys():
         found["output_norm"] = _norm(output)
@@ -76,8 +84,9 @@ def each_taken(
     needs: frozenset[str], found: Mapping[str, Tensor], inputs: AttentionInputs, positions: Positions
 ) -> dict[str, Tensor]:
     """``taken`` of each of ``needs``, with all means taken at once, which on a GPU spares calls."""
-    averaged = sorted(name for name in needs if TAKEN[name].taken == "mean")
-    measured = {name: taken(name, found, inputs, positions) for name in needs.difference(averaged)}
+    measured = {name: found[name] for name in needs if name in found and found[name].dim() == 2}
+    averaged = sorted(name for name in needs - measured.keys() if TAKEN[name].taken == "mean")
+    measured |= {name: taken(name, found, inputs, positions) for name in needs.difference(averaged, measured)}
     if averaged:
         means = positions.mean(torch.stack([found[TAKEN[name].of] for name in averaged]))  # [measurement, batch, head]
         measured |= dict(zip(averaged, means, strict=True))

@@ -26,6 +26,7 @@ def supports_compiled(inputs: AttentionInputs) -> bool:
     query, mask = inputs.query, inputs.mask
     return (
         query.device.type == "cpu"
+        and inputs.rows is None
         and query.dtype in _DTYPES
         and query.dtype == inputs.key.dtype == inputs.value.dtype
         and inputs.scaling > 0

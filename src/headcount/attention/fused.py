@@ -37,6 +37,7 @@ def supports_fused(inputs: AttentionInputs) -> bool:
     query, mask = inputs.query, inputs.mask
     return (
         query.device.type in ("cpu", "cuda")
+        and inputs.rows is None
         and (query.shape[2] > 1 if mask is None else mask.dtype == torch.bool)
         and inputs.softcap is None
         and inputs.sinks is None

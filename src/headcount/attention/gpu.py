@@ -19,6 +19,8 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _LARGEST_HEAD = 256
 #: How float32 is multiplied: on NVIDIA's tensor cores as three products of 11 bits each, together as exact as float32.
 PRECISIONS = {"cuda": "tf32x3", "hip": "ieee"}
+#: Keys of a new token that one program meets, the others by others: always as many, so that sums are the same on any device.
+PART_KEYS = 512
 #: What a program may hold where the device does not say: the least of the GPUs that multiply bfloat16 (sm 8.6 and 8.9).
 _SHARED_MEMORY = 99 << 10
 
@@ -44,9 +46,13 @@ _HALF = (
     Tiles(queries=64, keys=32, warps=8, stages=2),
     Tiles(queries=64, keys=32, warps=4, stages=1),
 )
-_SINGLE = (Tiles(queries=32, keys=32, warps=4, stages=1), Tiles(queries=32, keys=16, warps=4, stages=1))
+_SINGLE = (
+    Tiles(queries=32, keys=32, warps=4, stages=1),
+    Tiles(queries=32, keys=32, warps=8, stages=1),
+    Tiles(queries=16, keys=16, warps=8, stages=1),
+)
 #: For a new token or a few: the smallest block of queries that the products allow.
-_FEW = (Tiles(queries=16, keys=64, warps=4, stages=2), Tiles(queries=16, keys=16, warps=4, stages=1))
+_FEW = (Tiles(queries=16, keys=64, warps=4, stages=2), Tiles(queries=16, keys=16, warps=8, stages=1))
 
 
 def tiles_for(length: int, dim: int, value_dim: int, itemsize: int, shared_memory: int = _SHARED_MEMORY) -> Tiles:
@@ -62,19 +68,23 @@ def tiles_for(length: int, dim: int, value_dim: int, itemsize: int, shared_memor
     if length <= _FEW[0].queries:
         choices = _FEW
     elif itemsize > 2:
-        choices = _SINGLE
+        choices = _SINGLE[0 if wide <= 64 else 1 if wide <= 128 else 2 :]
     else:
         choices = _HALF[0 if wide <= 128 else 1 if wide <= 192 else 2 :]
     fitting = (t for t in choices if t.shared_memory(_padded(dim), _padded(value_dim), itemsize) <= shared_memory)
     return next(fitting, choices[-1])
 
 
+def reads_rows(device: torch.device) -> bool:
+    """Whether the kernel may attend there, and so packed rows and windows are best said by number."""
+    return device.type == "cuda" and _has_triton()
+
+
 def supports_gpu(inputs: AttentionInputs) -> bool:
     """Whether this layer's attention is of a kind the kernel computes: on CUDA or ROCm, boolean mask or none."""
     query, mask = inputs.query, inputs.mask
     return (
-        query.device.type == "cuda"
-        and _has_triton()
+        reads_rows(query.device)
         and query.dtype in _DTYPES
         and query.dtype == inputs.key.dtype == inputs.value.dtype
         and max(query.shape[-1], inputs.value.shape[-1]) <= _LARGEST_HEAD
@@ -84,7 +94,12 @@ def supports_gpu(inputs: AttentionInputs) -> bool:
 
 
 def attend_on_gpu(
-    inputs: AttentionInputs, positions: Positions, *, tiles: Tiles | None = None
+    inputs: AttentionInputs,
+    positions: Positions,
+    *,
+    means: bool = False,
+    tiles: Tiles | None = None,
+    part_keys: int = PART_KEYS,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention output, and for each query what the kernel measures, up to rounding as ``attend_in_blocks`` gives it.
 
@@ -93,60 +108,114 @@ def attend_on_gpu(
 
     Args:
         inputs: a layer that ``supports_gpu``, or, in Triton's interpreter, one in main memory.
-        positions: which positions are real. Without a mask, padding on the right is left out: its outputs are 0.
+        positions: which positions are real. Without a mask, padding is left out: its outputs are 0.
+        means: where there is no mask, measure rows instead of queries: what is given is means over a row's real queries
+            in an order of its own, whatever else is in the batch, and the norm of its last output.
         tiles: how the work is cut, if not by ``tiles_for``.
+        part_keys: a new token's keys are cut into parts of so many, each met by a program of its own.
 
     Returns:
-        Output ``[batch, head, query, value head_dim]``, and ``entropy``, ``first_token_weight`` and ``output_norm``, float32
-        ``[batch, head, query]``.
+        Output ``[row, head, query, value head_dim]``, and ``entropy``, ``first_token_weight`` and ``output_norm``, float32
+        ``[row, head, query]``; with ``means`` these and ``last_output_norm``, ``[row, head]``.
     """
-    from headcount.attention.gpu_kernel import attention, triton
+    numbers, length = _numbers(inputs, positions)
+    mask, heads, value_dim = inputs.mask, inputs.query.shape[1], inputs.value.shape[-1]
+    means = means and mask is None and length > 1
+    new = inputs.query.new_empty if positions.real is None or mask is not None else inputs.query.new_zeros
+    output = new(len(numbers), length, heads, value_dim)
+    found = new(4 if means else 3, len(numbers), heads, *([] if means else [length]), dtype=torch.float32)
+    if tiles is None:
+        queries = inputs.group_size if length == 1 and inputs.rows is None else length
+        shared_memory = _shared_memory(output.device)
+        tiles = tiles_for(queries, inputs.query.shape[-1], value_dim, output.element_size(), shared_memory)
+    _launch(inputs, numbers, output.transpose(1, 2), found, tiles, means, part_keys)
+    names = ("entropy", "first_token_weight", "output_norm", "last_output_norm")
+    return output.transpose(1, 2), dict(zip(names, found, strict=False))
+
+
+def _launch(
+    inputs: AttentionInputs, numbers: Tensor, output: Tensor, found: Tensor, tiles: Tiles, means: bool, part_keys: int
+) -> None:
+    """Fill ``output`` and ``found`` of ``attend_on_gpu``."""
+    from headcount.attention import gpu_kernel
 
     query, key, value = (
         tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (inputs.query, inputs.key, inputs.value)
     )
-    batch, heads, length, dim = query.shape
-    value_dim, mask, sinks, softcap = value.shape[-1], inputs.mask, inputs.sinks, inputs.softcap
-    causal = mask is None and length > 1
-    keys = length if causal else key.shape[2]  # a static cache has more slots than it has keys
-    if tiles is None:
-        tiles = tiles_for(length, dim, value_dim, query.element_size(), _shared_memory(query.device))
-    rows = torch.empty(batch, 3, dtype=torch.int32, device=query.device)
-    rows[:, 0] = positions.last + 1 if mask is None and positions.real is not None else length
-    rows[:, 1] = keys
-    rows[:, 2] = positions.first
-    spans = rows  # stands for what is not given
+    rows, mask, sinks, softcap, group = inputs.rows, inputs.mask, inputs.sinks, inputs.softcap, inputs.group_size
+    batch, heads, length, value_dim = output.shape
+    together = length == 1 and rows is None  # a new token's heads that share keys are the queries of one
+    of_queries = found
+    if together:
+        query, output = (of[:, :, 0].unflatten(1, (-1, group)) for of in (query, output))
+        of_queries, numbers[:, 1] = found[..., 0].unflatten(2, (-1, group)), group
+    programs, num_queries = query.shape[1], group if together else length
+    blocks, spans = -(-num_queries // tiles.queries), numbers  # which stands for what is not given
     if mask is not None:
-        spans = _spans(mask, tiles.queries).expand(batch, -1, -1).contiguous()
-        mask = _bytes(mask).expand(batch, -1, -1, -1)
-    output = query.new_empty(batch, length, heads, value_dim)
-    numbers = query.new_empty(3, batch, heads, length, dtype=torch.float32)
-    grid = triton.cdiv(length, tiles.queries), heads, batch
-    launch: Any = attention[grid]  # takes the compiler's options too
-    launch(
-        query, key, value, output, numbers, rows, rows if mask is None else mask, spans,
-        rows if sinks is None else sinks.float().contiguous(), *query.stride()[:3], *key.stride()[:3], *value.stride()[:3],
-        output.stride(0), output.stride(2), output.stride(1), *numbers.stride()[:3],
-        *((0, 0) if mask is None else (mask.stride(0), mask.stride(2))),
-        inputs.group_size, length, inputs.scaling / softcap if softcap else inputs.scaling * _LOG2_E,
-        softcap * _LOG2_E if softcap else 0.0,
-        **variant(dim, value_dim, tiles, causal=causal, masked=mask is not None, capped=softcap is not None,
-                  sunk=sinks is not None),
-        PRECISION="ieee" if _interpreted() else PRECISIONS["hip" if torch.version.hip else "cuda"],
-        WIDEN=_interpreted() and query.dtype == torch.bfloat16,
-        enable_fp_fusion=True, num_warps=tiles.warps, num_stages=tiles.stages,
+        spans = _spans(mask.expand(-1, -1, num_queries, -1), tiles.queries).expand(batch, -1, -1).contiguous()
+        mask = _bytes(mask).expand(batch, -1, num_queries, -1)
+    parts = -(-key.shape[2] // part_keys) if together else 1
+    kept = [batch, programs, blocks, parts, tiles.queries, _padded(value_dim) + 4] if parts > 1 else [0]
+    sums = found.new_empty([batch, heads, blocks, 4] if means else [0])
+    of_rows = [0 if rows is not None and rows.packed else tensor.stride(0) for tensor in (query, key, value)]
+    arguments = (
+        query, key, value, output, found, sums, found.new_empty(kept), numbers, numbers if mask is None else mask, spans,
+        numbers if sinks is None else sinks.float().contiguous(), of_rows[0], *query.stride()[1:3], of_rows[1],
+        *key.stride()[1:3], of_rows[2], *value.stride()[1:3], *output.stride()[:3],
+        *((0, 0, 0) if means else of_queries.stride()[:3]), *((0, 0) if mask is None else (mask.stride(0), mask.stride(2))),
+        group if together else 1, int(together), 1 if together else group, (numbers.shape[1] - 4) // 2,
+        0 if rows is None else rows.window or 0, parts, part_keys,
+        inputs.scaling / softcap if softcap else inputs.scaling * _LOG2_E, softcap * _LOG2_E if softcap else 0.0,
     )  # fmt: skip
-    names = ("entropy", "first_token_weight", "output_norm")
-    return output.transpose(1, 2), dict(zip(names, numbers, strict=True))
+    options = variant(
+        query.shape[-1], value_dim, tiles, causal=length > 1 and mask is None,
+        windowed=rows is not None and rows.window is not None, masked=mask is not None, capped=softcap is not None,
+        sunk=sinks is not None, means=means,
+    ) | {
+        "PRECISION": "ieee" if _interpreted() else PRECISIONS["hip" if torch.version.hip else "cuda"],
+        "WIDEN": _interpreted() and query.dtype == torch.bfloat16,
+        "enable_fp_fusion": True, "num_warps": tiles.warps, "num_stages": tiles.stages,
+    }  # fmt: skip
+    for phase in (0,) if parts == 1 else (1, 2):
+        launch: Any = gpu_kernel.attention[blocks * (parts if phase == 1 else 1), programs, batch]
+        launch(*arguments, PHASE=phase, **options)  # takes the compiler's options too
+    if means:
+        launch = gpu_kernel.means[heads, batch]
+        launch(sums, found, numbers, numbers.shape[1], blocks, BLOCK_M=tiles.queries)
+
+
+def _numbers(inputs: AttentionInputs, positions: Positions) -> tuple[Tensor, int]:
+    """``ROWS`` of the kernel, and how many queries the longest row has."""
+    rows, (batch, _, length, _) = inputs.rows, inputs.query.shape
+    if rows is not None:
+        outputs = torch.zeros_like(rows.queries[:, :1]) if rows.packed else rows.queries[:, :1]
+        return torch.cat([rows.queries, outputs, rows.keys[:, 0, :1], rows.keys.flatten(1)], 1), rows.most_queries
+    numbers = torch.zeros(batch, 6, dtype=torch.int32, device=inputs.query.device)
+    causal = inputs.mask is None and length > 1
+    numbers[:, 1] = positions.last + 1 if inputs.mask is None and positions.real is not None else length
+    numbers[:, 3] = positions.first
+    # A static cache has more slots than it has keys.
+    numbers[:, 5] = numbers[:, 1] if causal else inputs.key.shape[2]
+    return numbers, length
 
 
 def variant(
-    dim: int, value_dim: int, tiles: Tiles, *, causal: bool, masked: bool, capped: bool, sunk: bool
+    dim: int,
+    value_dim: int,
+    tiles: Tiles,
+    *,
+    causal: bool = False,
+    windowed: bool = False,
+    masked: bool = False,
+    capped: bool = False,
+    sunk: bool = False,
+    means: bool = False,
 ) -> dict[str, Any]:
     """What the kernel is compiled for."""
     return {
-        "CAUSAL": causal, "MASKED": masked, "CAPPED": capped, "SUNK": sunk, "DIM": dim, "VALUE_DIM": value_dim,
-        "BLOCK_D": _padded(dim), "BLOCK_V": _padded(value_dim), "BLOCK_M": tiles.queries, "BLOCK_N": tiles.keys,
+        "CAUSAL": causal, "WINDOWED": windowed, "MASKED": masked, "CAPPED": capped, "SUNK": sunk, "MEANS": means,
+        "DIM": dim, "VALUE_DIM": value_dim, "BLOCK_D": _padded(dim), "BLOCK_V": _padded(value_dim),
+        "BLOCK_M": tiles.queries, "BLOCK_N": tiles.keys,
     }  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from headcount.attention.blocks import attend_in_blocks
 from headcount.attention.compiled import attend_compiled, supports_compiled
 from headcount.attention.fused import attend_fused, attend_fused_measured, supports_fused
-from headcount.attention.gpu import attend_on_gpu, supports_gpu
-from headcount.attention.inputs import AttentionInputs, Positions
+from headcount.attention.gpu import PART_KEYS, attend_on_gpu, supports_gpu
+from headcount.attention.inputs import AttentionInputs, Positions, Rows
 from headcount.attention.measurements import OF_WEIGHTS
 from headcount.devices import out_of_memory
 from headcount.errors import InputError
@@ -39,17 +39,21 @@ def attend_by_the_fastest_way(
     *,
     wanted: frozenset[str],
     projection_factor: Callable[[], Tensor] | None = None,
+    means: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Attention output, and for each query ``first_token_weight`` and ``entropy`` as far as ``wanted``.
 
-    Other names in ``wanted`` are given too where the way has them for nothing.
+    Other names in ``wanted`` are given too where the way has them for nothing. With ``means`` rows may be measured instead.
 
     Raises:
         InputError: ``HEADCOUNT_ATTENTION`` names no way.
     """
     way = _choose(inputs, wanted)
+    if inputs.rows is not None and way != "compiled":
+        inputs = inputs.laid_out()
+        way = _choose(inputs, wanted)
     if way == "compiled" and inputs.query.device.type == "cuda":
-        return attend_on_gpu(inputs, positions)
+        return attend_on_gpu(inputs, positions, means=means)
     if way == "compiled":
         return attend_compiled(inputs, positions, wanted=wanted, projection_factor=projection_factor)
     if way == "fused":
@@ -98,6 +102,7 @@ class _Kind(NamedTuple):
     masked: bool
     capped: bool
     sunk: bool
+    windowed: bool
     queries: int
     """As many as a probe takes: on a GPU one, few and many are computed by code of their own."""
 
@@ -107,14 +112,15 @@ class _Kind(NamedTuple):
         queries = 70 if query.device.type == "cpu" else next(n for n in (1, 16, 70) if n >= min(query.shape[2], 70))
         return cls(
             query.device.type, query.dtype, query.shape[-1], inputs.value.shape[-1], inputs.mask is not None,
-            inputs.softcap is not None, inputs.sinks is not None, queries,
+            inputs.softcap is not None, inputs.sinks is not None,
+            inputs.rows is not None and inputs.rows.window is not None, queries,
         )  # fmt: skip
 
     def example(self) -> tuple[AttentionInputs, Positions]:
         """Two random rows of different length: the second with padding on the left and a window where there are masks."""
         generator = torch.Generator().manual_seed(0)
         batch, heads, groups, length = 2, 4, 2, self.queries
-        keys = 70 if self.masked or length == 1 else length
+        keys = PART_KEYS + 70 if length == 1 else 70 if self.masked else length
         query, key, value = (
             torch.randn(batch, number, tokens, size, generator=generator).to(self.device, self.dtype)
             for number, tokens, size in (
@@ -122,17 +128,24 @@ class _Kind(NamedTuple):
             )
         )  # fmt: skip
         real, first, mask = torch.ones(batch, keys, dtype=torch.bool), torch.zeros(batch, dtype=torch.int64), None
-        if self.masked:
+        rows = None
+        if self.masked or self.windowed:
             real[1, :5] = False
             first[1] = 5
+        if self.masked:
             window = torch.ones(length, keys, dtype=torch.bool).tril(keys - length).triu(keys - length - 40)
             mask = (window & real[:, None, None]).to(self.device)
+        elif self.windowed:
+            numbers = torch.tensor([[0, length], [5, length - 5]], dtype=torch.int32).to(self.device)
+            rows = Rows(
+                queries=numbers, keys=numbers[:, None], packed=False, most_queries=length, most_keys=length, window=40
+            )
         elif length > 1:
             real[1, -5:] = False
         inputs = AttentionInputs(
             query=query, key=key, value=value, mask=mask, scaling=self.head_dim**-0.5,
             softcap=2.0 if self.capped else None,
-            sinks=torch.linspace(-1, 1, heads).to(self.device) if self.sunk else None,
+            sinks=torch.linspace(-1, 1, heads).to(self.device) if self.sunk else None, rows=rows,
         )  # fmt: skip
         positions = Positions.from_mask(real[:, keys - length :], batch, length, query.device)
         return inputs, replace(positions, first=first.to(self.device))
@@ -165,6 +178,7 @@ def _works(way: str, kind: _Kind, wanted: frozenset[str] = OF_WEIGHTS) -> bool:
 def _difference_from_plain(way: str, kind: _Kind, wanted: frozenset[str]) -> float:
     """On a small random example."""
     inputs, positions = kind.example()
+    of_rows: dict[str, Tensor] = {}
     exact = replace(inputs, query=inputs.query.float(), key=inputs.key.float(), value=inputs.value.float())
     if way == "fused":
         output, found = attend_fused_measured(inputs, positions, wanted=wanted)
@@ -172,10 +186,12 @@ def _difference_from_plain(way: str, kind: _Kind, wanted: frozenset[str]) -> flo
         output, found = attend_compiled(inputs, positions, wanted=wanted, block_rows=32, held_scores=64 * 32)
     else:
         output, found = attend_on_gpu(inputs, positions)
-    expected_output, expected = attend_in_blocks(exact, positions, wanted=wanted)
+        of_rows = attend_on_gpu(inputs, positions, means=True)[1]
+    expected_output, expected = attend_in_blocks(exact.laid_out(), positions, wanted=wanted)
     real = (torch.ones_like(output[:, 0, :, 0]) if positions.real is None else positions.real)[:, None]
     differences = [(output.float() - expected_output) * real[..., None]]
     differences += [(found[name] - expected[name]) * real for name in wanted]
+    differences += [of_rows[n] - positions.mean(expected[n]) for n in wanted & of_rows.keys() if of_rows[n].dim() == 2]
     # A NaN anywhere must fail the comparison, and max() alone would drop it.
     return max(torch.nan_to_num(difference.abs(), nan=torch.inf).max().item() for difference in differences)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from headcount.attention.inputs import AttentionInputs
 from headcount.errors import ModelError
+from headcount.models.numbered import NumberedMask
 
 #: Keyword arguments that reach attention functions and do not change the attention: bookkeeping, or already in the mask.
 _WITHOUT_EFFECT = frozenset(
@@ -53,11 +54,13 @@ def read_call(
         )
     if torch.is_autocast_enabled(device := query.device.type):  # transformers' own functions round to its dtype here
         query, key, value = (_autocast(tensor, device) for tensor in (query, key, value))
+    numbered = isinstance(attention_mask, NumberedMask)
     return AttentionInputs(
         query=query,
         key=key,
         value=value,
-        mask=attention_mask,
+        mask=None if numbered else attention_mask,
+        rows=attention_mask.rows.to(query.device) if numbered else None,
         scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
         softcap=softcap,
         sinks=s_aux,

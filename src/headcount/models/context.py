@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from headcount.attention.inputs import Positions
+from headcount.attention.inputs import Positions, Rows
 from headcount.errors import InputError, ModelError
 from headcount.models.batching import beyond_embedding, num_embeddings
 from headcount.models.draws import draw_rows
@@ -80,6 +80,17 @@ class ForwardContext:
         """int64 ``[batch, token]``: where in its text each token stands, in a pass that reads texts from their start."""
         own = torch.arange(self.length, device=self.positions.first.device)
         return own.expand(self.batch, -1) if self.positions.real is None else self.positions.real.cumsum(1) - 1
+
+    def rows(self, window: int | None) -> Rows | None:
+        """Where the texts of a pass that reads them from their start stand; None where padding is between their tokens."""
+        of = self.positions
+        if of.real is not None and not bool((of.num_tokens == of.last - of.first + 1).all()):
+            return None
+        queries = torch.stack([of.first, of.num_tokens], dim=1).int()
+        return Rows(
+            queries=queries, keys=queries[:, None], packed=False, most_queries=self.length, most_keys=self.length,
+            window=window,
+        )  # fmt: skip
 
     def fetch_texts(self) -> list[np.ndarray]:
         """Each example's real tokens, in main memory; before the first layer, since the host waits for them."""

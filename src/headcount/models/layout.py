@@ -6,6 +6,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from headcount.attention.inputs import Rows
 from headcount.devices import moved
 from headcount.models.batching import pad
 
@@ -20,6 +21,7 @@ class Layout:
         tokens: int64 ``[batch, token]``, what the model reads.
         attention_mask: int64, the same shape, 0 for padding.
         lengths: int64 ``[row]``.
+        stretches: of packed rows, int32 ``[row, 2]``, where each begins and how many tokens it has.
         padded: whether rows differ in length.
         real: bool ``[row, token]``, False for padding.
         own_index: int64 ``[row, token]``, each token's place in its row; padding has that of the row's last token.
@@ -41,6 +43,7 @@ class Layout:
             self.tokens = moved(tokens, device)
             self.attention_mask = torch.ones_like(self.tokens)
             # [row · token] → its place in the packed row
+            self.stretches = moved(torch.tensor([self._offsets[:-1], self._sizes]).T.int(), device)
             self._spread = moved((own_index + torch.tensor(self._offsets[:-1])[:, None]).flatten(), device)
             self._real_places = moved(real.flatten().nonzero().squeeze(1), device)
         else:
@@ -62,6 +65,17 @@ class Layout:
             return heads
         spread = heads[0].index_select(1, self._spread.to(heads.device))
         return spread.unflatten(1, self.own_index.shape).transpose(0, 1)
+
+    def numbered(self, keys: Tensor, most_keys: int, window: int | None) -> Rows:
+        """Packed rows as attention reads them, with their ``keys`` int32 ``[row, stretch, 2]``."""
+        return Rows(
+            queries=self.stretches,
+            keys=keys,
+            packed=True,
+            most_queries=max(self._sizes),
+            most_keys=most_keys,
+            window=window,
+        )
 
     def rows(self, hidden: Tensor) -> Tensor:
         """``[batch, token, hidden]`` → ``[row, token, hidden]``, as ``spread``."""

@@ -20,7 +20,7 @@ class NumberedMask(Tensor):
     """
 
     rows: Rows
-    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAttributeAccessIssue]
+    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
     def __new__(cls, rows: Rows) -> "NumberedMask":
@@ -30,12 +30,11 @@ class NumberedMask(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        if function is torch.ops.aten._to_copy.default and kwargs.get("dtype") in (None, torch.bool):
-            return cls(args[0].rows.to(torch.device(kwargs.get("device", args[0].device))))
-        args, kwargs = tree_map(_as_mask, (args, kwargs))
-        return function(*args, **kwargs)
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        given: dict[str, Any] = kwargs or {}
+        if func is torch.ops.aten._to_copy.default and given.get("dtype") in (None, torch.bool):
+            return cls(args[0].rows.to(torch.device(given.get("device", args[0].device))))
+        return func(*tree_map(_as_mask, args), **{name: _as_mask(value) for name, value in given.items()})
 
     def __repr__(self, **_: Any) -> str:
         return f"NumberedMask({self.rows})"

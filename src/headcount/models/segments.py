@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import causal_mask_function
 
 from headcount.attention.attend import attend
+from headcount.attention.gpu import reads_rows
 from headcount.attention.inputs import AttentionInputs, Positions
 from headcount.attention.measurements import RAW_TENSORS, extended
 from headcount.calibration import Calibration
@@ -26,6 +27,7 @@ from headcount.models.context import ForwardContext
 from headcount.models.decoder import Decoder
 from headcount.models.layout import Layout
 from headcount.models.mlp_site import MlpSite
+from headcount.models.numbered import NumberedMask, window_of
 from headcount.models.observe import decoder_of
 from headcount.models.sites import AttentionSite, site_of
 from headcount.models.state import evaluating, input_device
@@ -42,7 +44,7 @@ class PrefixUnseenError(Exception):
 class _LayerState:
     """One attention layer's keys and values of every row's text so far."""
 
-    key: Tensor  # [row, key-value head, slot, head_dim]
+    key: Tensor  # [row, key-value head, slot, head_dim]; where rows are said by number, those of all in one row
     value: Tensor
 
 
@@ -66,6 +68,12 @@ class Segments:
     hidden: list[Tensor]  # what entered each decoder layer from there on; empty unless kept
     layers: dict[int, _LayerState]
     measured: dict[int, dict[str, Tensor]]  # layer → what was measured of each row's text so far, each [row, unit]
+    stretches: Tensor | None = None  # int32 [row, stretch, 2] of the keys of packed rows on a GPU, one for each segment
+
+    @property
+    def slots(self) -> int:
+        """Keys of all rows of a packed pass, with those that it continues."""
+        return self.layout.tokens.shape[1] + (0 if self.prefix is None else self.prefix.slots)
 
     def hidden_of(self, row: int, place: int) -> Tensor:
         """What entered the decoder layer at ``place`` for every token of a row's whole text, ``[token, hidden_size]``."""
@@ -195,6 +203,7 @@ class SegmentReader:
             hidden=kept[start:],
             layers=now.states,
             measured=now.measured,
+            stretches=now.stretches,
         )
 
 
@@ -249,6 +258,7 @@ class _Pass:
         if prefix is not None and parents is not None:
             self.real = torch.cat([prefix.real[parents], mask], dim=1)
             self.positions = torch.cat([prefix.positions[parents], self.own_positions], dim=1)
+        self.stretches = self._stretches() if layout.packed and reads_rows(lengths.device) else None
         self._own = Positions(real=mask if layout.padded else None, first=torch.zeros_like(lengths), last=lengths - 1)
 
     def mask(self, allowed: Callable[..., Any]) -> Tensor | None:
@@ -258,30 +268,46 @@ class _Pass:
         """
         if self.prefix is None and allowed is causal_mask_function:
             return None
+        if self.stretches is not None and (window := window_of(allowed)):
+            return NumberedMask(self._layout.numbered(self.stretches, self.real.shape[1], *window))
         rows = torch.arange(len(self.real), device=self.real.device).view(-1, 1, 1, 1)
         seen = allowed(
             rows, torch.zeros_like(rows), self.own_positions[:, None, :, None], self.positions[:, None, None, :]
         )
         return seen & self.real[:, None, None, :]
 
+    def _stretches(self) -> Tensor:
+        """int32 ``[row, stretch, 2]`` of each row's keys: those before, as they stand there, and after all of them its own."""
+        own = self._layout.stretches[:, None]
+        if self.prefix is None or self._parents is None or self.prefix.stretches is None:
+            return own
+        first, number = own.unbind(-1)
+        own = torch.stack([first + self.prefix.slots, number], dim=-1)
+        return torch.cat([self.prefix.stretches[self._parents], own], dim=1)
+
     def attention(self, module: nn.Module, layer: int, inputs: AttentionInputs) -> Tensor:
         """Attend to the whole text of each row, and act where heads are the units."""
         device, spread = inputs.query.device, self._layout.spread
-        inputs = replace(
-            inputs,
-            query=spread(inputs.query),
-            key=spread(inputs.key),
-            value=spread(inputs.value),
-            mask=None if inputs.mask is None else inputs.mask.to(device),
-        )
-        if self.prefix is not None and self._parents is not None:
-            before, parents = self.prefix.layers[layer], self._parents.to(device)
-            if inputs.mask is None:
-                raise PrefixUnseenError(f"{type(module).__name__} attends without the mask that a prefix needs.")
+        if self.stretches is not None and self.prefix is None and inputs.mask is None and inputs.rows is None:
+            plain = self._layout.numbered(self.stretches, self.real.shape[1], None)
+            inputs = replace(inputs, rows=plain.to(device))
+        if inputs.rows is None:
             inputs = replace(
                 inputs,
-                key=torch.cat([before.key[parents], inputs.key], dim=2),
-                value=torch.cat([before.value[parents], inputs.value], dim=2),
+                query=spread(inputs.query),
+                key=spread(inputs.key),
+                value=spread(inputs.value),
+                mask=None if inputs.mask is None else inputs.mask.to(device),
+            )
+        if self.prefix is not None and self._parents is not None:
+            before, parents = self.prefix.layers[layer], self._parents.to(device)
+            if inputs.mask is None and inputs.rows is None:
+                raise PrefixUnseenError(f"{type(module).__name__} attends without the mask that a prefix needs.")
+            old = (before.key, before.value) if inputs.rows else (before.key[parents], before.value[parents])
+            inputs = replace(
+                inputs,
+                key=torch.cat([old[0], inputs.key], dim=2),
+                value=torch.cat([old[1], inputs.value], dim=2),
                 past=before.key.shape[2],
             )
         if self._keep:

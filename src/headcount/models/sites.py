@@ -110,7 +110,7 @@ class AttentionSite:
         wanted = frozenset(TAKEN[name].of for name in own | each)
         factor = partial(self._factor, module, layer, inputs)
         values, found = attend_positions(
-            inputs, positions, wanted=wanted - errors - {"residual_norm"}, projection_factor=factor
+            inputs, positions, wanted=wanted - errors - {"residual_norm"}, projection_factor=factor, means=not each
         )
         entering = {
             name: rows(self._entering[name, layer].detach())
@@ -136,7 +136,7 @@ class AttentionSite:
             measured["sensitivity"] = values.new_full(values.shape[:2], known, dtype=torch.float32)
             by_token["sensitivity"] = measured["sensitivity"][:, :, None].expand(-1, -1, values.shape[2])
         if raw:
-            measured |= _raw_tensors(raw, module, inputs, positions, values, entering)
+            measured |= _raw_tensors(raw, module, inputs.laid_out(), positions, values, entering)
         return replace(shown, measured=measured, by_token=by_token)
 
     def _factor(self, module: nn.Module, layer: int, inputs: AttentionInputs) -> Tensor:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import AttentionMaskInterface, causal_mask_function, sdpa_mask
 
+from headcount.attention.gpu import reads_rows
 from headcount.attention.inputs import AttentionInputs
 from headcount.errors import ModelError
 from headcount.models.attention_function import read_call
 from headcount.models.context import ForwardContext
+from headcount.models.numbered import NumberedMask, window_of
 from headcount.models.prompts import forget
 from headcount.models.state import check_call, measurable, own_settings, uncompiled, unwrapped
 
@@ -175,6 +177,10 @@ class _Block:
         now = self.now
         if now and mask_function is causal_mask_function and not now.continues and now.positions.right_padded:
             kwargs["attention_mask"] = None
+        elif now and reads_rows(now.positions.first.device) and (window := window_of(mask_function)):
+            sizes = [kwargs.get(name, 0) for name in ("q_length", "kv_length", "q_offset", "kv_offset")]
+            if sizes == [now.length, now.length, 0, 0] and (rows := now.rows(*window)):
+                return NumberedMask(rows)
         return sdpa_mask(*args, mask_function=mask_function, **kwargs)
 
     def restore(self, copy: nn.Module) -> None:
