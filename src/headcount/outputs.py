@@ -39,6 +39,11 @@ class Outputs:
     places: Tensor | None = None
 
     @property
+    def padded(self) -> bool:
+        """Whether some of the tokens are none of a text."""
+        return self.positions is not None and self.positions.real is not None
+
+    @property
     def real(self) -> Tensor:
         """bool ``[row, 1, token]``: False for padding."""
         rows, _, length, _ = self.values.shape

@@ -188,7 +188,7 @@ def replaced(outputs: Outputs, off: Tensor | None, instead: Replacement = ZERO, 
     where = off & ~outputs.first if keep_first and outputs.first is not None else off
     values = instead.values(outputs, off)
     if values is None:
-        return outputs.values.masked_fill(where[..., None], 0)
+        return torch.where(where[..., None], outputs.values.new_zeros(()), outputs.values)  # half of masked_fill's time
     return values.to(outputs.values.dtype).where(where[..., None], outputs.values)
 
 

@@ -192,8 +192,10 @@ class Act:
         for i, of_policy in off.items():
             if self._policies[i].per == "token":
                 real = outputs.real
-                decided[i] = (of_policy | ~real).all(-1)
-                pairs[i] = (of_policy & real).sum((1, 2))
+                off_here = of_policy & real if outputs.padded else of_policy
+                tokens = off_here.sum(-1, dtype=torch.int32)  # [row, unit]
+                decided[i] = tokens == real.sum(-1)
+                pairs[i] = tokens.sum(1, dtype=torch.int64)
             else:
                 decided[i] = of_policy[:, :, 0]
         self._decided[place] = decided
