@@ -37,11 +37,12 @@ dist:
 	rm -rf dist
 	.venv/bin/python -m build --no-isolation
 	.venv/bin/twine check --strict dist/*
-	.venv/bin/pytest tests/publish/test_wheel.py
+	HEADCOUNT_DIST=dist .venv/bin/pytest -q tests/publish/test_wheel.py
 
 docs:
 	@$(publishing)
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+	HEADCOUNT_SITE=build/site .venv/bin/pytest -q tests/publish/test_site.py
 	@echo "Site: build/site/index.html"
 
 clean:

@@ -119,7 +119,7 @@ def pair_outcomes(outcomes: pd.DataFrame, metric: str, higher_is_better: bool | 
             f"There is no policy {BASELINE!r} among {', '.join(policies) or 'no policies at all'}. "
             "Changes are against a run without intervention: evaluate that too."
         )
-    asked = outcomes.loc[outcomes["task"].isin(outcomes.loc[outcomes[metric].notna(), "task"].tolist())]
+    asked = outcomes.loc[outcomes["task"].isin(outcomes.loc[outcomes[metric].notna(), "task"].unique())]
     for policy, task, doc_id in asked.loc[
         asked.duplicated(subset=["policy", "task", "doc_id"]), ["policy", "task", "doc_id"]
     ].itertuples(index=False):
