@@ -15,6 +15,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import headcount as hc
 
+#: Tokens of a text, and the most that measuring all scores may take relative to PyTorch's attention; and tokens of a batch.
+LENGTHS, BATCH = ((512, 1.10), (2048, 1.10), (8192, 1.15)), 16384
+
 
 def waits(device: str, short: bool) -> Found:
     """PyTorch raises where the host would wait within a layer."""
@@ -74,9 +77,9 @@ def time_of_passes(device: str, short: bool) -> Found:
         "sdpa": (None, ""), "ahon_ln": (["ahon_ln"], ""), "awft": (["awft"], ""), "all": ("all", ""),
         "all, fused": ("all", "fused"), "all, plain": ("all", "plain"),
     }  # fmt: skip
-    for length, bound in ((512, 1.10), (2048, 1.10), (8192, 1.15)):
-        for total in (length, 16384):
-            tokens = torch.randint(128256, (total // length, length), device=device)
+    for length, bound in LENGTHS:
+        for total in (length, BATCH):
+            tokens = torch.randint(model.config.vocab_size, (total // length, length), device=device)
             taken: dict[str, list[float]] = {name: [] for name in ways_of}
             rounds = 4 if short else 13
             for i in range(rounds):
@@ -94,7 +97,7 @@ def time_of_passes(device: str, short: bool) -> Found:
             said = f"sdpa {base:.3f} s; " + ", ".join(
                 f"{name} {ratio:.2f}" for name, ratio in ratios.items() if name != "sdpa"
             )
-            asked = total == 16384
+            asked = total == BATCH
             yield (
                 f"{total // length} × {length}" + (f": all ≤ {bound:.2f}" if asked else ""),
                 said,
@@ -105,7 +108,7 @@ def time_of_passes(device: str, short: bool) -> Found:
 def memory(device: str, short: bool) -> Found:
     """What a pass takes above the weights."""
     model = llama_8b(device)
-    tokens = torch.randint(128256, (1, 8192), device=device)
+    tokens = torch.randint(model.config.vocab_size, (1, LENGTHS[-1][0]), device=device)
 
     def peak() -> int:
         torch.cuda.synchronize()
