@@ -43,6 +43,8 @@ CURVES = {
     "ling+linear+keep-first": _HIGH[:6],
     "keptg+kept+keep-first": _HIGH,
     "static keptg+kept+keep-first": _HIGH,
+    "jointg+kept+keep-first": _HIGH,
+    "static jointg+kept+keep-first": _HIGH,
     "ahon_ln/token": _HIGH[1:6],
     "devg/token+mean+keep-first": _HIGH[1:6],
     "ling/token+linear+keep-first": (*_HIGH[2:], 0.8, 0.9),
@@ -181,6 +183,7 @@ def main() -> None:
     parser.add_argument(
         "--curves", nargs="+", default=[*CURVES], help="Those of the list in this file; all, if not given."
     )
+    parser.add_argument("--shares", nargs="+", type=float, help="Of each curve's shares these alone.")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--calibration", type=Path, help="A file to read instead, or to write.")
     parser.add_argument("--json", type=Path)
@@ -208,7 +211,8 @@ def main() -> None:
         scores=scores,
         calibration=calibration,
     )
-    policies = policies_of({curve: CURVES[curve] for curve in args.curves}, measured, calibration)
+    curves = {curve: [s for s in CURVES[curve] if s in (args.shares or CURVES[curve])] for curve in args.curves}
+    policies = policies_of(curves, measured, calibration)
     texts = [row for kind in rows for row in rows[kind][-args.evaluate :]]
     kinds = [kind for kind in rows for _ in range(args.evaluate)]
     table = evaluate(model, texts, policies, args.batch)

@@ -146,6 +146,27 @@ class Kept(_Predicted):
 
         return _with_first(outputs, outputs.values.float() - surprise @ self._of_layer(outputs, "alone", inverses))
 
+    def jointly(self, outputs: Outputs, slices: Tensor) -> Tensor:
+        """What each unit adds to what is lost, where they go off one after another, the one that adds least first.
+
+        What is lost by a set O is the sum over a row's real tokens of ‖Σ_O W_h (o_h − r_h)‖², with r what stands for all of O; a
+        text's first token, where this is apart, is left out.
+
+        Args:
+            outputs: of the layer.
+            slices: W_h, float32 ``[unit, hidden, width]``.
+
+        Returns:
+            float32 ``[row, unit]``, the mean over tokens: the largest addition so far, so that the units below any number are
+            those that went first.
+        """
+        units, width = outputs.values.shape[1], outputs.values.shape[3]
+        counted = outputs.real if outputs.first is None else outputs.real & ~outputs.first  # [row, 1, token]
+        surprise = self._surprise(outputs).unflatten(-1, (units, width))
+        precision = self._precision(outputs)[:, : units * width].view(units, width, units, width)
+        rows = zip(surprise, counted[:, 0], strict=True)
+        return torch.stack([_in_order(of[own], precision, slices.transpose(0, 1)) / own.sum() for of, own in rows])
+
     def _surprise(self, outputs: Outputs) -> Tensor:
         """P (z − μ) of the outputs, float32 ``[row, token, unit · width]``."""
         known = _calibration(outputs).layers[outputs.layer]
@@ -199,6 +220,37 @@ def replacement_named(name: str) -> Replacement:
             f"Nothing that stands for a head that is off is called {name!r}. {nearest(name, REPLACEMENTS)}"
         )
     return REPLACEMENTS[name]()
+
+
+def _in_order(surprise: Tensor, precision: Tensor, writes: Tensor) -> Tensor:
+    """What units add that go off one after another: the largest addition so far, ``[unit]``.
+
+    One that goes is no longer predicted from: its rows of the precision are swept out of the others' (Bishop 2006, equation
+    2.75 once more), and with them of ``surprise`` and of what is written in its place.
+
+    Args:
+        surprise: P (z − μ), ``[token, unit, width]``.
+        precision: ``[unit, width, unit, width]``.
+        writes: ``[hidden, unit, width]``.
+    """
+    found, staying = surprise.new_zeros(surprise.shape[1]), [*range(surprise.shape[1])]
+    lost, highest = surprise.new_zeros(len(surprise), len(writes)), surprise.new_zeros(())
+    while staying:
+        inverses = torch.linalg.inv(precision.diagonal(dim1=0, dim2=2).permute(2, 0, 1))  # [unit, width, width]
+        errors = torch.einsum("tuw,uwv->utv", surprise, inverses)  # o − r of each, if it went now
+        grams = torch.einsum("huw,huv->uwv", writes, writes)
+        across = torch.einsum("th,huw->utw", lost, writes)
+        additions = ((errors @ grams + 2 * across) * errors).sum((1, 2))
+        least = int(additions.argmin())
+        highest = torch.maximum(highest, additions[least])
+        found[staying.pop(least)] = highest
+        lost = lost + errors[least] @ writes[:, least].T
+        swept = torch.tensordot(inverses[least], precision[least], 1)  # [width, unit, width]
+        others = [unit for unit in range(surprise.shape[1]) if unit != least]
+        precision = (precision - torch.tensordot(precision[:, :, least], swept, 1))[others][:, :, others]
+        surprise = (surprise - torch.tensordot(surprise[:, least], swept, 1))[:, others]
+        writes = (writes - torch.tensordot(writes[:, least], swept, 1))[:, others]
+    return found
 
 
 def _calibration(outputs: Outputs) -> Calibration:

@@ -15,6 +15,7 @@ from headcount.models.observe import attention_modules, units_of
 from headcount.models.projection import output_projection
 from headcount.policies import Fixed, Random, Ranked, Threshold, parse_policy, score_of
 from headcount.replacements import Kept, Linear, Mean, Zero
+from headcount.scores import get_score
 from headcount.thresholding import thresholds
 from tests.calibrated import calibrated_on, predicted, seen
 from tests.models.families import FAMILIES as ALL
@@ -30,6 +31,9 @@ POLICIES = [
     "ftvvn/token@1e9",
     "random:0.4",
     "random/token:0.4",
+    "keptg:rank:0.4",
+    "jointg:rank:0.4",
+    "devg/token:rank:0.4",
 ]
 FAMILIES = ["llama", "gpt2", "gemma2"]
 
@@ -266,6 +270,33 @@ def test_scores_of_a_calibration_are_what_would_be_lost(model, calibration):
                     lost[:, own] = outputs[:, own] - predicted(known, off, outputs, inputs, how)
                     written = (projection(torch.tensor(lost).float()) - zero).detach().square().sum(1).mean().item()
                     assert table[name].values[i, place, head] == pytest.approx(known.sensitivity * written, rel=2e-3)
+
+
+def test_heads_chosen_jointly_go_one_after_another(model, calibration):
+    table = measure_heads(model, TEXTS[:3], scores=["jointg"], calibration=calibration)["jointg"]
+    for place, (layer, texts) in enumerate(seen(model, TEXTS[:3]).items()):
+        projection, known = output_projection(attention_modules(model)[layer]), calibration.layers[layer]
+        heads, width = known.mean.shape
+        zero = projection(torch.zeros(1, heads * width))
+
+        def damage(off, outputs, inputs, width=width, known=known, projection=projection, zero=zero):
+            lost, own = np.zeros_like(outputs), np.repeat(off, width)
+            lost[:, own] = outputs[:, own] - predicted(known, off, outputs, inputs, "kept")
+            return (projection(torch.tensor(lost[1:]).float()) - zero).detach().square().sum(1).mean().item()
+
+        for i, (outputs, inputs) in enumerate(texts):
+            off, before, highest, expected = np.zeros(heads, bool), 0.0, 0.0, np.zeros(heads)
+            while not off.all():
+                after = {h: damage(off | (np.arange(heads) == h), outputs, inputs) for h in np.flatnonzero(~off)}
+                least = min(after, key=after.__getitem__)
+                highest = max(highest, after[least] - before)
+                expected[least], before, off[least] = highest, after[least], True
+            np.testing.assert_allclose(table.values[i, place], known.sensitivity * expected, rtol=2e-3)
+
+
+def test_heads_chosen_jointly_are_no_heads_of_tokens():
+    with pytest.raises(InputError, match=r"jointg reads the layer's joint_error.*Use it per input"):
+        get_score("jointg/token")
 
 
 def of_tokens(model, rows, name, calibration):

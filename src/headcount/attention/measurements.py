@@ -46,10 +46,12 @@ OF_WEIGHTS = frozenset({"first_token_weight", "entropy"})
 
 #: What is measured against a calibration, and comes from one.
 OF_ERRORS = frozenset({"mean_error", "linear_error", "kept_error"})
-CALIBRATED = OF_ERRORS | {"sensitivity"}
+CALIBRATED = OF_ERRORS | {"joint_error", "sensitivity"}
 
-#: The layer's own tensors, for scores that no measurement serves.
-RAW_TENSORS = frozenset({"query", "key", "value", "output", "o_proj", "residual", "block_input", "real"})
+#: The layer's own tensors, for scores that no measurement serves, and what needs them: they are of whole texts at once.
+RAW_TENSORS = frozenset({
+    "query", "key", "value", "output", "o_proj", "residual", "block_input", "joint_error", "real",
+})  # fmt: skip
 #: Of these what a single token has. Queries, keys and values say nothing without those of other tokens.
 OF_TOKENS = frozenset({"output", "o_proj", "residual", "block_input", "real"})
 
@@ -121,6 +123,9 @@ class LayerMeasurements:
     """Likewise, with what ``linear`` would put there."""
     kept_error: Tensor
     """Likewise, with what ``kept`` would put there if no other head were off."""
+    joint_error: Tensor
+    """Likewise over the tokens but the first, of what each head adds to ‖Σ W_h (o − r)‖² where heads go off one after another,
+    the one that adds least first, and r is what ``kept`` puts there with all of them off; the largest addition so far."""
     sensitivity: Tensor
     """The layer's sensitivity in the calibration, nats² per squared unit of the block's output; the same for all heads."""
     first_output_norm: Tensor

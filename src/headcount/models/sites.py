@@ -28,8 +28,8 @@ from headcount.units import KINDS, KindId
 _EXPECTED: dict[str, Replacement] = {"mean_error": Mean(), "linear_error": Linear(), "kept_error": Kept()}
 #: Measurements that read what enters a layer, and which: the attention block's input, or the decoder layer's.
 _READ = {
-    "linear_error": "block_input", "kept_error": "block_input", "block_input": "block_input", "residual": "residual",
-    "residual_norm": "residual",
+    "linear_error": "block_input", "kept_error": "block_input", "joint_error": "block_input", "block_input": "block_input",
+    "residual": "residual", "residual_norm": "residual",
 }  # fmt: skip
 
 
@@ -137,6 +137,9 @@ class AttentionSite:
             by_token["sensitivity"] = measured["sensitivity"][:, :, None].expand(-1, -1, values.shape[2])
         if raw:
             measured |= _raw_tensors(raw, module, inputs.laid_out(), positions, values, entering)
+        if "joint_error" in raw:
+            slices = head_slices(output_projection(module), values.shape[1], values.shape[-1], like=inputs.value)
+            measured["joint_error"] = Kept().jointly(shown, slices)
         return replace(shown, measured=measured, by_token=by_token)
 
     def _factor(self, module: nn.Module, layer: int, inputs: AttentionInputs) -> Tensor:

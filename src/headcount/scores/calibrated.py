@@ -48,3 +48,20 @@ def ling(m: LayerMeasurements) -> Tensor:
 def keptg(m: LayerMeasurements) -> Tensor:
     """γ · mean over tokens of ‖W_h (o_i − r_i)‖², with r_i what the layer's other heads and the block's input predict."""
     return m.sensitivity * m.kept_error
+
+
+@score(
+    "jointg",
+    name="Addition To The Joint Error, times sensitivity",
+    needs=["joint_error", "sensitivity"],
+    inactive_when="low",
+    unit="nats²",
+    source="headcount, docs/results/beyond.md",
+)
+def jointg(m: LayerMeasurements) -> Tensor:
+    """γ · what the head adds to the mean over tokens of ‖Σ W_h (o_i − r_i)‖², heads going off one after another.
+
+    The one that adds least goes next, r_i is what the heads that stay and the block's input predict, and a head has the largest
+    addition so far: those below a threshold are those that went first.
+    """
+    return m.sensitivity * m.joint_error
