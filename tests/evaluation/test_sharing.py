@@ -16,11 +16,11 @@ from tests.models.families import FAMILIES, build
 HEADER = list(range(20, 60))
 
 
-def requests(seed=0):
+def requests(seed=0, questions=6):
     """Questions with a common few-shot header of 40 tokens, contexts of their own, and three choices of 1 to 5 tokens."""
     rng = np.random.default_rng(seed)
     made = []
-    for question in range(6):
+    for question in range(questions):
         header = HEADER if question else []
         context = header + rng.integers(3, 256, rng.integers(9, 20)).tolist()
         made += [(context, rng.integers(3, 256, rng.integers(1, 6)).tolist()) for _ in range(3)]
@@ -73,7 +73,7 @@ FAMILIES_TRIED = (
 @pytest.mark.parametrize("family", FAMILIES_TRIED)
 def test_answers_are_those_of_separate_runs(family, tiny):
     model = build(family)
-    plan = ScoringPlan.from_requests(requests(), 500)
+    plan = ScoringPlan.from_requests(requests(questions=4), 500)
     policies = policies_for(model, plan)
     shared = run_plan(model, plan, policies, batch_tokens=150).of_policies
     for policy, found in zip(policies, shared, strict=True):
