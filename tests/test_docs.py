@@ -22,16 +22,16 @@ def supported_families() -> str:
 
 def score_table() -> str:
     rows = [
-        "| id | name | value for one head and example | inactive when | unit | other names |",
-        "|---|---|---|---|---|---|",
+        "| id | name | value for one unit and example | inactive when | unit | of | other names |",
+        "|---|---|---|---|---|---|---|",
     ]
     for score in all_scores():
         if score.function.__module__.startswith("headcount."):
             definition = " ".join((score.function.__doc__ or "").split("\n\n")[0].split())
             names = ", ".join(f"`{alias}`" for alias in score.aliases)
-            rows.append(
-                f"| `{score.id}` | {score.name} | {definition} | {score.inactive_when} | {score.unit} | {names} |"
-            )
+            of = ", ".join(kind for kind in ("head", "neuron", "mlp") if score.is_of(kind))
+            facts = f"`{score.id}` | {score.name} | {definition} | {score.inactive_when} | {score.unit} | {of} | {names}"
+            rows.append(f"| {facts} |")
     return "\n".join(rows)
 
 
