@@ -30,7 +30,9 @@ def score_table() -> str:
             definition = " ".join((score.function.__doc__ or "").split("\n\n")[0].split())
             names = ", ".join(f"`{alias}`" for alias in score.aliases)
             of = ", ".join(kind for kind in ("head", "neuron", "mlp") if score.is_of(kind))
-            facts = f"`{score.id}` | {score.name} | {definition} | {score.inactive_when} | {score.unit} | {of} | {names}"
+            facts = (
+                f"`{score.id}` | {score.name} | {definition} | {score.inactive_when} | {score.unit} | {of} | {names}"
+            )
             rows.append(f"| {facts} |")
     return "\n".join(rows)
 
