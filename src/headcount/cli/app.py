@@ -4,6 +4,7 @@ import functools
 import inspect
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
 from typing import Any
 
 import typer
@@ -16,8 +17,10 @@ app = typer.Typer(
     help="How many of your model's attention heads actually work?",
     epilog="Looking at runs runs no code of theirs: docs/security.md says what is trusted and what is not.",
 )
-
-
+_COMMANDS = (
+    "analyse", "calibrate", "demo", "evaluate", "export", "fetch", "figures", "lm_eval", "measure", "prune", "published",
+    "report", "scores", "select", "status", "study", "thresholds",
+)  # fmt: skip
 _Command = Callable[..., None]
 
 
@@ -75,22 +78,5 @@ def _main(
 
 def add_commands() -> None:
     """Import every command, which adds it."""
-    from headcount.cli import (  # noqa: F401
-        analyse,
-        calibrate,
-        demo,
-        evaluate,
-        export,
-        fetch,
-        figures,
-        lm_eval,
-        measure,
-        prune,
-        published,
-        report,
-        scores,
-        select,
-        status,
-        study,
-        thresholds,
-    )
+    for name in _COMMANDS:
+        import_module(f"headcount.cli.{name}")

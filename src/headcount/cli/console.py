@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.console import Console, ConsoleOptions, RenderableType
@@ -82,14 +82,7 @@ output = PlainConsole()
 errors = PlainConsole(stderr=True)
 
 
-def show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: TextIO | None = None,
-    line: str | None = None,
-) -> None:
+def show_warning(message: Warning | str, category: type[Warning], *_where: Any, **_more: Any) -> None:
     """Python warnings as one readable line; other libraries' housekeeping is not the user's business."""
     if issubclass(category, UserWarning):
         errors.say(" ".join(str(message).split()), heading=Text("Note: ", style="yellow"))

@@ -83,18 +83,10 @@ class Ledger:
     def results(self) -> list[Scored]:
         results = []
         for policy, share_off in enumerate(self._share_off):
-            nats: list[float] = []
-            greedy: list[bool] = []
-            if len(self._starts):
-                nats = np.add.reduceat(self._nats[policy].astype(np.float64), self._starts).tolist()
-                greedy = np.logical_and.reduceat(self._greedy[policy], self._starts).tolist()
-            results.append(
-                Scored(
-                    loglikelihoods=list(zip(nats, greedy, strict=True)),
-                    share_off=share_off,
-                    failure=self.failures.get(policy),
-                )
-            )
+            nats = np.add.reduceat(self._nats[policy].astype(np.float64), self._starts).tolist()
+            greedy = np.logical_and.reduceat(self._greedy[policy], self._starts).tolist()
+            answers = list(zip(nats, greedy, strict=True))
+            results.append(Scored(loglikelihoods=answers, share_off=share_off, failure=self.failures.get(policy)))
         return results
 
 

@@ -10,14 +10,9 @@ from torch import Tensor
 
 def draw_rows(texts: Iterable[Sequence[int] | np.ndarray | None], seed: int, shape: tuple[int, int]) -> Tensor:
     """``draw_uniform`` of each text, ``[text, *shape]``; 1 where there is None, whose numbers nobody may read."""
-    return torch.from_numpy(
-        np.stack(
-            [
-                np.ones(shape, np.float32) if text is None else draw_uniform(np.asarray(text), seed, shape)
-                for text in texts
-            ]
-        )
-    )
+    ones = np.ones(shape, np.float32)
+    drawn = [ones if text is None else draw_uniform(np.asarray(text), seed, shape) for text in texts]
+    return torch.from_numpy(np.stack(drawn))
 
 
 def draw_uniform(tokens: np.ndarray, seed: int, shape: tuple[int, int]) -> np.ndarray:

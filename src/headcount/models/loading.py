@@ -23,6 +23,10 @@ from headcount.models.state import adapters, unwrapped, values
 from headcount.models.weights import check_config, check_values, gguf_part, load_filled
 
 _logger = logging.getLogger(__name__)
+#: Of a configuration, what does not tell one model from another.
+_NO_WEIGHTS = (
+    "_name_or_path", "_model_name_or_path", "transformers_version", "quantization_config", "_attn_implementation",
+)  # fmt: skip
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -193,14 +197,7 @@ def fingerprint(model: PreTrainedModel, *, dtype: torch.dtype | None = None) -> 
     model = unwrapped(model)
     digest = hashlib.sha256()
     config = model.config.to_dict()
-    unrelated = (
-        "_name_or_path",
-        "_model_name_or_path",
-        "transformers_version",
-        "quantization_config",
-        "_attn_implementation",
-    )
-    for name in (*unrelated, *(("dtype", "torch_dtype") if dtype else ())):
+    for name in (*_NO_WEIGHTS, *(("dtype", "torch_dtype") if dtype else ())):
         config.pop(name, None)
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update("".join(adapters(model)).encode())

@@ -131,16 +131,11 @@ def prune_heads(
             loaded, verification = _save_verified(model, plan, replacement, temporary, checkpoint, name)
             if tokenizer is not None and loaded != "llama.cpp":
                 tokenizer.save_pretrained(temporary)
-        biases = how != "zero" or distillation is not None
+        saved = savings(model, plan, biases=how != "zero" or distillation is not None) if cut else None
         pruned = Pruned(
-            folder=target,
-            selection=selection,
-            plan=plan,
-            replacement=replacement,
-            loaded=loaded,
-            verification=verification,
-            savings=savings(model, plan, biases=biases) if cut else None,
-        )
+            folder=target, selection=selection, plan=plan, replacement=replacement, loaded=loaded,
+            verification=verification, savings=saved,
+        )  # fmt: skip
         card = temporary / "README.md"
         card.write_text(model_card(pruned, name=name, command=command), encoding="utf-8")
         selection.save(temporary / "selection.json")

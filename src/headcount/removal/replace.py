@@ -108,7 +108,7 @@ def replace_heads(
         means = head_output_statistics(model, fitting, Mean, layers=masks, progress=progress)
         projections = {layer: _with_mean(modules[layer], gone, means[layer].mean) for layer, gone in masks.items()}
     else:
-        projections = {layer: _without(modules[layer], gone) for layer, gone in masks.items()}
+        projections = {layer: _with_mean(modules[layer], gone, None) for layer, gone in masks.items()}
     return Replacement(removed=removed, how=how, projections=projections, fitting=fitting)
 
 
@@ -156,16 +156,12 @@ def put_projection(projection: nn.Module, new: Projection) -> None:
         projection.bias = nn.Parameter(new.bias.to(old.device, old.dtype), requires_grad=False)
 
 
-def _without(projection: nn.Module, gone: Tensor) -> Projection:
+def _with_mean(projection: nn.Module, gone: Tensor, mean: Tensor | None) -> Projection:
+    """Without the heads that are gone, and with their ``mean`` [head · head_dim] in the bias, if there is one."""
     weight, bias = read_projection(projection)
+    if mean is not None:
+        bias = _added(weight[:, gone].double() @ mean.cpu()[gone], bias)
     return Projection(weight=weight.masked_fill(gone, 0), bias=bias)
-
-
-def _with_mean(projection: nn.Module, gone: Tensor, mean: Tensor) -> Projection:
-    weight, bias = read_projection(projection)
-    return Projection(
-        weight=weight.masked_fill(gone, 0), bias=_added(weight[:, gone].double() @ mean.cpu()[gone], bias)
-    )
 
 
 def _refitted(projection: nn.Module, gone: Tensor, found: Covariance, ridge: float) -> Projection:

@@ -1,6 +1,5 @@
 """The folder of a run: its manifest and metrics, and which of its shards there are, were, and are whole."""
 
-import hashlib
 import io
 import json
 import os
@@ -124,7 +123,7 @@ class RunFolder:
             for name, value in self.manifest.facts().items()
             if name not in ("created", "command", "environment", "files")
         }
-        return hashlib.sha256(json.dumps([kept, self.present()]).encode()).hexdigest()[:16]
+        return checksum(json.dumps([kept, self.present()]).encode())
 
     def holder(self) -> dict[str, Any] | None:
         """Who works on the run just now (pid, host, since, command), None if nobody does."""

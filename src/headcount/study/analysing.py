@@ -1,6 +1,5 @@
 """The last stage of a study: every table that its runs give, from what they saved."""
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from headcount.analysis import RunTables, Statistics, all_tables
+from headcount.files import checksum
 from headcount.published import published_curves
 from headcount.store import Run, table_csv, write_atomically
 from headcount.study.cuts import cuts_of
@@ -124,4 +124,4 @@ def _tables(runs: Sequence[RunTables], published: bool = True) -> dict[str, pd.D
 def _made_from(runs: Iterable[Run]) -> str:
     """A fingerprint of all that tables are made from."""
     facts = [version("headcount"), vars(Statistics()), *(run.fingerprint() for run in runs)]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return checksum(json.dumps(facts).encode())

@@ -143,15 +143,11 @@ def run_study(
             if _is_finished(path, study, command):
                 announce(f"{title} (done before)")(1, 1)
                 continue
-            _run_cell(
-                study,
-                model,
-                data,
-                path,
-                workers,
-                lambda step, title=title: announce(f"{title}: {step[:1].lower()}{step[1:]}"),
-                command,
-            )
+
+            def told(step: str, title: str = title) -> Callable[[int, int], None]:
+                return announce(f"{title}: {step[:1].lower()}{step[1:]}")
+
+            _run_cell(study, model, data, path, workers, told, command)
         analyse_study(opened, announce=announce)
         return opened
 
@@ -167,8 +163,7 @@ def _run_cell(
 ) -> None:
     with announced(announce, "loading"):
         facts, engine = workers.open(study, model, data)
-    kept = {"scores_dtype": study.scores_dtype, "summaries": study.summarised}
-    with begun(path, facts, seed=study.seeds[0], shard=study.shard, command=command, **kept) as run:
+    with begun(path, facts, command=command, **run_settings(study)) as run:
         search, calibration = study.search, read_calibration(model.calibration)
         measure_inputs(
             run, engine, study.score_ids(), num_inputs=facts.num_inputs, calibration=calibration, announce=announce

@@ -1,7 +1,6 @@
 """The names that lm-eval knows, and which of its tasks a text model can do."""
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -11,6 +10,7 @@ from typing import Any
 
 from headcount.cache import kept
 from headcount.errors import InputError, TaskError, nearest
+from headcount.files import checksum
 from headcount.strict_yaml import read_yaml
 from headcount.tasks.quiet import quiet
 
@@ -111,7 +111,7 @@ def _index() -> dict[str, Any]:
 
     index = None
     with suppress(OSError):  # a cache that cannot be written costs time only
-        stem = f"lm_eval_tasks-{hashlib.sha256(json.dumps(stamp).encode()).hexdigest()[:16]}"
+        stem = f"lm_eval_tasks-{checksum(json.dumps(stamp).encode())}"
         index = kept(stem, ".json", save, lambda file: parse(json.loads(file.read_text(encoding="utf-8"))))
     return parse(found[0] if found else _read_index()) if index is None else index
 
