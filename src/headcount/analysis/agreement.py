@@ -4,7 +4,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from headcount.analysis.inactivity import beyond, chunks, common_scores, values_of
+from headcount.analysis.inactivity import beyond, chunks, common_scores, ratio, values_of
 from headcount.scores import Side, inactive_when
 
 
@@ -41,14 +41,14 @@ def score_agreement(scores: xr.Dataset, thresholds: xr.Dataset) -> xr.Dataset:
             sets = inactive.reshape(*inactive.shape[:2], -1).astype(np.float32)  # [example, score, head of any layer]
             shared = (sets @ sets.transpose(0, 2, 1)).astype(np.float64)  # [example, score, other]
             both[number] += shared.sum(axis=0)
-            for name, ratio in _ratios(shared).items():
-                per_input[name][0][number] += np.nansum(ratio, axis=0)
-                per_input[name][1][number] += (~np.isnan(ratio)).sum(axis=0)
+            for name, ratios in _ratios(shared).items():
+                per_input[name][0][number] += np.nansum(ratios, axis=0)
+                per_input[name][1][number] += (~np.isnan(ratios)).sum(axis=0)
     aggregated = _ratios(both)
     dims = "share", "score", "other"
-    means = {name: _divide(total, count) for name, (total, count) in per_input.items()}
+    means = {name: ratio(total, count) for name, (total, count) in per_input.items()}
     return xr.Dataset(
-        {name: (dims, ratio) for name, ratio in aggregated.items()}
+        {name: (dims, ratios) for name, ratios in aggregated.items()}
         | {f"{name}_per_input": (dims, mean) for name, mean in means.items()},
         coords={"share": thresholds["share"], "score": names, "other": names},
     )
@@ -58,8 +58,4 @@ def _ratios(shared: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     """From sizes of intersections, [..., score, other], with those of the sets themselves on the diagonal."""
     own = np.diagonal(shared, axis1=-2, axis2=-1)[..., :, None]  # [..., score, 1]
     union = own + own.swapaxes(-1, -2) - shared
-    return {"iou": _divide(shared, union), "precision": _divide(shared, np.broadcast_to(own, shared.shape))}
-
-
-def _divide(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
+    return {"iou": ratio(shared, union), "precision": ratio(shared, own)}

@@ -6,6 +6,7 @@ keep; thresholds as from ``thresholds``, dim (share,). Datasets may be large: in
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,7 +92,7 @@ def head_frequency(scores: xr.Dataset | Summary, thresholds: xr.Dataset) -> xr.D
         return _summarised_frequency(scores, thresholds, names)
     dims = "share", "layer", "head"
     return xr.Dataset(
-        {name: (dims, _ratio(*count_beyond(scores, name, thresholds[name].to_numpy()))) for name in names},
+        {name: (dims, ratio(*count_beyond(scores, name, thresholds[name].to_numpy()))) for name in names},
         coords={"share": thresholds["share"], "layer": scores["layer"], "head": scores["head"]},
     )
 
@@ -135,7 +136,7 @@ def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, units: UnitMap) 
     for name in names:
         of_groups = partial(units.reduce, to="group", by="most_active", inactive_when=inactive_when(name, scores))
         counts = count_beyond(scores, name, thresholds[name].to_numpy(), of_groups)
-        found[name] = ("share", "layer", "group"), _ratio(*counts)
+        found[name] = ("share", "layer", "group"), ratio(*counts)
     groups = np.arange(max(len(layer.members("group")) for layer in units.layers))
     return xr.Dataset(found, coords={"share": thresholds["share"], "layer": scores["layer"], "group": groups})
 
@@ -174,6 +175,7 @@ def _counts(frequency: NDArray[np.float64], total: str, prefix: str) -> dict[str
     }
 
 
-def _ratio(count: NDArray[np.int64], total: NDArray[np.int64]) -> NDArray[np.float64]:
-    of = np.broadcast_to(total, count.shape)
-    return np.divide(count, of, out=np.full(count.shape, np.nan), where=of > 0)
+def ratio(part: NDArray[Any], whole: NDArray[Any]) -> NDArray[np.float64]:
+    """``part`` over ``whole``, which may be one for several parts; NaN where there is none."""
+    of = np.broadcast_to(whole, part.shape)
+    return np.divide(part, of, out=np.full(part.shape, np.nan), where=of > 0)

@@ -101,9 +101,10 @@ def evaluate_run(
             NaN under it, when the others are kept.
         RunError: the folder holds another run, or a policy of this name with another threshold, or was asked in another way.
     """
-    name, excluded, calibration = _name(model), layer_set(exclude_layers), _calibration(calibration, model)
+    spec, excluded = _described(model), layer_set(exclude_layers)
+    calibration = _calibration(calibration, spec)
     read = [
-        read_policy(policy, exclude_layers=excluded, seed=seed, model=name) if isinstance(policy, str) else policy
+        read_policy(policy, exclude_layers=excluded, seed=seed, model=spec.model) if isinstance(policy, str) else policy
         for policy in policy_list(policies)
     ]
     read = policy_list(read, calibration)
@@ -179,7 +180,7 @@ def measure_run(
         data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, announce=announce)
     else:
         data = texts if isinstance(texts, Texts) else named_texts(texts, limit=limit)
-    calibration = _calibration(calibration, model)
+    calibration = _calibration(calibration, _described(model))
     calibration_of((), select_scores(ids), calibration)
     subject = read_data(
         _loaded(model, tokenizer, calibration, announce), data, chat_template=chat_template, offline=offline,
@@ -344,19 +345,17 @@ def _searched(search: Iterable[str]) -> tuple[str, ...]:
     return tuple(score.id for score in select_scores("all")) if "all" in names else tuple(curves)
 
 
-def _calibration(
-    given: Calibration | str | os.PathLike[str] | None, model: "str | ModelSpec | PreTrainedModel"
-) -> Calibration | None:
-    """The calibration that is given, or that the model's specification names."""
-    if isinstance(given, Calibration):
-        return given
-    return read_calibration(given or (model.calibration if isinstance(model, ModelSpec) else None))
-
-
-def _name(model: "str | ModelSpec | PreTrainedModel") -> str:
+def _described(model: "str | ModelSpec | PreTrainedModel") -> ModelSpec:
+    """What the model is called, and how it is loaded; one that is loaded is called by where it came from."""
     if isinstance(model, ModelSpec):
-        return model.model
-    return model if isinstance(model, str) else getattr(model, "name_or_path", "") or ""
+        return model
+    name = model if isinstance(model, str) else getattr(model, "name_or_path", "") or ""
+    return ModelSpec.model_construct(model=name)
+
+
+def _calibration(given: Calibration | str | os.PathLike[str] | None, spec: ModelSpec) -> Calibration | None:
+    """The calibration that is given, or that the model's specification names."""
+    return given if isinstance(given, Calibration) else read_calibration(given or spec.calibration)
 
 
 def _loaded(
@@ -365,7 +364,7 @@ def _loaded(
     calibration: Calibration | None,
     announce: Announce,
 ) -> LoadedModel:
-    spec = model if isinstance(model, ModelSpec) else ModelSpec.model_construct(model=_name(model))
+    spec = _described(model)
     if isinstance(model, str | ModelSpec):
         return replace(load_model(spec, announce=announce), calibration=calibration)
     if tokenizer is None:
