@@ -99,15 +99,9 @@ def calibrate(
             )  # fmt: skip
             parts.keep_sensitivities(squared)
         layers = _layers(
-            model,
-            rows,
-            facts,
-            parts,
-            covariances=covariances,
-            batch_tokens=batch_tokens,
-            memory=memory,
+            model, rows, facts, parts, covariances=covariances, batch_tokens=batch_tokens, memory=memory,
             progress=progress,
-        )
+        )  # fmt: skip
         for index, (mean, outer) in squared.items():
             layers[index] = LayerCalibration(**vars(layers[index]) | {"sensitivity": mean, "gradients": outer})
         calibration = Calibration(layers=layers, facts=facts)
@@ -164,15 +158,10 @@ def sum_bytes(layer: LayerUnits, hidden_size: int) -> int:
 def _facts(model: "PreTrainedModel", rows: Sequence[Sequence[int]], seed: int, name: str) -> CalibrationFacts:
     texts = CalibrationTexts(fingerprint=data_fingerprint(rows), num_texts=len(rows), num_tokens=sum(map(len, rows)))
     return CalibrationFacts(
-        model=name or str(getattr(model.config, "_name_or_path", "")),
-        model_fingerprint=fingerprint(model),
-        dtype=str(model.dtype).removeprefix("torch."),
-        hidden_size=model.config.get_text_config().hidden_size,
-        layers=units_of(model).layers,
-        texts=(texts,),
-        seed=seed,
-        versions=versions(),
-    )
+        model=name or str(getattr(model.config, "_name_or_path", "")), model_fingerprint=fingerprint(model),
+        dtype=str(model.dtype).removeprefix("torch."), hidden_size=model.config.get_text_config().hidden_size,
+        layers=units_of(model).layers, texts=(texts,), seed=seed, versions=versions(),
+    )  # fmt: skip
 
 
 def _refuse_changed_outputs(model: "PreTrainedModel") -> None:
@@ -251,10 +240,7 @@ class _Sums:
         shape = units.num_attention_heads, units.head_dim
         outputs = shape[0] * shape[1]
         return LayerCalibration(
-            count=self._joint.count,
-            mean=joint[:outputs].view(shape).clone(),
-            first_count=self._first.count,
-            first=first.view(shape),
-            input_mean=None if covariance is None else joint[outputs:].clone(),
+            count=self._joint.count, mean=joint[:outputs].view(shape).clone(), first_count=self._first.count,
+            first=first.view(shape), input_mean=None if covariance is None else joint[outputs:].clone(),
             covariance=covariance,
-        )
+        )  # fmt: skip

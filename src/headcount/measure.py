@@ -120,14 +120,10 @@ def _measured(
         progress=lambda done, total: progress(done * len(rows) // total, len(rows)),
     )  # fmt: skip
     table = found.scores.isel(example=[place_of[tuple(row)] for row in rows]).assign_attrs(
-        model=str(getattr(model.config, "_name_or_path", "")),
-        model_fingerprint=fingerprint(model),
-        data_fingerprint=data_fingerprint(rows),
-        dtype=str(model.dtype).removeprefix("torch."),
-        seed=seed,
-        num_cut=num_cut,
-        **versions(),
-    )
+        model=str(getattr(model.config, "_name_or_path", "")), model_fingerprint=fingerprint(model),
+        data_fingerprint=data_fingerprint(rows), dtype=str(model.dtype).removeprefix("torch."), seed=seed,
+        num_cut=num_cut, **versions(),
+    )  # fmt: skip
     return table, found.of_tokens
 
 

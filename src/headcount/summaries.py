@@ -222,12 +222,10 @@ class Summary:
         if list(self.scores) != list(other.scores) or self.layers != other.layers:
             raise InputError("Summaries of different scores or models cannot be added.")
         return Summary(
-            scores={name: mine + other.scores[name] for name, mine in self.scores.items()},
-            layers=self.layers,
-            num_inputs=self.num_inputs + other.num_inputs,
-            num_tokens=self.num_tokens + other.num_tokens,
+            scores={name: mine + other.scores[name] for name, mine in self.scores.items()}, layers=self.layers,
+            num_inputs=self.num_inputs + other.num_inputs, num_tokens=self.num_tokens + other.num_tokens,
             attrs=self.attrs,
-        )
+        )  # fmt: skip
 
     def __contains__(self, name: str) -> bool:
         return name in self.scores

@@ -90,12 +90,9 @@ class SequentialTest:
         sides: tuple[tuple[int, Verdict], ...] = (1, "within"), (-1, "beyond")
         for side, (sign, verdict) in enumerate(sides):
             paths = self._log_wealth[side] + _log_wealth(
-                sign * new,
-                -sign * self.margin,
-                total=self.total,
-                asked=self.num_asked,
+                sign * new, -sign * self.margin, total=self.total, asked=self.num_asked,
                 so_far=sign * float(self.differences.sum()),
-            )
+            )  # fmt: skip
             reached = np.flatnonzero(_mixture(paths) >= -math.log1p(-self.confidence))
             if reached.size:
                 crossings.append((self.num_asked + int(reached[0]) + 1, verdict))

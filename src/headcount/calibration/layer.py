@@ -100,15 +100,11 @@ class LayerCalibration:
         if ours is not None and theirs is not None:
             gradients = symmetric(_mixed(ours, theirs, own))
         return LayerCalibration(
-            count=count,
-            mean=_mixed(self.mean, other.mean, own).float(),
-            first_count=first_count,
-            first=_mixed(self.first, other.first, own_first).float(),
-            input_mean=input_mean,
-            covariance=None if covariance is None else symmetric(covariance),
-            sensitivity=sensitivity,
+            count=count, mean=_mixed(self.mean, other.mean, own).float(), first_count=first_count,
+            first=_mixed(self.first, other.first, own_first).float(), input_mean=input_mean,
+            covariance=None if covariance is None else symmetric(covariance), sensitivity=sensitivity,
             gradients=gradients,
-        )
+        )  # fmt: skip
 
     def check(self, units: LayerUnits, hidden_size: int) -> None:
         """Raise ValueError, with what is wrong, unless it is of a layer with these units."""

@@ -98,14 +98,11 @@ class Benchmark:
                 size = len(task.eval_docs)
                 count = None if limit is None else min(size, math.ceil(limit * size) if limit < 1 else int(limit))
                 task.build_all_requests(
-                    limit=count,
-                    rank=0,
-                    world_size=1,
-                    apply_chat_template=chat_template,
+                    limit=count, rank=0, world_size=1, apply_chat_template=chat_template,
                     fewshot_as_multiturn=chat_template,
                     chat_template=self.lm.apply_chat_template if chat_template else None,
                     tokenizer_name=self.lm.tokenizer_name if chat_template else "",
-                )
+                )  # fmt: skip
             for request in task.instances:
                 _check_size(name, request)
                 self._requests.setdefault((name, request.doc_id), []).append(request)

@@ -139,10 +139,7 @@ def evaluate(
     kept = [of_policy for name, of_policy in whole.groupby("policy", sort=False) if name not in failures]
     outcomes = pd.concat(kept, ignore_index=True)
     return Evaluation(
-        outcomes=outcomes,
-        metrics=benchmark.metrics(outcomes),
-        sources=benchmark.task_set.sources,
-        num_truncated=benchmark.num_truncated,
-        failures=failures,
+        outcomes=outcomes, metrics=benchmark.metrics(outcomes), sources=benchmark.task_set.sources,
+        num_truncated=benchmark.num_truncated, failures=failures,
         verdicts=None if until_decided is None else until_decided.table(outcomes, benchmark.num_questions),
-    )
+    )  # fmt: skip

@@ -201,12 +201,9 @@ class HeadcountLM(_HFLM):
                 responses = [sum(nats[i][0] for i in part) for part in parts]
             of_policies.append(OfPolicy(responses=responses, share_off=of_policy.share_off, failure=of_policy.failure))
         return Responses(
-            inputs=plan.inputs,
-            inputs_of=[[plan.input_of[i] for i in part] for part in parts],
-            of_policies=of_policies,
-            scores=scored.scores if scores else None,
-            num_truncated=plan.num_truncated,
-        )
+            inputs=plan.inputs, inputs_of=[[plan.input_of[i] for i in part] for part in parts], of_policies=of_policies,
+            scores=scored.scores if scores else None, num_truncated=plan.num_truncated,
+        )  # fmt: skip
 
     def inputs_of(self, kind: str, requests: Sequence[Instance]) -> list[list[int]]:
         """The distinct token-id rows that answering would read."""

@@ -68,22 +68,15 @@ class Caches:
         state = _State(cache)
         if before is not None:
             self._known[cache] = replace(
-                before,
-                layers={**before.layers, **layers},
-                needed=length if self._running else before.needed,
-                length=length,
-                state=state,
-            )
+                before, layers={**before.layers, **layers}, needed=length if self._running else before.needed,
+                length=length, state=state,
+            )  # fmt: skip
         elif examples is not None:
             rows = torch.arange(context.batch)
             self._known[cache] = Continued(
-                layers=layers,
-                examples=examples,
-                rows=rows,
-                needed=0 if self._fixed else length,
-                length=length,
+                layers=layers, examples=examples, rows=rows, needed=0 if self._fixed else length, length=length,
                 state=state,
-            )
+            )  # fmt: skip
 
     def forget(self, cache: Any) -> None:
         """A pass is about to change the cache; only its completion makes it known again."""

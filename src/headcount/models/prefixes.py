@@ -38,11 +38,7 @@ class Segment:
 
 
 def segment_tree(
-    inputs: Sequence[Sequence[int]],
-    *,
-    share: bool = True,
-    min_shared: int = MIN_SHARED,
-    min_spared: int = MIN_SPARED,
+    inputs: Sequence[Sequence[int]], *, share: bool = True, min_shared: int = MIN_SHARED, min_spared: int = MIN_SPARED
 ) -> list[Segment]:
     """The segments that distinct ``inputs`` begin with, each with those that continue it.
 

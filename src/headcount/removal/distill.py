@@ -92,11 +92,9 @@ def distill(
             done += len(batch)
             progress(done, distillation.epochs * len(texts))
     return replace(
-        replacement,
-        projections={layer: student.projection() for layer, student in students.items()},
-        fitting=fitting,
+        replacement, projections={layer: student.projection() for layer, student in students.items()}, fitting=fitting,
         distillation=distillation,
-    )
+    )  # fmt: skip
 
 
 class _Student:

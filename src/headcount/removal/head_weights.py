@@ -132,13 +132,9 @@ def _head_weights(module: nn.Module, units: LayerUnits) -> HeadWeights:
     known = {*projections, output} | (_LATENT if latent else set())
     vectors, lists = _single_heads(module, units, projections, known)
     return HeadWeights(
-        units=units,
-        output=output,
-        projections=projections,
-        vectors=vectors,
-        lists=lists,
+        units=units, output=output, projections=projections, vectors=vectors, lists=lists,
         latent=sizes(module.get_submodule("kv_a_proj_with_mqa"))[0] if latent else None,
-    )
+    )  # fmt: skip
 
 
 def _projections(module: nn.Module, units: LayerUnits) -> dict[str, tuple[Block, ...]]:

@@ -130,7 +130,5 @@ def _plan_layer(before: LayerUnits, going: Sequence[int], uneven: Uneven) -> Lay
         return LayerPlan(before=before, query=query, key_value=tuple(kept), index=tuple(index))
     size = gcd(*lengths)
     return LayerPlan(
-        before=before,
-        query=query,
-        key_value=tuple(group for group in kept for _ in range(len(groups[group]) // size)),
+        before=before, query=query, key_value=tuple(group for group in kept for _ in range(len(groups[group]) // size))
     )

@@ -16,13 +16,7 @@ from headcount.models.gradients import refuse_without_gradients
 from headcount.models.observe import units_of
 from headcount.models.quiet import quiet_transformers
 from headcount.models.state import reads, refuse_out_of_reach
-from headcount.removal.checkpoint import (
-    Loaded,
-    load_saved,
-    save_as_stock,
-    save_with_modelling_file,
-    save_zero_filled,
-)
+from headcount.removal.checkpoint import Loaded, load_saved, save_as_stock, save_with_modelling_file, save_zero_filled
 from headcount.removal.cut import cut_heads
 from headcount.removal.distill import distill
 from headcount.removal.fitting import NO_TEXTS, Distillation, Fitting

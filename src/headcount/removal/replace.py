@@ -65,12 +65,7 @@ class Replacement:
 
 
 def replace_heads(
-    model: PreTrainedModel,
-    removed: UnitSet,
-    how: How,
-    fitting: Fitting = NO_TEXTS,
-    *,
-    progress: Progress = no_progress,
+    model: PreTrainedModel, removed: UnitSet, how: How, fitting: Fitting = NO_TEXTS, *, progress: Progress = no_progress
 ) -> Replacement:
     """Output projections that do without ``removed``.
 

@@ -86,13 +86,10 @@ class Selection(_Strict):
         UnitSet(heads).check(units_of(model))
         try:
             return cls(
-                model=SelectedModel.of(model, name),
-                unit=kind,
-                heads=tuple(heads),
-                chosen=chosen,
+                model=SelectedModel.of(model, name), unit=kind, heads=tuple(heads), chosen=chosen,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 versions={package: version(package) for package in ("headcount", "torch", "transformers")},
-            )
+            )  # fmt: skip
         except ValidationError as error:
             raise InputError(f"These heads cannot be selected: {first_fault(error)}.") from error
 

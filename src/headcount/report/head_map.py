@@ -79,14 +79,12 @@ def head_profile(table: xr.Dataset, name: str) -> HeadProfile | None:
 
     low, high = at(np.zeros_like(count)), at(count - 1)
     return HeadProfile(
-        thresholds=cuts,
-        mean=moments.mean.astype(np.float32),
-        low=low.astype(np.float32),
+        thresholds=cuts, mean=moments.mean.astype(np.float32), low=low.astype(np.float32),
         median=((at((count - 1) // 2) + at(count // 2 * (count > 0))) / 2).astype(np.float32),
         high=high.astype(np.float32),
         deciles=_places(np.stack([at(tenth * (count - 1) // 10) for tenth in range(1, 10)], axis=-1), low, high),
         often=_parts(inactive, count[..., None]),
-    )
+    )  # fmt: skip
 
 
 def _places(values: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.uint8]:

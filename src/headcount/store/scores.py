@@ -43,12 +43,7 @@ def encode_scores(table: xr.Dataset, dtype: str, subject: str | None = None) -> 
                 "Keep scores as float32."
             )
         tensors[str(name)] = stored
-    facts = {
-        "scores": list(tensors),
-        "layers": table["layer"].values.tolist(),
-        "attrs": table.attrs,
-        "run": subject,
-    }
+    facts = {"scores": list(tensors), "layers": table["layer"].values.tolist(), "attrs": table.attrs, "run": subject}
     tensors["num_tokens"] = table["num_tokens"].values.astype(np.int64)
     facts["checksums"] = {name: checksum(tensor.tobytes()) for name, tensor in tensors.items()}
     return save_safetensors(tensors, {"headcount": json.dumps(facts, default=str)})  # one key: their order is not kept

@@ -89,18 +89,13 @@ def read_tables(
     """
     scores, settings = run.measurements(), run.settings
     return RunTables(
-        model=model or model_name(run),
-        data=data or data_name(run),
-        tasks=run.manifest.data.tasks,
-        outcomes=run.outcomes(),
-        until_decided=rule_of(run.manifest, higher_is_better),
-        num_questions=run.manifest.data.num_questions,
-        scores=scores,
-        thresholds=None if scores is None else cuts_of(run, scores),
-        units=run.manifest.model.units,
+        model=model or model_name(run), data=data or data_name(run), tasks=run.manifest.data.tasks,
+        outcomes=run.outcomes(), until_decided=rule_of(run.manifest, higher_is_better),
+        num_questions=run.manifest.data.num_questions, scores=scores,
+        thresholds=None if scores is None else cuts_of(run, scores), units=run.manifest.model.units,
         metric=metric or settings.metric,
         higher_is_better=settings.higher_is_better if higher_is_better is None else higher_is_better,
-    )
+    )  # fmt: skip
 
 
 def model_name(run: Run) -> str:

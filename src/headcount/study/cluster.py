@@ -78,12 +78,7 @@ class RayWorkers:
     """
 
     def __init__(
-        self,
-        *,
-        address: str | None = None,
-        workers: int | None = None,
-        gpus: float | None = None,
-        cpus: int = 1,
+        self, *, address: str | None = None, workers: int | None = None, gpus: float | None = None, cpus: int = 1
     ) -> None:
         try:
             import ray

@@ -123,13 +123,10 @@ def run_cost(
     passes = 1 + (1 + policies if questions else 0)
     asked = size.operations(lengths, scored=len(lengths))
     return Cost(
-        inputs=len(lengths),
-        tokens=sum(lengths),
-        passes=passes,
+        inputs=len(lengths), tokens=sum(lengths), passes=passes,
         operations=size.operations(lengths) + (passes - 1) * asked,
-        score_bytes=len(lengths) * size.heads * scores * bytes_a_score,
-        outcome_bytes=questions * (passes - 1) * _ROW,
-    )
+        score_bytes=len(lengths) * size.heads * scores * bytes_a_score, outcome_bytes=questions * (passes - 1) * _ROW,
+    )  # fmt: skip
 
 
 def study_costs(study: Study) -> dict[tuple[str, str], Cost]:

@@ -130,18 +130,13 @@ def run_progress(run: Run, num_policies: int = 0, searched: Sequence[str] = ()) 
             left = {}  # the untouched model is asked what the others are
     found = manifest.searched.scores if manifest.searched else {}
     return RunProgress(
-        num_inputs=planned,
-        inputs_done=inputs,
-        num_questions=questions,
-        num_policies=max(num_policies, len(labels)),
-        answers_done=sum(policies.values()),
-        stopped=stopped,
+        num_inputs=planned, inputs_done=inputs, num_questions=questions, num_policies=max(num_policies, len(labels)),
+        answers_done=sum(policies.values()), stopped=stopped,
         searching=[score for score in searched if score not in found],
         answers_left=sum(left.values()) + max(0, num_policies - len(labels)) * questions,
-        num_thresholds=len(manifest.thresholds.share) if manifest.thresholds else 0,
-        failures=failures,
+        num_thresholds=len(manifest.thresholds.share) if manifest.thresholds else 0, failures=failures,
         undecidable=undecidable,
-    )
+    )  # fmt: skip
 
 
 def whats_left(run: Run) -> str:

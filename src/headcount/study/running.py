@@ -153,13 +153,7 @@ def run_study(
 
 
 def _run_cell(
-    study: Study,
-    model: ModelSpec,
-    data: Tasks | Texts,
-    path: Path,
-    workers: Workers,
-    announce: Announce,
-    command: str,
+    study: Study, model: ModelSpec, data: Tasks | Texts, path: Path, workers: Workers, announce: Announce, command: str
 ) -> None:
     with announced(announce, "loading"):
         facts, engine = workers.open(study, model, data)

@@ -93,12 +93,7 @@ def inputs_left(run: Run, num_inputs: int) -> list[range]:
 
 
 def ask_run(
-    run: Run,
-    engine: Engine,
-    policies: Sequence[Policy],
-    *,
-    workload: Workload,
-    progress: Progress = no_progress,
+    run: Run, engine: Engine, policies: Sequence[Policy], *, workload: Workload, progress: Progress = no_progress
 ) -> None:
     """Ask every question of the untouched model and under each policy, where that is not done yet.
 

@@ -86,10 +86,7 @@ def _no_network() -> Iterator[None]:
         os.environ["HF_EVALUATE_OFFLINE"] = "1"
         if evaluate:
             evaluate.config.HF_EVALUATE_OFFLINE = True
-        with (
-            replaced(huggingface_hub.constants, HF_HUB_OFFLINE=True),
-            replaced(datasets_config, HF_HUB_OFFLINE=True),
-        ):
+        with replaced(huggingface_hub.constants, HF_HUB_OFFLINE=True), replaced(datasets_config, HF_HUB_OFFLINE=True):
             yield
     finally:
         os.environ.pop("HF_EVALUATE_OFFLINE")
