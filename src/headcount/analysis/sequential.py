@@ -63,7 +63,8 @@ class SequentialTest:
         self.differences: NDArray[np.float64] = np.zeros(0)
         self.decided_after: int | None = None
         self._log_wealth = np.zeros((2, len(_STAKES)))  # against "at most −margin" and against "at least −margin"
-        self._verdict: Verdict | None = None
+        self.verdict: Verdict | None = None
+        """``within`` or ``beyond`` the margin; None while neither is known."""
 
     def __repr__(self) -> str:
         return f"<SequentialTest: {self.num_asked} of {self.total} questions, verdict {self.verdict}>"
@@ -98,12 +99,12 @@ class SequentialTest:
                 crossings.append((self.num_asked + int(reached[0]) + 1, verdict))
             if len(new):
                 self._log_wealth[side] = paths[-1]
-        if self._verdict is None and crossings:
-            self.decided_after, self._verdict = min(crossings)
+        if self.verdict is None and crossings:
+            self.decided_after, self.verdict = min(crossings)
         self.differences = np.concatenate([self.differences, new])
         if self.num_asked == self.total:
             enough = self.differences.sum() >= -self.margin * self.total - _ROUNDING
-            self._verdict = "within" if enough else "beyond"
+            self.verdict = "within" if enough else "beyond"
             self.decided_after = self.decided_after or self.total
         return self.verdict
 
@@ -115,11 +116,6 @@ class SequentialTest:
     def change(self) -> float:
         """Mean difference of the questions asked so far; NaN before the first."""
         return float(self.differences.mean()) if self.num_asked else math.nan
-
-    @property
-    def verdict(self) -> Verdict | None:
-        """``within`` or ``beyond`` the margin; None while neither is known."""
-        return self._verdict
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -278,21 +274,11 @@ def sequential_table(
         test = SequentialTest(total=total, margin=margin, confidence=confidence)
         test.update(judged.sign * (asked[metric].to_numpy(dtype=float) - before)[common])
         low, high = sorted(judged.sign * bound for bound in test.bounds)
-        rows.append({
-            "policy": policy,
-            "curve": asked["curve"].iloc[0],
-            "share_asked": asked["share_asked"].iloc[0],
-            "share_realised": asked["share_off"].to_numpy(dtype=float)[common].mean(),
-            "num_questions": test.num_asked,
-            "total": total,
-            "change": judged.sign * test.change,
-            "change_low": low,
-            "change_high": high,
-            "verdict": test.verdict,
-            "decided_after": test.decided_after,
-            "higher_is_better": judged.higher_is_better,
-            "is_share": judged.is_share,
-        })  # fmt: skip
+        share_off = asked["share_off"].to_numpy(dtype=float)[common].mean()
+        rows.append((
+            policy, asked["curve"].iloc[0], asked["share_asked"].iloc[0], share_off, test.num_asked, total,
+            judged.sign * test.change, low, high, test.verdict, test.decided_after, judged.higher_is_better, judged.is_share,
+        ))  # fmt: skip
     columns = ["policy", "curve", "share_asked", "share_realised", "num_questions", "total", "change"]
     columns += ["change_low", "change_high", "verdict", "decided_after", "higher_is_better", "is_share"]
     return pd.DataFrame(rows, columns=columns)

@@ -37,35 +37,31 @@ class Segment:
         return own + [input for child in self.children for input in child.ending()]
 
 
-def segment_tree(
-    inputs: Sequence[Sequence[int]], *, share: bool = True, min_shared: int = MIN_SHARED, min_spared: int = MIN_SPARED
-) -> list[Segment]:
+def segment_tree(inputs: Sequence[Sequence[int]], *, share: bool = True) -> list[Segment]:
     """The segments that distinct ``inputs`` begin with, each with those that continue it.
 
-    Inputs are the paths from a root to a segment with ``input``. A stretch of at least ``min_shared`` tokens that several
-    inputs share is a segment of its own if that spares reading ``min_spared`` tokens. Without ``share`` every input is one
+    Inputs are the paths from a root to a segment with ``input``. A stretch of at least ``MIN_SHARED`` tokens that several
+    inputs share is a segment of its own if that spares reading ``MIN_SPARED`` tokens. Without ``share`` every input is one
     segment.
 
-    >>> [root] = segment_tree([[1, 2, 3, 4], [1, 2, 3, 5, 6]], min_shared=2, min_spared=3)
+    >>> [root] = segment_tree([[*range(20), 50], [*range(20), 60, 70]])
     >>> root.end, [(child.start, child.end, child.input) for child in root.children]
-    (3, [(3, 4, 0), (3, 5, 1)])
+    (20, [(20, 21, 0), (20, 22, 1)])
     """
     if not share:
         return [Segment.whole(i, len(row)) for i, row in enumerate(inputs)]
     order = sorted(range(len(inputs)), key=lambda i: tuple(inputs[i]))
     shared = [_shared(inputs[a], inputs[b]) for a, b in pairwise(order)]
-    return _split(inputs, order, shared, 0, min_shared, min_spared)
+    return _split(inputs, order, shared, 0)
 
 
-def _split(
-    inputs: Sequence[Sequence[int]], order: list[int], shared: list[int], start: int, min_shared: int, min_spared: int
-) -> list[Segment]:
+def _split(inputs: Sequence[Sequence[int]], order: list[int], shared: list[int], start: int) -> list[Segment]:
     """Segments of sorted inputs that agree up to ``start``; ``shared`` are the common lengths of neighbours."""
     segments: list[Segment] = []
     i = 0
     while i < len(order):
         stop = i + 1
-        while stop < len(order) and shared[stop - 1] - start >= min_shared:
+        while stop < len(order) and shared[stop - 1] - start >= MIN_SHARED:
             stop += 1
         group = order[i:stop]
         end = min(shared[i : stop - 1], default=len(inputs[group[0]]))
@@ -74,10 +70,8 @@ def _split(
         if shortest:
             segment.input = group[0]
         rest = slice(i + shortest, stop)
-        segment.children = _split(
-            inputs, order[rest], shared[rest.start : max(rest.start, stop - 1)], end, min_shared, min_spared
-        )
-        if segment.children and (len(segment.children) + shortest - 1) * segment.length < min_spared:
+        segment.children = _split(inputs, order[rest], shared[rest.start : max(rest.start, stop - 1)], end)
+        if segment.children and (len(segment.children) + shortest - 1) * segment.length < MIN_SPARED:
             for child in segment.children:
                 child.start = start
             segments += segment.children

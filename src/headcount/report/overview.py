@@ -12,17 +12,8 @@ from headcount.analysis import Statistics
 from headcount.metrics import Metric
 from headcount.policies import RANDOM
 from headcount.published import published_table
-from headcount.report import wording
+from headcount.report import terminal, wording
 from headcount.report.tables import nearest_share, num, text
-from headcount.report.terminal import (
-    DIVERGENCE_NOTE,
-    print_decided,
-    print_divergence,
-    print_note,
-    print_removable_by_curve,
-    print_table,
-    relative_share,
-)
 
 #: Columns of Table 2 of the paper.
 TABLE_2 = ("awft", "best", "ahon_ln", "lthon_ln", RANDOM)
@@ -52,7 +43,7 @@ def print_overview(
         judged = [metric for metric in metrics.values() if metric.higher_is_better is not None]
         console.print()
         title = f"Heads that can be off within {wording.margins_of(Statistics.margin, judged)}, percent"
-        print_removable_by_curve(console, tables["by_curve"], columns, title=title)
+        terminal.print_removable_by_curve(console, tables["by_curve"], columns, title=title)
         beside_paper = any(metric.is_accuracy for metric in judged)
         if published and beside_paper:
             console.print()
@@ -61,7 +52,7 @@ def print_overview(
         if "ranks" in tables:
             _ranks(console, tables["ranks"], set(tables["by_curve"]["model"]))
             if published and not beside_paper:
-                print_note(console, f"Published ranks are by accuracy, these by {wording.names_of(judged)}.")
+                terminal.print_note(console, f"Published ranks are by accuracy, these by {wording.names_of(judged)}.")
     at_one_share = {
         "divergence": _divergence,
         "inactive": _inactive,
@@ -80,7 +71,7 @@ def print_table_2(console: Console, title: str = "Heads that can be zeroed withi
     """Print the paper's Table 2, recomputed, to the digits that it has there; organisations are left out of the names."""
     table = published_table()
     named = table.assign(model=[model.rpartition("/")[2] for model in table["model"]])
-    print_removable_by_curve(console, named, TABLE_2, title=title, digits=2)
+    terminal.print_removable_by_curve(console, named, TABLE_2, title=title, digits=2)
 
 
 def _parts(frame: pd.DataFrame, by: str) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -103,7 +94,7 @@ def _not_judged(console: Console, accuracy: pd.DataFrame) -> None:
             "are not judged. Say it with --higher-is-better or --lower-is-better, or analyse the tasks one at a time."
         ]  # fmt: skip
         for sentence in said + wording.left_out(of_task, metric):
-            print_note(console, f"{name}: {sentence}")
+            terminal.print_note(console, f"{name}: {sentence}")
 
 
 def _rank(rank: float) -> str:
@@ -113,18 +104,18 @@ def _rank(rank: float) -> str:
 def _removable(console: Console, removable: pd.DataFrame, metrics: Mapping[tuple[str, ...], Metric]) -> None:
     columns = [
         text("Score", lambda row: wording.shown(row.curve, 40)), num("Removable [95%]", wording.removable_with_interval),
-        num("Shown", "share_shown", wording.percent), num("Relative", relative_share), num("Rank", "rank", _rank),
+        num("Shown", "share_shown", wording.percent), num("Relative", terminal.relative_share), num("Rank", "rank", _rank),
     ]  # fmt: skip
     for number, (name, group) in enumerate(_parts(removable, "task")):
         metric = metrics[_key(group)]
         title = f"{name}: within {wording.fall_name(Statistics.margin, metric)}"
         title += f" of {wording.names_of([metric])}" * (metric.name not in ("", "acc"))
         ordered = group.sort_values("removable_share", ascending=False, kind="stable")
-        print_table(console, title, ordered, columns, space=number > 0)
+        terminal.print_table(console, title, ordered, columns, space=number > 0)
     below, above = (any(metric.sign == sign for metric in metrics.values()) for sign in (1, -1))
     moves = " or ".join(["falls below"] * below + ["rises above"] * above)
     change = " or ".join(["fall"] * below + ["rise"] * above)
-    print_note(
+    terminal.print_note(
         console,
         f"Removable: where the curve {moves} the untouched model by more than that for the last time.\n"
         f"Shown: up to where the {change} is shown at 95% to be within it.\n"
@@ -139,7 +130,7 @@ def _decided(console: Console, decided: pd.DataFrame) -> None:
             console.print()
         metric = wording.rows(of_run)[0].metric
         console.print(f"{name}, {metric}", style="bold", highlight=False, markup=False)
-        print_decided(console, of_run)
+        terminal.print_decided(console, of_run)
 
 
 def _divergence(console: Console, divergence: pd.DataFrame, share: float) -> None:
@@ -147,8 +138,8 @@ def _divergence(console: Console, divergence: pd.DataFrame, share: float) -> Non
         if number:
             console.print()
         title = f"{name}: how far answers move at {wording.percent(share, 0)}"
-        print_divergence(console, of_task.sort_values("kl", kind="stable"), title=title)
-    print_note(console, DIVERGENCE_NOTE)
+        terminal.print_divergence(console, of_task.sort_values("kl", kind="stable"), title=title)
+    terminal.print_note(console, terminal.DIVERGENCE_NOTE)
 
 
 def _ranks(console: Console, ranks: pd.DataFrame, own: set[str]) -> None:
@@ -166,7 +157,7 @@ def _ranks(console: Console, ranks: pd.DataFrame, own: set[str]) -> None:
     if lines:
         columns = [text("Pairs", 0), num("Rank correlation", 1), num("Top 5 overlap", 2)]
         title = "Do models and benchmarks rank the scores alike?"
-        print_table(console, title, pd.DataFrame(lines), columns, space=True)
+        terminal.print_table(console, title, pd.DataFrame(lines), columns, space=True)
 
 
 def _spread(values: pd.Series) -> str:
@@ -188,10 +179,10 @@ def _inactive(console: Console, inactive: pd.DataFrame, share: float) -> None:
         first = wording.rows(of_run)[0]
         title = f"{name}: {first.heads} heads at {wording.percent(share, 0)}"
         title += f", in {first.groups:g} groups" if grouped else ""
-        print_table(console, title, of_run, columns)
+        terminal.print_table(console, title, of_run, columns)
     if grouped:
         said = "Groups: key-value groups of which every query head is always / sometimes / never inactive at once."
-        print_note(console, said)
+        terminal.print_note(console, said)
 
 
 def _agreement(console: Console, agreement: pd.DataFrame, share: float) -> None:
@@ -205,7 +196,7 @@ def _agreement(console: Console, agreement: pd.DataFrame, share: float) -> None:
         ]
         lines.append(("median of all pairs", *once[list(measures.values())].median()))
         title = f"{name}: agreement at {wording.percent(share, 0)}"
-        print_table(console, title, pd.DataFrame(lines), columns)
+        terminal.print_table(console, title, pd.DataFrame(lines), columns)
 
 
 def _thresholds(console: Console, thresholds: pd.DataFrame, share: float) -> None:
@@ -219,4 +210,4 @@ def _thresholds(console: Console, thresholds: pd.DataFrame, share: float) -> Non
         columns += [num(wording.shown(name, 16), at, "{:.4g}".format) for at, name in enumerate(names, 1)]
         columns.append(num("Spread", len(names) + 1, lambda spread: wording.percent(spread, 0)))
         title = f"{wording.shown(model, 40)}: thresholds at {wording.percent(share, 0)}"
-        print_table(console, title, pd.DataFrame(lines), columns)
+        terminal.print_table(console, title, pd.DataFrame(lines), columns)
