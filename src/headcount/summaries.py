@@ -239,12 +239,11 @@ class Summary:
         """Of each head, dims (score, layer, head): ``count`` of inputs, ``mean``, ``variance`` (over inputs, divided by
         their number), ``smallest`` and ``largest``."""
         moments = [summary.moments for summary in self.scores.values()]
-        known = np.stack([part.count for part in moments]) > 0
+        count = np.stack([part.count for part in moments])
 
         def stacked(arrays: Iterable[NDArray[Any]]) -> tuple[tuple[str, ...], NDArray[Any]]:
-            return ("score", "layer", "head"), np.where(known, np.stack(list(arrays)), np.nan)
+            return ("score", "layer", "head"), np.where(count > 0, np.stack(list(arrays)), np.nan)
 
-        count = np.stack([part.count for part in moments])
         return xr.Dataset(
             {
                 "count": (("score", "layer", "head"), count),

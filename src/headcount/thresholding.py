@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from headcount.errors import InputError
 from headcount.scores import inactive_when, of_tokens
@@ -51,14 +52,7 @@ def thresholds(table: xr.Dataset | Summary, shares: Sequence[float] = SHARES) ->
     cuts, left_out = {}, not_finite(table)
     for name in names:
         at = wanted if inactive_when(name, table) == "low" else [1 - share for share in wanted]
-        if isinstance(table, Summary):
-            found = table.scores[name].quantiles(at)
-        else:
-            values = table[name].values
-            measured = values[np.isfinite(values)].astype(np.float64)
-            found = (
-                np.quantile(measured, at, method="interpolated_inverted_cdf") if measured.size else np.array([np.nan])
-            )
+        found = table.scores[name].quantiles(at) if isinstance(table, Summary) else quantiles(table[name].values, at)
         if np.isnan(found).any():
             raise InputError(
                 f"Score {name} has no value in this table that is finite, so it has no threshold. Measure it on "
@@ -66,6 +60,12 @@ def thresholds(table: xr.Dataset | Summary, shares: Sequence[float] = SHARES) ->
             )
         cuts[name] = ("share", found, left_out.get(name, {}))
     return xr.Dataset(cuts, coords={"share": wanted}, attrs=table.attrs)
+
+
+def quantiles(values: NDArray[np.floating], at: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    """The values below which these shares of the finite ones lie, as ``thresholds`` takes them; NaN where there are none."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    return np.quantile(finite, at, method="interpolated_inverted_cdf") if finite.size else np.full(np.shape(at), np.nan)
 
 
 def not_finite(table: xr.Dataset | Summary) -> dict[str, dict[str, Any]]:

@@ -15,7 +15,7 @@ from headcount.report.style import score_style
 from headcount.report.wording import shown
 from headcount.scores import Table, facts_of
 from headcount.summaries import Moments
-from headcount.thresholding import thresholds
+from headcount.thresholding import quantiles
 from headcount.units import LayerUnits
 
 STEPS = 100  # of the slider: one percent of all heads and inputs each
@@ -60,10 +60,7 @@ def head_profile(table: xr.Dataset, name: str) -> HeadProfile | None:
         return None
     inactive_when = score_facts(name, table)["inactive_when"]
     shares = np.arange(STEPS + 1) / STEPS
-    if inactive_when:
-        cuts = thresholds(table[[name]], shares.tolist())[name].to_numpy()
-    else:
-        cuts = np.quantile(values[measured], shares, method="interpolated_inverted_cdf")
+    cuts = quantiles(values, 1 - shares if inactive_when == "high" else shares)
     side = -1.0 if inactive_when == "high" else 1.0
     # The first step at which a value is strictly beyond the threshold; STEPS + 1 for none.
     first = np.searchsorted(side * cuts, np.where(measured, side * values, np.inf), side="right")

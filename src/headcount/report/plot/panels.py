@@ -14,7 +14,9 @@ from headcount.errors import InputError, nearest
 from headcount.report.head_map import score_facts
 from headcount.report.plot.paper import LINES, paper_style, plain
 from headcount.report.style import RUNS, score_style
-from headcount.thresholding import thresholds
+from headcount.thresholding import quantiles, thresholds
+
+LEVELS = np.arange(101) / 100  # of cumulative distributions
 
 
 def distributions(
@@ -42,8 +44,8 @@ def distributions(
     """
     panels = _Panels(_measured([table], scores), columns, figure, sharey=True)
     for ax, name in panels:
-        cuts, level = _quantiles(table, name)
-        ax.plot(cuts, level, color=score_style(name).light)
+        cuts = quantiles(table[name].to_numpy(), LEVELS)
+        ax.plot(cuts, LEVELS, color=score_style(name).light)
         side = score_facts(name, table)["inactive_when"]
         if side:
             marks = thresholds(table[[name]], shares)[name].to_numpy()
@@ -78,9 +80,9 @@ def comparison(
     for ax, name in panels:
         ends = []
         for number, (label, table) in enumerate(tables.items()):
-            cuts, level = _quantiles(table, name)
+            cuts = quantiles(table[name].to_numpy(), LEVELS)
             style = lines[number % len(lines)]
-            ax.plot(cuts, level, color=RUNS[number % len(RUNS)], linestyle=style, label=plain(label, 60))  # pyright: ignore[reportArgumentType]
+            ax.plot(cuts, LEVELS, color=RUNS[number % len(RUNS)], linestyle=style, label=plain(label, 60))  # pyright: ignore[reportArgumentType]
             ends += [cuts[1], cuts[-2]]
         _cumulative_axes(ax, min(ends), max(ends))
     handles, labels = panels.axes.flat[0].get_legend_handles_labels()
@@ -120,14 +122,6 @@ def _cumulative_axes(ax: Axes, low: float, high: float) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(3))
     ax.set_yticks([0, 0.5, 1])
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-
-
-def _quantiles(table: xr.Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """A score's quantiles at 101 levels, and the levels."""
-    values = table[name].to_numpy()
-    level = np.arange(101) / 100
-    values = values[np.isfinite(values)].astype(float)
-    return np.quantile(values, level, method="interpolated_inverted_cdf"), level
 
 
 def _measured(tables: Sequence[xr.Dataset], scores: Sequence[str] | None) -> list[str]:

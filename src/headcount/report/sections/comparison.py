@@ -11,6 +11,7 @@ from headcount.report.results import MARGIN, Report
 from headcount.report.sections.accuracy import curves
 from headcount.report.sections.section import Drawing, floats, line, panels
 from headcount.report.tables import Table, num, table, text
+from headcount.thresholding import quantiles
 
 HEADING = "Runs compared"
 
@@ -68,14 +69,11 @@ def data(report: Report) -> dict[str, Any] | None:
 
 def _distributions(report: Report) -> list[dict[str, Any]]:
     """Quantiles of each score that several runs have, and the largest distance between two of them."""
-    level = np.arange(101) / 100
     found: dict[str, dict[str, Any]] = {}
     for number, run in enumerate(report.runs):
         for name, of_score in run.scores.data_vars.items() if run.scores is not None else ():
-            values = of_score.to_numpy()
-            values = values[np.isfinite(values)]
-            if values.size:
-                cuts = np.quantile(values.astype(float), level, method="interpolated_inverted_cdf")
+            cuts = quantiles(of_score.to_numpy(), np.arange(101) / 100)
+            if not np.isnan(cuts).any():
                 panel = found.setdefault(str(name), {**line(str(name)), "runs": [], "values": []})
                 panel["runs"].append(number)
                 panel["values"].append(floats(cuts))
