@@ -68,12 +68,9 @@ def calibrate(
         loaded = load_model(loading.spec(), announce=progress.start)
         model = loaded.model
         what = {
-            "covariances": covariances,
-            "sensitivity": sensitivity,
-            "gradients": gradients,
-            "memory": int(memory * 1e9),
-            "batch_tokens": batch_tokens_for(model, batch_tokens),
-        }
+            "covariances": covariances, "sensitivity": sensitivity, "gradients": gradients,
+            "memory": int(memory * 1e9), "batch_tokens": batch_tokens_for(model, batch_tokens),
+        }  # fmt: skip
 
         def say(rows: list[list[int]]) -> None:
             lengths = [len(row) for row in rows]

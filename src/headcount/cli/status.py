@@ -102,13 +102,9 @@ def _cells(known: "RunProgress | None", *, running: bool) -> list[str]:
         f"{'at most ' * bool(known.stopped)}{known.answers_left:,} answers" if known.answers_left else "",
         f"search for {len(known.searching)}" if known.searching else "",
     ]
-    return [
-        inputs,
-        str(known.num_thresholds or "–"),
-        str(known.num_policies or "–"),
-        f"{known.answers_done:,} of {asked:,}" if asked else "–",
-        (", ".join(filter(None, left)) or "nothing") + ", running" * running,
-    ]
+    said = (", ".join(filter(None, left)) or "nothing") + ", running" * running
+    answers = f"{known.answers_done:,} of {asked:,}" if asked else "–"
+    return [inputs, str(known.num_thresholds or "–"), str(known.num_policies or "–"), answers, said]
 
 
 def _holder(holder: dict[str, Any] | None) -> str:

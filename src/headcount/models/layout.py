@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -30,9 +31,7 @@ class Layout:
     def __init__(self, rows: Sequence[Sequence[int]], device: torch.device, *, packed: bool) -> None:
         self.packed = packed
         self._sizes = [len(row) for row in rows]
-        self._offsets = [0]
-        for size in self._sizes:
-            self._offsets.append(self._offsets[-1] + size)
+        self._offsets = [0, *accumulate(self._sizes)]
         self.padded = len({*self._sizes}) > 1
         lengths = torch.tensor(self._sizes)
         steps = torch.arange(max(self._sizes))

@@ -15,7 +15,6 @@ from headcount.errors import InputError, ModelError
 from headcount.models.loading import fingerprint
 from headcount.models.observe import units_of
 from headcount.store import write_atomically
-from headcount.store.manifest import first_fault
 from headcount.units import KindId, LayerUnits, UnitSet
 
 FORMAT = 1
@@ -91,7 +90,7 @@ class Selection(_Strict):
                 versions={package: version(package) for package in ("headcount", "torch", "transformers")},
             )  # fmt: skip
         except ValidationError as error:
-            raise InputError(f"These heads cannot be selected: {first_fault(error)}.") from error
+            raise InputError(f"These heads cannot be selected: {_first(error)}.") from error
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Self:
@@ -115,7 +114,7 @@ class Selection(_Strict):
             raise InputError(f"The selection {str(path)!r} cannot be read ({error.strerror}).") from error
         except ValidationError as error:
             raise InputError(
-                f"{str(path)!r} is not a selection of heads that this headcount reads ({first_fault(error)}). Make it again with "
+                f"{str(path)!r} is not a selection of heads that this headcount reads ({_first(error)}). Make it again with "
                 "`headcount select`."
             ) from error
 
@@ -151,3 +150,9 @@ class Selection(_Strict):
             f"The selection is for {theirs.name}, not for {ours.name}: {difference}. Load the model that it was made for, or "
             "select heads of this one with `headcount select`."
         )
+
+
+def _first(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    where = ".".join(map(str, problem["loc"]))
+    return f"{where}: {problem['msg']}" if where else problem["msg"]

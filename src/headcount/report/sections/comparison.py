@@ -40,12 +40,10 @@ def tables(report: Report) -> Iterator[Table]:
             "In the score's unit.",
             report.distances,
             [
-                text("Score", "score"),
-                text("One", "one"),
-                text("Other", "other"),
+                text("Score", "score"), text("One", "one"), text("Other", "other"),
                 num("Distance", "distance", wording.number),
             ],
-        )
+        )  # fmt: skip
 
 
 def data(report: Report) -> dict[str, Any] | None:
