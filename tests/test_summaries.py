@@ -3,7 +3,7 @@ import pytest
 import xarray as xr
 
 from headcount.errors import InputError
-from headcount.summaries import FINE_BITS, HEAD_BITS, ScoreSummary, Summary
+from headcount.summaries import FINE_BITS, PART_BITS, ScoreSummary, Summary
 
 RNG = np.random.default_rng(0)
 DISTRIBUTIONS = {
@@ -47,14 +47,14 @@ def test_the_cdf_is_off_by_less_than_one_bins_share(values):
 
 def test_each_heads_quantiles_are_off_by_less_than_a_bin(values):
     shares = [0, 0.1, 0.5, 0.83, 1]
-    found = ScoreSummary.of(values).head_quantiles(shares)
+    found = ScoreSummary.of(values).part_quantiles(shares)
     assert np.isnan(found[:, 2, 4]).all()  # the head that does not exist
     for layer, head in [(0, 0), (1, 3), (2, 0)]:
         exact = values[:, layer, head][~np.isnan(values[:, layer, head])].astype(float)
         for number, share in enumerate(shares):
             # Half a rank of 400 either way, and a bin.
             low, high = np.quantile(exact, [max(0, share - 0.003), min(1, share + 0.003)])
-            width = max(abs(low), abs(high)) * 2.0**-HEAD_BITS + 1e-38
+            width = max(abs(low), abs(high)) * 2.0**-PART_BITS + 1e-38
             assert low - width <= found[number, layer, head] <= high + width
         assert found[0, layer, head] == exact.min()
         assert found[-1, layer, head] == exact.max()
@@ -65,7 +65,7 @@ def test_how_often_each_head_is_inactive(values, below):
     threshold = float(np.nanquantile(values, 0.3))
     beyond = values < threshold if below else values > threshold
     count = (~np.isnan(values)).sum(axis=0)
-    near = (np.abs(values - threshold) <= abs(threshold) * 2.0**-HEAD_BITS).sum(axis=0)
+    near = (np.abs(values - threshold) <= abs(threshold) * 2.0**-PART_BITS).sum(axis=0)
     found = ScoreSummary.of(values).share_of_inputs(threshold, below=below)
     known = count > 0
     assert np.isnan(found[~known]).all()
@@ -80,8 +80,8 @@ def test_a_sum_of_parts_is_the_whole(values):
     total = parts[2] + (parts[0] + parts[3]) + parts[1]
     np.testing.assert_array_equal(total.fine.codes, whole.fine.codes)
     np.testing.assert_array_equal(total.fine.counts, whole.fine.counts)
-    np.testing.assert_array_equal(total.by_head.codes, whole.by_head.codes)
-    np.testing.assert_array_equal(total.by_head.counts, whole.by_head.counts)
+    np.testing.assert_array_equal(total.by_part.codes, whole.by_part.codes)
+    np.testing.assert_array_equal(total.by_part.counts, whole.by_part.counts)
     np.testing.assert_array_equal(total.moments.count, whole.moments.count)
     np.testing.assert_allclose(total.moments.mean, whole.moments.mean, rtol=1e-12)
     np.testing.assert_allclose(total.moments.deviations, whole.moments.deviations, rtol=1e-9, atol=1e-9)

@@ -1,9 +1,8 @@
-"""Measure every head of a model on a list of inputs."""
+"""Measure every head, or another kind of unit, of a model on a list of inputs."""
 
 import operator
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
@@ -11,17 +10,22 @@ import xarray as xr
 
 from headcount.calibration import Calibration
 from headcount.errors import InputError, seed_of
-from headcount.evaluation.engine import run_plan
+from headcount.evaluation.engine import ScoredPlan, run_plan
 from headcount.evaluation.plan import ScoringPlan
 from headcount.models.batching import Progress, check_lengths, data_fingerprint, no_progress
 from headcount.models.loading import fingerprint
+from headcount.models.observe import scores_of, units_of
 from headcount.models.state import check_tokenizer, reads
-from headcount.scores import Score, select_scores
-from headcount.summaries import ScoreSummary, Summary
+from headcount.scores import Score
+from headcount.summaries import Summary
 from headcount.texts import HALF_PAIR
+from headcount.units import KINDS, KindId, checked_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: Of a table of scores in memory.
+MOST_BYTES = 4 << 30
 
 
 @reads
@@ -35,6 +39,7 @@ def measure_heads(
     seed: int = 0,
     calibration: Calibration | None = None,
     too_long: str = "refuse",
+    unit: KindId = "head",
     progress: Progress = no_progress,
 ) -> xr.Dataset:
     """Every score of every query head on every input, with nothing off, in one pass over the inputs.
@@ -51,6 +56,7 @@ def measure_heads(
         seed: of the ``random`` score.
         calibration: of the model, for scores that need one.
         too_long: what to do with an input longer than the model's positions: ``refuse``, or ``cut`` its end off.
+        unit: what is measured: a ``head``, or another of ``headcount.units.KINDS``; the dimension is called head all the same.
         progress: called with (inputs done, inputs in all).
 
     Returns:
@@ -61,15 +67,26 @@ def measure_heads(
 
     Raises:
         InputError: no or empty inputs, texts without a tokenizer, unknown scores, scores of tokens (which
-            ``summarise_heads`` takes), inputs too long, or a score without the calibration that it needs.
+            ``summarise_heads`` takes), a table of more than 4 GiB, inputs too long, or a score without the calibration that
+            it needs.
         ModelError: a model that cannot be measured.
     """
-    chosen = select_scores(scores)
+    chosen = scores_of(model, scores, checked_kind(unit))
     if of_tokens := next((score.id for score in chosen if score.per == "token"), None):
         raise InputError(
             f"{of_tokens} has a value for every token, too many for a table. headcount.summarise_heads counts them."
         )
-    return _measured(model, inputs, tokenizer, chosen, batch_tokens, seed, calibration, too_long, progress)[0]
+    rows, num_cut = check_lengths(token_ids(inputs, tokenizer), model, too_long=too_long)
+    kind, units = KINDS[unit], units_of(model, unit)
+    size = 4 * len(rows) * len(chosen) * units.exists().size
+    if size > MOST_BYTES:
+        raise InputError(
+            f"{len(chosen)} score{'s' * (len(chosen) > 1)} of {units.num_units:,} {kind.plural} on {len(rows):,} inputs are a "
+            f"table of {size / 2**30:,.1f} GiB; {MOST_BYTES >> 30} is the most. headcount.summarise_heads counts them instead."
+        )
+    found, place_of = _measured(model, rows, chosen, batch_tokens, seed, calibration, unit, False, progress)
+    places = [place_of[tuple(row)] for row in rows]
+    return found.scores.isel(example=places).assign_attrs(_facts(model, rows, seed, num_cut, unit))
 
 
 @reads
@@ -83,48 +100,61 @@ def summarise_heads(
     seed: int = 0,
     calibration: Calibration | None = None,
     too_long: str = "refuse",
+    unit: KindId = "head",
     progress: Progress = no_progress,
 ) -> Summary:
-    """As ``measure_heads``, with the scores counted instead of kept; those of tokens (``ID/token``) too.
+    """As ``measure_heads``, with the scores counted instead of kept, batch by batch; those of tokens (``ID/token``) too.
 
     Every token of every input counts once for the latter, the first ones included.
 
     Returns:
         The summary, from which ``thresholds`` come as from a table.
     """
-    chosen = select_scores(scores)
-    table, of_tokens = _measured(model, inputs, tokenizer, chosen, batch_tokens, seed, calibration, too_long, progress)
-    found = Summary.of(table)
-    return replace(found, scores={score.id: {**found.scores, **of_tokens}[score.id] for score in chosen})
+    chosen = scores_of(model, scores, checked_kind(unit))
+    rows, num_cut = check_lengths(token_ids(inputs, tokenizer), model, too_long=too_long)
+    found, _ = _measured(model, rows, chosen, batch_tokens, seed, calibration, unit, True, progress)
+    return Summary(
+        scores={score.id: found.summaries[score.id] for score in chosen}, layers=found.scores["layer"].values.tolist(),
+        num_inputs=len(rows), num_tokens=sum(map(len, rows)),
+        attrs=found.scores.attrs | _facts(model, rows, seed, num_cut, unit),
+    )  # fmt: skip
 
 
 def _measured(
     model: "PreTrainedModel",
-    inputs: Sequence[str] | Sequence[Sequence[int]],
-    tokenizer: "PreTrainedTokenizerBase | None",
+    rows: Sequence[Sequence[int]],
     scores: Sequence[Score],
     batch_tokens: int | None,
     seed: int,
     calibration: Calibration | None,
-    too_long: str,
+    unit: KindId,
+    summarise: bool,
     progress: Progress,
-) -> tuple[xr.Dataset, dict[str, ScoreSummary]]:
-    """The scores of inputs, and the summaries of those of tokens."""
-    rows, num_cut = check_lengths(token_ids(inputs, tokenizer), model, too_long=too_long)
-    seed, times = seed_of(seed), Counter(map(tuple, rows))
-    place_of = {row: i for i, row in enumerate(times)}
-    distinct = ScoringPlan(inputs=[list(row) for row in place_of], input_of=[], continuations=[], num_truncated=0)
+) -> tuple[ScoredPlan, dict[tuple[int, ...], int]]:
+    """What the untouched model says of distinct rows, and the place of each."""
+    times = Counter(map(tuple, rows))
+    distinct = ScoringPlan(inputs=[list(row) for row in times], input_of=[], continuations=[], num_truncated=0)
     found = run_plan(
-        model, distinct, [], scores=[score.id for score in scores], batch_tokens=batch_tokens, seed=seed,
-        calibration=calibration, times=[*times.values()],
+        model, distinct, [], scores=[score.id for score in scores], batch_tokens=batch_tokens, seed=seed_of(seed),
+        calibration=calibration, times=[*times.values()], summarise=summarise, unit=unit,
         progress=lambda done, total: progress(done * len(rows) // total, len(rows)),
     )  # fmt: skip
-    table = found.scores.isel(example=[place_of[tuple(row)] for row in rows]).assign_attrs(
-        model=str(getattr(model.config, "_name_or_path", "")), model_fingerprint=fingerprint(model),
-        data_fingerprint=data_fingerprint(rows), dtype=str(model.dtype).removeprefix("torch."), seed=seed,
-        num_cut=num_cut, **versions(),
-    )  # fmt: skip
-    return table, found.of_tokens
+    return found, {row: i for i, row in enumerate(times)}
+
+
+def _facts(
+    model: "PreTrainedModel", rows: Sequence[Sequence[int]], seed: int, num_cut: int, unit: KindId
+) -> dict[str, Any]:
+    return {
+        "model": str(getattr(model.config, "_name_or_path", "")),
+        "model_fingerprint": fingerprint(model),
+        "data_fingerprint": data_fingerprint(rows),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "seed": seed_of(seed),
+        "num_cut": num_cut,
+        **({} if unit == "head" else {"unit": unit}),
+        **versions(),
+    }
 
 
 def token_ids(

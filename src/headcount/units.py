@@ -31,7 +31,9 @@ class Kind:
     of_parts: (
         "Callable[[Any], tuple[int, ...]]"  # for each query head or neuron of a layer, the unit that it is part of
     )
+    short: str  # several of them, where it is clear whose
     one_a_layer: bool = False
+    many: bool = False  # so many that scores are summarised, and counted by layer
 
     @staticmethod
     def titled(name: str) -> str:
@@ -41,13 +43,14 @@ class Kind:
 
 #: Every kind of unit; each is made of whole query heads, or of whole neurons: channels of what an MLP's last map reads.
 KINDS: dict[KindId, Kind] = {
-    "head": Kind("query head", "query heads", "attention", lambda layer: tuple(range(layer.num_parts))),
-    "group": Kind("key-value group", "key-value groups", "attention", lambda layer: layer.key_value_heads),
+    "head": Kind("query head", "query heads", "attention", lambda layer: tuple(range(layer.num_parts)), "heads"),
+    "group": Kind("key-value group", "key-value groups", "attention", lambda layer: layer.key_value_heads, "groups"),
     "attention": Kind(
-        "layer's attention", "layers' attention", "attention", lambda layer: (0,) * layer.num_parts, one_a_layer=True
+        "layer's attention", "layers' attention", "attention", lambda layer: (0,) * layer.num_parts, "layers",
+        one_a_layer=True,
     ),
-    "neuron": Kind("MLP neuron", "MLP neurons", "mlp", lambda layer: tuple(range(layer.num_parts))),
-    "mlp": Kind("layer's MLP", "layers' MLPs", "mlp", lambda layer: (0,) * layer.num_parts, one_a_layer=True),
+    "neuron": Kind("MLP neuron", "MLP neurons", "mlp", lambda layer: tuple(range(layer.num_parts)), "neurons", many=True),
+    "mlp": Kind("layer's MLP", "layers' MLPs", "mlp", lambda layer: (0,) * layer.num_parts, "MLPs", one_a_layer=True),
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ def test_texts_are_measured_and_reported(headcount, checkpoint, text, tmp_path):
     lines = tmp_path / "more.jsonl"
     lines.write_text('{"body": "one"}\n{"body": "two and three"}\n')
     code, out, _ = headcount("measure", checkpoint(), "--texts", text, "-o", "run", "--seed", "3")
-    assert (code, out) == (0, f"Measured {len(select_scores('all'))} scores of 24 heads on 1 input.\nRun: run\n")
+    assert (code, out) == (0, f"Measured {len(select_scores('all'))} scores of 24 query heads on 1 input.\nRun: run\n")
     run = open_run("run")
     scores = run.scores()
     assert list(scores.data_vars) == [score.id for score in select_scores("all")]
@@ -28,7 +28,7 @@ def test_texts_are_measured_and_reported(headcount, checkpoint, text, tmp_path):
 
     code, out, _ = headcount("measure", checkpoint(), "--texts", lines, "--text-column", "body", "--score", "awft",
                              "--score", "HONOR", "--max-length", "5", "-o", "run2")  # fmt: skip
-    assert (code, out) == (0, "Measured 2 scores of 24 heads on 2 inputs.\nRun: run2\n")
+    assert (code, out) == (0, "Measured 2 scores of 24 query heads on 2 inputs.\nRun: run2\n")
     assert open_run("run2").scores()["num_tokens"].values.tolist() == [3, 5]
 
     code, out, _ = headcount("thresholds", "run", "--share", "0.1", "--share", "0.25")

@@ -155,11 +155,11 @@ def test_a_damaged_manifest_is_an_error(run, content):
 
 @pytest.mark.parametrize(
     ("version", "advice"),
-    [(1, "make it again"), (5, "Upgrade"), ("2", "Upgrade"), (None, "Upgrade"), (True, "Upgrade")],
+    [(1, "make it again"), (6, "Upgrade"), ("2", "Upgrade"), (None, "Upgrade"), (True, "Upgrade")],
 )
 def test_another_format_is_refused(run, version, advice):
     forge(run.path / "run.json", lambda facts: facts | {"format": version})
-    with pytest.raises(RunError, match=rf"format {version}, this headcount reads format 4\. .*{advice}"):
+    with pytest.raises(RunError, match=rf"format {version}, this headcount reads format 5\. .*{advice}"):
         open_run(run.path)
 
 

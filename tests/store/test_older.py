@@ -47,7 +47,7 @@ def test_it_is_continued_in_todays_format(run_of_format_3):
     with begin_run(run_of_format_3, command="headcount test", **FACTS) as run:
         run.add_outcomes(["random:0.1"], [0, 1, 2], outcomes("random:0.1").assign(curve="random", score="random"))
     again = open_run(run_of_format_3)
-    assert again.manifest.format == 4
+    assert again.manifest.format == 5
     found = again.outcomes()
     assert isinstance(found, pd.DataFrame)
     assert found.groupby("policy")["share_off"].sum().round(6).unique().tolist() == [0.833333]

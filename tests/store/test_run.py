@@ -27,7 +27,7 @@ HOSTILE = [
 def test_a_new_run_is_there_and_empty(run):
     assert is_run(run.path)
     again = open_run(run.path)
-    assert again.manifest.facts().items() >= {"format": 4, "command": "headcount test", **FACTS}.items()
+    assert again.manifest.facts().items() >= {"format": 5, "command": "headcount test", **FACTS}.items()
     assert {"headcount", "python", "torch", "numpy", "system"} <= again.manifest.environment.keys()
     assert not again.has_scores
     assert again.scores() is None

@@ -59,8 +59,8 @@ def distances(scores: Mapping[str, xr.Dataset | Summary]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["score", "one", "other", "distance"])
 
 
-def layer_profile(scores: xr.Dataset, *, shares: Sequence[float] = (0.1, 0.5, 0.9)) -> pd.DataFrame:
-    """Each score layer by layer, over examples and heads.
+def layer_profile(scores: xr.Dataset | Summary, *, shares: Sequence[float] = (0.1, 0.5, 0.9)) -> pd.DataFrame:
+    """Each score layer by layer, over examples and heads; of a summary, one that counts by layer.
 
     Returns:
         One row a score and layer: score, layer (index in the model), mean, and a quantile q10, q50, … for each of
@@ -68,13 +68,46 @@ def layer_profile(scores: xr.Dataset, *, shares: Sequence[float] = (0.1, 0.5, 0.
     """
     names = [f"q{100 * share:g}" for share in shares]
     rows = []
-    for score in map(str, scores.data_vars):
+    for score, of_score in scores.scores.items() if isinstance(scores, Summary) else ():
+        quantiles, (count, *_) = of_score.part_quantiles(shares), of_score.of_parts
+        total = np.nansum(of_score.moments.count * of_score.moments.mean, axis=1)
+        means = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+        for number, layer in enumerate(scores.layers):
+            at = dict(zip(names, quantiles[:, number], strict=True))
+            rows.append({"score": score, "layer": layer, "mean": means[number], **at})
+    for score in map(str, scores.data_vars) if isinstance(scores, xr.Dataset) else ():
         for number, layer in enumerate(scores["layer"].to_numpy()):
             values = _sorted(scores[score].isel(layer=number))
             quantiles = np.quantile(values, shares) if len(values) else [np.nan] * len(names)
             mean = float(values.mean(dtype=np.float64)) if len(values) else np.nan
             rows.append({"score": score, "layer": int(layer), "mean": mean, **dict(zip(names, quantiles, strict=True))})
     return pd.DataFrame(rows)
+
+
+def extremes(scores: Summary, most: int = 20) -> pd.DataFrame:
+    """The units with the largest and the smallest mean of each score.
+
+    Returns:
+        One row a score and unit: score, end (``largest``, the largest first, then ``smallest``), layer, unit, and its mean,
+        deviation (the square root of its variance), smallest and largest value over inputs.
+    """
+    frames = []
+    for score, of_score in scores.scores.items():
+        moments = of_score.moments
+        order = np.argsort(moments.mean, axis=None, kind="stable")[: int((moments.count > 0).sum())]
+        for end, places in (("largest", order[::-1][:most]), ("smallest", order[:most])):
+            layer, unit = np.unravel_index(places, moments.mean.shape)
+            deviation = np.sqrt(moments.deviations / np.maximum(moments.count, 1))
+            columns = {
+                "mean": moments.mean,
+                "deviation": deviation,
+                "smallest": moments.smallest,
+                "largest": moments.largest,
+            }
+            of_units = {name: values[layer, unit] for name, values in columns.items()}
+            where = {"layer": np.array(scores.layers)[layer], "unit": unit}
+            frames.append(pd.DataFrame({"score": score, "end": end, **where, **of_units}))
+    return pd.concat(frames, ignore_index=True)
 
 
 def _sorted(values: xr.DataArray) -> NDArray[np.floating]:

@@ -76,13 +76,13 @@ def count_beyond(
 
 
 def head_frequency(scores: xr.Dataset | Summary, thresholds: xr.Dataset) -> xr.Dataset:
-    """On which share of the inputs each query head is inactive.
+    """On which share of the inputs each query head is inactive; where neurons were counted by layer, neurons of each layer.
 
-    From a summary it is off by less than the share of one of the head's bins, 1.6% of its values wide.
+    From a summary it is off by less than the share of one of the head's, or layer's, bins, 1.6% of its values wide.
 
     Returns:
-        One float64 variable a score, dims (share, layer, head): of the inputs on which the head has a finite score; NaN
-        for a head that never has.
+        One float64 variable a score, dims (share, layer, head), or (share, layer): of the inputs on which the head has a
+        finite score; NaN for a head that never has.
 
     Raises:
         InputError: no score with thresholds.
@@ -102,10 +102,31 @@ def _summarised_frequency(scores: Summary, thresholds: xr.Dataset, names: list[s
     for name in names:
         low = inactive_when(name, scores) == "low"
         shares = [scores.scores[name].share_of_inputs(cut, below=low) for cut in thresholds[name].to_numpy()]
-        found[name] = (("share", "layer", "head"), np.stack(shares))
-    return xr.Dataset(
-        found, coords={"share": thresholds["share"], "layer": scores.layers, "head": scores.heads["head"]}
-    )
+        found[name] = (("share", "layer", "head")[: 1 + shares[0].ndim], np.stack(shares))
+    coords = {"share": thresholds["share"], "layer": scores.layers}
+    return xr.Dataset(found, coords=coords if counted_by_layer(scores) else coords | {"head": scores.heads["head"]})
+
+
+def counted_by_layer(scores: xr.Dataset | Summary | None) -> bool:
+    """Whether of each unit the moments alone are known, as of neurons, which are too many to count each by itself."""
+    return isinstance(scores, Summary) and any(of_score.parts == "layer" for of_score in scores.scores.values())
+
+
+def counted_table(scores: Summary, thresholds: xr.Dataset) -> pd.DataFrame:
+    """As ``frequency_table``, of units that were counted by layer: always and never are exact, by each unit's extremes."""
+    rows = []
+    for name in common_scores(scores, thresholds):
+        of_score, below = scores.scores[name], inactive_when(name, scores) == "low"
+        known = int((of_score.moments.count > 0).sum())
+        of_layers, counts = (of_score.moments.count > 0).sum(1), of_score.of_parts[0]
+        for share, cut in zip(thresholds["share"].to_numpy(), thresholds[name].to_numpy(), strict=True):
+            often = of_score.share_of_inputs(cut, below=below)
+            always, never = (int(found(cut, below=below).sum()) for found in (of_score.always, of_score.never))
+            rows.append({
+                "score": name, "share": float(share), "heads": known, "always": always, "sometimes": known - always - never,
+                "never": never, "mean_inactive": float((often * of_layers)[counts > 0].sum()),
+            })  # fmt: skip
+    return pd.DataFrame(rows)
 
 
 def group_frequency(scores: xr.Dataset, thresholds: xr.Dataset, units: UnitMap) -> xr.Dataset:

@@ -19,9 +19,15 @@ from headcount.analysis.curves import (
     removable_by_curve,
     top_overlap,
 )
-from headcount.analysis.distributions import cumulative, distances, layer_profile
+from headcount.analysis.distributions import cumulative, distances, extremes, layer_profile
 from headcount.analysis.divergence import divergence_table
-from headcount.analysis.inactivity import frequency_table, group_frequency, head_frequency
+from headcount.analysis.inactivity import (
+    counted_by_layer,
+    counted_table,
+    frequency_table,
+    group_frequency,
+    head_frequency,
+)
 from headcount.analysis.outcomes import by_benchmark, check_metric, main_metric
 from headcount.analysis.removable import COLUMNS, removable_table
 from headcount.analysis.search import decided_shares
@@ -30,7 +36,7 @@ from headcount.analysis.stability import head_stability, threshold_stability, th
 from headcount.analysis.statistics import Statistics
 from headcount.metrics import Metric
 from headcount.summaries import Summary
-from headcount.units import UnitMap
+from headcount.units import KindId, UnitMap
 
 
 class Answers:
@@ -158,12 +164,21 @@ class RunTables:
         """As from ``group_frequency``; None from a summary."""
         if not isinstance(self.scores, xr.Dataset) or self.thresholds is None or self.known_units is None:
             return None
+        if self.kind != "head":
+            return None
         return group_frequency(self.scores, self.thresholds, self.known_units)
 
     @cached_property
     def inactive(self) -> pd.DataFrame | None:
         """As from ``frequency_table``."""
+        if isinstance(self.scores, Summary) and self.thresholds is not None and counted_by_layer(self.scores):
+            return counted_table(self.scores, self.thresholds)
         return None if self.frequency is None else frequency_table(self.frequency, self.groups)
+
+    @property
+    def kind(self) -> KindId:
+        """What was measured and off."""
+        return "head" if self.units is None else self.units.kind
 
     @cached_property
     def agreement(self) -> xr.Dataset | None:
@@ -203,9 +218,13 @@ _OF_RUNS: Mapping[str, Callable[[RunTables], pd.DataFrame | None]] = {
     "searched": lambda run: None if run.decided is None else decided_shares(run.decided),
     "agreement": lambda run: _pairs(run.agreement),
     "inactive": lambda run: run.inactive,
-    "heads": lambda run: _long(run.frequency, "frequency"),
+    "heads": lambda run: None if counted_by_layer(run.scores) else _long(run.frequency, "frequency"),
+    "by_layer": lambda run: _long(run.frequency, "frequency") if counted_by_layer(run.scores) else None,
+    "extremes": lambda run: (
+        extremes(run.scores) if isinstance(run.scores, Summary) and counted_by_layer(run.scores) else None
+    ),
     "groups": lambda run: _long(run.groups, "frequency"),
-    "layers": lambda run: layer_profile(run.scores) if isinstance(run.scores, xr.Dataset) else None,
+    "layers": lambda run: _layers(run.scores),
     "cumulative": lambda run: None if run.scores is None else cumulative(run.scores),
 }
 
@@ -272,11 +291,16 @@ def _across_data(runs: Sequence[RunTables]) -> Iterator[tuple[str, pd.DataFrame]
     if len(cuts) > 1:
         spread = threshold_stability(cuts)
         yield "thresholds", spread.melt(["score", "share", "spread"], var_name="data", value_name="threshold")
-    often = {run.data: run.frequency for run in runs if run.frequency is not None}
+    often = {run.data: run.frequency for run in runs if run.frequency is not None and not counted_by_layer(run.scores)}
     if len(often) > 1:
         scores = {run.data: run.scores for run in runs if run.scores is not None and run.data in often}
         yield "transfer", threshold_transfer(scores, {name: cuts[name] for name in scores})
         yield "stability", head_stability(often)
+
+
+def _layers(scores: xr.Dataset | Summary | None) -> pd.DataFrame | None:
+    """As from ``layer_profile``; None from a summary that counts units by themselves."""
+    return layer_profile(scores) if isinstance(scores, xr.Dataset) or counted_by_layer(scores) else None
 
 
 def _long(of_scores: xr.Dataset | None, value: str) -> pd.DataFrame | None:

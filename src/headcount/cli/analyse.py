@@ -40,7 +40,7 @@ def analyse(
     from headcount.cli.runs import open_runs, say_whats_left
     from headcount.report.overview import print_overview
     from headcount.store.whole import check_writable, files_together
-    from headcount.study.analysing import analyse_runs, write_tables
+    from headcount.study.analysing import analyse_runs, named_units, write_tables
 
     if output_folder is not None:
         check_writable(output_folder)
@@ -51,7 +51,8 @@ def analyse(
             f"{', '.join(map(str, runs))} hold neither scores nor outcomes. Run `headcount measure` or `evaluate` first."
         )
     say_whats_left(opened)
-    print_overview(output, tables, share=share, published=published)
+    units = named_units(opened)
+    print_overview(output, tables, share=share, published=published and units == "heads", units=units)
     if output_folder is not None:
         with files_together(output_folder) as folder:
             write_tables(folder, tables)

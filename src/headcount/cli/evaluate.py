@@ -48,6 +48,7 @@ def evaluate(
             "--pruned", help="Folder of a checkpoint that `headcount prune` made from MODEL, to ask as well; repeat."
         ),
     ] = None,
+    unit: options.Unit = None,
     scores_from: options.ScoresFrom = None,
     calibration: options.Calibration = None,
     *,
@@ -58,7 +59,7 @@ def evaluate(
     batch_tokens: options.BatchTokens = None,
     seed: options.Seed = 0,
 ) -> None:
-    """Zero inactive heads, chosen anew for each input, while a benchmark runs, and compare with the untouched model."""
+    """Switch inactive heads (or neurons) off, anew for each input, while a benchmark runs, and compare with none off."""
     from headcount.resolving import read_policy
 
     if not task:
@@ -84,7 +85,7 @@ def evaluate(
 
         run = evaluate_run(
             folder, loading.spec(calibration), task, policies, **vars(questions), **asked, batch_tokens=batch_tokens, seed=seed,
-            exclude_layers=excluded, thresholds_from=thresholds_from, pruned=pruned or (),
+            exclude_layers=excluded, thresholds_from=thresholds_from, pruned=pruned or (), unit=unit,
             announce=progress.start, prepared=prepared, command=command_line(),
         )  # fmt: skip
     print_results(run, judging.metric, judging.higher_is_better)
@@ -99,16 +100,18 @@ def print_results(run: "Run", metric: str | None = None, higher_is_better: bool 
     from headcount.cli.runs import say_whats_left
     from headcount.report import print_decided, print_divergence, print_tables
     from headcount.study.analysing import read_tables
+    from headcount.units import KINDS
 
     tables = read_tables(run, metric=metric, higher_is_better=higher_is_better)
+    units = KINDS[run.manifest.unit].short
     answers, decided = tables.answers, tables.decided
     try:
         if decided is not None:
-            print_decided(output, decided)
+            print_decided(output, decided, units=units)
         elif answers is not None and answers.metric is None:  # perplexity is one number of all texts together
-            print_divergence(output, answers.divergence, title="How far answers move with heads off")
+            print_divergence(output, answers.divergence, title=f"How far answers move with {units} off")
         elif answers is not None:
-            print_tables(output, answers.accuracy, answers.removable, answers.judged)
+            print_tables(output, answers.accuracy, answers.removable, answers.judged, units=units)
     finally:  # an unknown metric must not hide where hours of work are
         output.print()
         output.say(f"Run:  {run.path}")

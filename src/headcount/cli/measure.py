@@ -1,4 +1,4 @@
-"""``headcount measure``: every score of every head on a benchmark's questions or on texts."""
+"""``headcount measure``: every score of every head, or other unit, on a benchmark's questions or on texts."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,6 +23,7 @@ def measure(
         list[str] | None,
         typer.Option(help="Score to measure, ID, or ID/token of every token; repeat for several. [default: all]"),
     ] = None,
+    unit: options.Unit = None,
     scores_from: options.ScoresFrom = None,
     text_column: options.TextColumn = "text",
     max_length: Annotated[
@@ -42,12 +43,12 @@ def measure(
         bool,
         typer.Option(
             "--summaries",
-            help="Keep counts and moments of the scores instead of every score, for corpora of any size.",
+            help="Keep counts and moments of the scores instead of every score, for corpora of any size; of neurons always.",
             rich_help_panel="What is kept",
         ),
     ] = False,
 ) -> None:
-    """Measure every attention head while the model reads a benchmark's questions, or texts."""
+    """Measure every attention head, or MLP neuron, while the model reads a benchmark's questions, or texts."""
     if bool(task) == bool(texts):
         raise InputError("Say what the model should read: either --task NAME or --texts FILE, not both.")
     from headcount.store.scores import DTYPES
@@ -60,6 +61,7 @@ def measure(
         keep_offline(questions.offline)
         from headcount.study.evaluating import measure_run, named_texts
         from headcount.thresholding import not_finite, said_not_finite
+        from headcount.units import KINDS
 
         data = texts and named_texts(
             texts, text_column=text_column, limit=questions.limit, max_length=max_length, too_long=too_long
@@ -72,14 +74,16 @@ def measure(
 
         run = measure_run(
             folder, loading.spec(calibration), task or (), texts=data or (), scores=score or "all", **vars(questions),
-            batch_tokens=batch_tokens, seed=seed, scores_dtype=scores_dtype, summaries=summaries,
+            batch_tokens=batch_tokens, seed=seed, scores_dtype=scores_dtype, summaries=summaries, unit=unit,
             announce=progress.start, prepared=prepared, command=command_line(),
         )  # fmt: skip
     measured, num_inputs = run.measurements(), run.manifest.data.num_inputs
     left_out, num_scores = {} if measured is None else not_finite(measured), len(run.scores_measured() or ())
     scores = f"{num_scores} score{'s' * (num_scores != 1)}"
     inputs = f"{num_inputs} input{'s' * (num_inputs != 1)}"
-    output.print(f"Measured {scores} of {run.manifest.model.num_heads} heads on {inputs}.")
+    kind, units = KINDS[run.manifest.unit], run.manifest.units
+    assert units is not None
+    output.print(f"Measured {scores} of {units.num_units:,} {kind.plural} on {inputs}.", highlight=False)
     for name, facts in left_out.items():
         output.print(said_not_finite(name, facts), highlight=False, soft_wrap=True, markup=False)
     output.say(f"Run: {run.path}")

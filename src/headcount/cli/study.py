@@ -91,9 +91,16 @@ def study(
         progress.keep_in(place, place)
         done = run_study(asked, place, workers=working, announce=progress.start, command=command_line())
     from headcount.report.overview import print_overview
+    from headcount.units import KINDS
 
     tables = done.tables()
-    print_overview(output, tables, share=_SHARE, published="by_curve" in tables)
+    print_overview(
+        output,
+        tables,
+        share=_SHARE,
+        published="by_curve" in tables and asked.unit == "head",
+        units=KINDS[asked.unit].short,
+    )
     output.print()
     output.say(f"Study:  {done.path}")
     output.say(f"Tables: {done.path / 'tables'} ({', '.join(tables)})")

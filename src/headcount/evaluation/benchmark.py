@@ -22,6 +22,7 @@ from headcount.models.batching import Progress, batch_tokens_for, data_fingerpri
 from headcount.models.chat import MAX_CHARACTERS
 from headcount.policies import Policy, policy_facts
 from headcount.tasks import TaskSet, check_limit, load_tasks, quiet
+from headcount.units import KindId
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class Benchmark:
         include_path: folder with task files of your own.
         decide: when generation decides which heads are off, as for ``HeadcountLM``.
         calibration: of the model, for scores, and for policies that need one and have none.
+        unit: what is measured and off: a ``head``, or another of ``headcount.units.KINDS``.
 
     Raises:
         TaskError: an unknown task, or data that cannot be had.
@@ -79,6 +81,7 @@ class Benchmark:
         include_path: str | Path | None = None,
         decide: str = "prompt",
         calibration: Calibration | None = None,
+        unit: KindId = "head",
     ) -> None:
         check_limit(limit)
         seed = seed_of(seed)
@@ -90,8 +93,9 @@ class Benchmark:
             tasks = load_tasks(tasks, num_fewshot=num_fewshot, offline=offline, include_path=include_path, seed=seed)
         self.task_set = tasks
         self.lm = HeadcountLM(
-            model, tokenizer=tokenizer, batch_tokens=batch_tokens, seed=seed, decide=decide, calibration=calibration
-        )
+            model, tokenizer=tokenizer, batch_tokens=batch_tokens, seed=seed, decide=decide, calibration=calibration,
+            unit=unit,
+        )  # fmt: skip
         self._requests: dict[tuple[str, int], list[Any]] = {}
         for name, task in tasks.tasks.items():
             with quiet():

@@ -57,7 +57,7 @@ class ScoredPlan:
 
     of_policies: list[Scored]
     scores: xr.Dataset
-    of_tokens: dict[str, ScoreSummary]  # of the scores of tokens
+    summaries: dict[str, ScoreSummary]  # of the scores of tokens, or of all
 
 
 def run_plan(
@@ -70,6 +70,7 @@ def run_plan(
     seed: int = 0,
     calibration: Calibration | None = None,
     times: Sequence[int] = (),
+    summarise: bool = False,
     unit: KindId = "head",
     progress: Progress = no_progress,
 ) -> ScoredPlan:
@@ -83,7 +84,8 @@ def run_plan(
         batch_tokens: tokens in a batch, padding included; None for as many as suit the memory.
         seed: of the ``random`` score.
         calibration: for scores that need one; None for the policies'.
-        times: how often each input counts in summaries of tokens; once, if not given.
+        times: how often each input counts in summaries; once, if not given.
+        summarise: summarise the scores of inputs too, batch by batch.
         unit: what is measured and off.
         progress: called with (inputs answered, inputs in all), each input once a policy.
 
@@ -94,11 +96,14 @@ def run_plan(
     check_tokens([*plan.inputs, *plan.continuations], model)
     chosen = scores_of(model, scores, checked_kind(unit)) if scores else []
     run = _Run(
-        model, plan, policies, chosen, batch_tokens, seed, calibration, times or [1] * len(plan.inputs), unit, progress
-    )
+        model, plan, policies, chosen, batch_tokens, seed, calibration, times or [1] * len(plan.inputs), summarise, unit,
+        progress,
+    )  # fmt: skip
     with run.reader.reading():
         run.read()
-    return ScoredPlan(of_policies=run.ledger.results(), scores=run.recorded.scores(), of_tokens=run.recorded.of_tokens)
+    return ScoredPlan(
+        of_policies=run.ledger.results(), scores=run.recorded.scores(), summaries=run.recorded.summaries()
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +127,7 @@ class _Run:
         seed: int,
         calibration: Calibration | None,
         times: Sequence[int],
+        summarise: bool,
         unit: KindId,
         progress: Progress,
     ) -> None:
@@ -133,7 +139,7 @@ class _Run:
             needs=Needs.of(acting, scores), kind=unit,
         )  # fmt: skip
         self.ledger = Ledger(plan, len(policies), progress)
-        self.recorded = Recorded(self._units, scores, plan.inputs, times)
+        self.recorded = Recorded(self._units, scores, plan.inputs, times, summarise=summarise)
         self._plan, self._scores, self._seed = plan, scores, seed
         self._batch_tokens = batch_tokens_for(model, batch_tokens)
         self._waiting: dict[int, list[_Waiting]] = defaultdict(list)
@@ -214,8 +220,8 @@ class _Run:
         trunk = None
         if self._has_trunk:
             act = Act(
-                self._units, [*self._riding.values()], scores=self._scores, rows=len(rows), draws=self._draws(texts),
-                seed=self._seed,
+                self._units, [*self._riding.values()], scores=self.recorded.kept, rows=len(rows), draws=self._draws(texts),
+                seed=self._seed, sink=self.recorded.sink(segments),
             )  # fmt: skip
             trunk = self._forward(
                 [self.ledger.untouched], rows, wanted, prefix=parents.get(self.ledger.untouched), parents=prefix_rows,

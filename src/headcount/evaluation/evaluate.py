@@ -17,6 +17,7 @@ from headcount.models.batching import Progress, no_progress
 from headcount.policies import BASELINE, Policy, check_policy, policy_list
 from headcount.store.manifest import SHARD
 from headcount.tasks import TaskSet
+from headcount.units import KindId
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ def evaluate(
     include_path: str | Path | None = None,
     decide: str = "prompt",
     calibration: Calibration | None = None,
+    unit: KindId = "head",
     until_decided: UntilDecided | None = None,
     progress: Progress = no_progress,
     on_answers: Callable[[Answers], None] = lambda _: None,
@@ -102,7 +104,7 @@ def evaluate(
     benchmark = Benchmark(
         model, tasks, tokenizer=tokenizer, num_fewshot=num_fewshot, limit=limit, chat_template=chat_template,
         batch_tokens=batch_tokens, seed=seed, offline=offline, include_path=include_path, decide=decide,
-        calibration=calibration,
+        calibration=calibration, unit=unit,
     )  # fmt: skip
     policies = policy_list(policies, calibration)
     for policy in policies:

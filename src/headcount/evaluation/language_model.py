@@ -29,6 +29,7 @@ from headcount.models.state import check_tokenizer, evaluating, input_device, la
 from headcount.policies import Policy, policy_list
 from headcount.resolving import resolve_policy
 from headcount.tasks import quiet
+from headcount.units import KindId, checked_kind
 
 TokenPair = tuple[list[int], list[int]]
 
@@ -83,6 +84,7 @@ class HeadcountLM(_HFLM):
             anew by reading the whole text again, without a cache, as the paper's authors do.
         thresholds_from: folder of a run whose scores give the thresholds of a policy named by share.
         calibration: of the model, or a file with one, for scores and replacements that need it.
+        unit: what is off: a ``head``, or another of ``headcount.units.KINDS``.
         pretrained: the same as ``model``, under lm-eval's name for it.
         loading: with a model given by name, options of ``headcount.load`` (``dtype``, ``device``, ``revision``, …).
 
@@ -102,6 +104,7 @@ class HeadcountLM(_HFLM):
         decide: str = "prompt",
         thresholds_from: str | None = None,
         calibration: Calibration | str | os.PathLike[str] | None = None,
+        unit: str = "head",
         pretrained: PreTrainedModel | str | None = None,
         **loading: Any,
     ) -> None:
@@ -132,6 +135,7 @@ class HeadcountLM(_HFLM):
         if isinstance(policy, str):
             policy = resolve_policy(policy, thresholds_from=thresholds_from, seed=seed)
         self.policy, self.calibration = policy, calibration
+        self.unit: KindId = checked_kind(unit)
         self.batch_tokens = batch_tokens
         self.seed = seed
         self.decide = decide
@@ -188,7 +192,7 @@ class HeadcountLM(_HFLM):
         plan, spans = self._plan(kind, requests)
         scored = run_plan(
             self.model, plan, policies, scores=scores, batch_tokens=self.batch_tokens, seed=self.seed,
-            calibration=self.calibration, progress=progress,
+            calibration=self.calibration, unit=self.unit, progress=progress,
         )  # fmt: skip
         ends = np.cumsum(spans).tolist()
         parts = [range(end - span, end) for span, end in zip(spans, ends, strict=True)]
@@ -264,7 +268,9 @@ class HeadcountLM(_HFLM):
         prompts: dict[tuple[int, ...], int] = {}
         for number, policy in enumerate(policies):
             self._generated = {}
-            with instrument(self.model, policy=policy, seed=self.seed, decide=self.decide) as self._probe:
+            with instrument(
+                self.model, policy=policy, seed=self.seed, decide=self.decide, unit=self.unit
+            ) as self._probe:
                 self._done = number * len(requests)
                 self._told = lambda: progress(self._done, len(policies) * len(requests))
                 answers.append(super().generate_until(list(requests), disable_tqdm=True))

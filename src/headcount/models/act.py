@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from operator import or_
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from headcount.errors import InputError, ModelError
 from headcount.models.draws import draw_tokens
 from headcount.outputs import Outputs
 from headcount.policies import Policy
-from headcount.policies.policy import Seen, declared
+from headcount.policies.policy import Seen, Wholes, declared
 from headcount.replacements import Replacement, replaced
 from headcount.scores import Score
 from headcount.units import UnitMap
@@ -54,6 +54,16 @@ class Needs:
         return found
 
 
+class Sink(Protocol):
+    """Takes the values of scores as layers give them, where those of a pass would be too many to hold."""
+
+    @property
+    def scores(self) -> Sequence[Score]: ...
+
+    def __call__(self, place: int, score: Score, values: Tensor) -> None:
+        """``values`` are of one layer: float ``[row, unit]``, or ``[row · token, unit]``; ``place`` is its rank."""
+
+
 class Act:
     """What several policies decide, and several scores say, in one forward pass. Called by each layer with its outputs.
 
@@ -64,6 +74,7 @@ class Act:
         rows: inputs of the pass.
         draws: random numbers of its rows.
         seed: of random numbers of tokens, where a score draws them.
+        sink: of other scores, whose values are handed on and not kept.
         obeyed: which of ``policies`` is carried out: one for all rows, or one for each; None carries none out.
     """
 
@@ -76,8 +87,11 @@ class Act:
         rows: int,
         draws: Draws,
         seed: int = 0,
+        sink: Sink | None = None,
         obeyed: int | Sequence[int] | None = None,
     ) -> None:
+        self._sink = sink
+        self._wholes: dict[tuple[int, torch.device], Wholes] = {}
         self._units, self._policies, self._rows = units, policies, rows
         self._scores = [score for score in scores if score.per == "input"]
         self._token_scores = [score for score in scores if score.per == "token"]
@@ -94,13 +108,15 @@ class Act:
     def needs(self, layer: int) -> Needs:
         """What is read of a layer."""
         policies = [policy for policy in self._policies if layer not in policy.exclude_layers]
-        return Needs.of(policies, (*self._scores, *self._token_scores), obeyed=self._obeyed is not None)
+        sunk = () if self._sink is None else self._sink.scores
+        return Needs.of(policies, (*self._scores, *self._token_scores, *sunk), obeyed=self._obeyed is not None)
 
     def __call__(self, outputs: Outputs) -> Tensor:
         """The layer's outputs as they go on, ``[row, unit, token, width]``."""
         place = self._places[outputs.layer]
-        of_rows = Seen(outputs, partial(self._uniform, place, outputs.values.device), place=place)
-        of_tokens = Seen(outputs, partial(self._uniform_of_tokens, outputs), place=place, per="token")
+        wholes = self._wholes_of(place, outputs.values.device)
+        of_rows = Seen(outputs, partial(self._uniform, place, outputs.values.device), place=place, wholes=wholes)
+        of_tokens = Seen(outputs, partial(self._uniform_of_tokens, outputs), place=place, per="token", wholes=wholes)
         off: dict[int, Tensor] = {}  # of each policy, [row, unit, token or 1]
         for i, policy in enumerate(self._policies):
             seen = of_tokens if policy.per == "token" else of_rows
@@ -113,11 +129,20 @@ class Act:
         if self._token_scores:
             said = [of_tokens.score(score.id).float() for score in self._token_scores]
             self._said_of_tokens[place] = torch.stack(said).unflatten(1, (self._rows, -1))
-        return outputs.values if self._obeyed is None else self._carried_out(outputs, off)
+        if self._sink is not None:
+            for score in self._sink.scores:
+                self._sink(place, score, (of_tokens if score.per == "token" else of_rows).score(score.id))
+        if self._obeyed is None:
+            return outputs.values
+        return self._carried_out(
+            outputs, off if wholes is None else {i: wholes.spread(units) for i, units in off.items()}
+        )
 
     def off(self, layer: int) -> Tensor:
-        """bool ``[row, unit]``, what the first policy decided in a layer that ran; per token, what is off on all of them."""
-        return self._decided[self._places[layer]][0]
+        """bool ``[row, part]``, what the first policy decided in a layer that ran; per token, what is off on all of them."""
+        place = self._places[layer]
+        off = self._decided[place][0]
+        return off if (wholes := self._wholes_of(place, off.device)) is None else wholes.spread(off)
 
     def decided(self) -> np.ndarray:
         """bool ``[policy, row, layer, unit]``; False in layers that did not run. Per token, what is off on all of them."""
@@ -178,15 +203,16 @@ class Act:
     def _keep(self, place: int, seen: Seen, outputs: Outputs) -> None:
         """What the scores say here, or what they read: whole tensors are gone after the layer."""
         now = [
-            score.id for score in self._scores if score.id in seen.known or score.needs & (RAW_TENSORS | {"uniform"})
-        ]
+            score.id for score in self._scores
+            if self._of_wholes or score.id in seen.known or score.needs & (RAW_TENSORS | {"uniform"})
+        ]  # fmt: skip
         self._said[place] = {id: seen.score(id) for id in now}
         later = needs_of(score for score in self._scores if score.id not in now)
         self._measured[place] = {name: outputs.measured[name] for name in later}
 
     def _note(self, place: int, outputs: Outputs, off: dict[int, Tensor]) -> None:
         """What each policy decided: per row, or on all real tokens, and how many pairs of a unit and a real token."""
-        device, units = outputs.values.device, outputs.values.shape[1]
+        device, units = outputs.values.device, self._units.counts[place]
         decided = torch.zeros(len(self._policies), self._rows, units, dtype=torch.bool, device=device)
         pairs: dict[int, Tensor] = {}
         for i, of_policy in off.items():
@@ -227,6 +253,18 @@ class Act:
             self._rows_of[policy, device] = moved(rows, device)
         return self._rows_of[policy, device]
 
+    @property
+    def _of_wholes(self) -> bool:
+        return self._units.kind in ("group", "attention")
+
+    def _wholes_of(self, place: int, device: torch.device) -> Wholes | None:
+        """Of which heads a layer's units are made, where of several."""
+        if not self._of_wholes:
+            return None
+        if (place, device) not in self._wholes:
+            self._wholes[place, device] = Wholes(self._units.layers[place].members(self._units.kind), device)
+        return self._wholes[place, device]
+
     def _uniform(self, place: int, device: torch.device, seed: int | None) -> Tensor:
         if (seed, device) not in self._drawn:
             self._drawn[seed, device] = moved(self._draws(seed), device)
@@ -239,7 +277,7 @@ class Act:
         device = outputs.values.device
         drawn = draw_tokens(
             outputs.tokens.to(device), outputs.places.to(device), self._seed if seed is None else seed, outputs.layer,
-            outputs.values.shape[1],
+            self._units.counts[self._places[outputs.layer]],
         )  # fmt: skip
         return drawn.flatten(0, 1)
 
@@ -274,8 +312,9 @@ def always_off(policy: Policy, units: UnitMap) -> np.ndarray | None:
     if policy.needs:
         return None
     act = Act(units, [policy], rows=1, draws=_no_draws(policy))
-    for layer, count in zip(units.layer_indices, units.counts, strict=True):
-        act(Outputs(layer=layer, values=torch.zeros(1, count, 0, 0), measured={}))
+    for layer, count in zip(units.layers, units.counts, strict=True):
+        parts = layer.num_parts if act._of_wholes else count
+        act(Outputs(layer=layer.index, values=torch.zeros(1, parts, 0, 0), measured={}))
     return act.decided()[0, 0]
 
 

@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 from numbers import Real
@@ -21,11 +21,12 @@ from headcount.attention.measurements import (
     LayerMeasurements,
 )
 from headcount.calibration import Calibration
+from headcount.devices import moved
 from headcount.errors import InputError, whole
 from headcount.outputs import Outputs
 from headcount.replacements import ZERO, Replacement, replacement_named
 from headcount.scores import Rows, Score, get_score
-from headcount.units import KINDS, UnitMap
+from headcount.units import KINDS, KindId, UnitMap
 
 #: The untouched model, as tables and manifests call it.
 BASELINE = "baseline"
@@ -81,6 +82,28 @@ class PolicyFacts:
 POLICY_COLUMNS = ("policy", "curve", "score", "share_asked", "threshold")
 
 
+class Wholes:
+    """Units of a layer that are made of several of its query heads each."""
+
+    def __init__(self, members: Sequence[Sequence[int]], device: torch.device) -> None:
+        """``members``: the heads of each unit."""
+        self.num_units, most = len(members), max(map(len, members))
+        padded = torch.tensor([[*heads, *[heads[0]] * (most - len(heads))] for heads in members])
+        sizes = torch.tensor([[len(heads)] for heads in members])
+        unit_of = {head: unit for unit, heads in enumerate(members) for head in heads}
+        self._members, self._there = moved(padded, device), moved(torch.arange(most) < sizes, device)
+        self._sizes = moved(sizes[:, 0], device)
+        self._unit_of = moved(torch.tensor([unit_of[head] for head in sorted(unit_of)]), device)
+
+    def means(self, values: Tensor) -> Tensor:
+        """``[row, head]`` → ``[row, unit]``: NaN where one of a unit's heads has no value."""
+        return values[:, self._members].masked_fill(~self._there, 0).sum(-1) / self._sizes
+
+    def spread(self, values: Tensor) -> Tensor:
+        """``[row, unit, …]`` → ``[row, head, …]``: each head its unit's."""
+        return values.index_select(1, self._unit_of)
+
+
 class Seen:
     """What one layer of one pass shows to policies.
 
@@ -95,17 +118,19 @@ class Seen:
     """
 
     def __init__(
-        self, outputs: Outputs, uniform: Callable[[int | None], Tensor], *, place: int, per: Rows = "input"
-    ) -> None:
-        """``outputs`` of the layer, and ``uniform`` as below."""
-        self._outputs, self._per, self._uniform, self.place = outputs, per, uniform, place
-        rows, units, length = outputs.values.shape[:3]
+        self, outputs: Outputs, uniform: Callable[[int | None], Tensor], *, place: int, per: Rows = "input",
+        wholes: Wholes | None = None,
+    ) -> None:  # fmt: skip
+        """``outputs`` of the layer, ``uniform`` as below, and of which of its parts a unit is made, where of several."""
+        self._outputs, self._per, self._uniform, self.place, self._wholes = outputs, per, uniform, place, wholes
+        rows, parts, length = outputs.values.shape[:3]
         self.layer, self.device = outputs.layer, outputs.values.device
-        self.shape: tuple[int, int] = (rows * length if per == "token" else rows, units)
+        self._of_parts = (rows * length if per == "token" else rows, parts)
+        self.shape: tuple[int, int] = (self._of_parts[0], parts if wholes is None else wholes.num_units)
         self.known: dict[str, Tensor] = {}
 
     def score(self, id: str) -> Tensor:
-        """A score's values ``[row, unit]``, computed once a layer however many policies read them.
+        """A score's values ``[row, unit]``, computed once a layer however many policies read them: the mean of a unit's parts.
 
         Raises:
             InputError: it is of other rows, or reads what was not measured.
@@ -116,8 +141,11 @@ class Seen:
             raise InputError(f"{score.id} is a score per {score.per}, and the policy decides per {self._per}: {other}.")
         if score.id not in self.known:
             uniform = self.uniform(None) if "uniform" in score.needs else None
+            if self._wholes is not None and uniform is not None:
+                uniform = self._wholes.spread(uniform)
             measured = self._outputs.measured if self._per == "input" else _of_tokens(self._outputs, score.needs)
-            self.known[score.id] = score.values(declared(measured, score.needs, uniform), self.shape)
+            values = score.values(declared(measured, score.needs, uniform), self._of_parts)
+            self.known[score.id] = values if self._wholes is None else self._wholes.means(values)
         return self.known[score.id]
 
     def uniform(self, seed: int | None) -> Tensor:
@@ -282,10 +310,15 @@ def check_policy(policy: Any, units: UnitMap | None = None) -> None:
             "--calibration FILE, or from Python with calibration=headcount.calibrate(…)."
         )
     if units is not None:
-        if unknown := policy.needs - MEASURED[units.kind]:
-            plural = KINDS[units.kind].plural
-            raise InputError(f"{policy.label} reads {', '.join(sorted(unknown))}, which {plural} do not have.")
+        check_measured(policy, units.kind)
         policy.check(units)
+
+
+def check_measured(policy: Policy, kind: KindId) -> None:
+    """Raise InputError unless what a policy decides by is measured of units of a kind."""
+    if unknown := policy.needs - MEASURED[kind]:
+        plural = KINDS[kind].plural
+        raise InputError(f"{policy.label} reads {', '.join(sorted(unknown))}, which {plural} do not have.")
 
 
 def calibration_of(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import cast
 
 import numpy as np
@@ -14,6 +15,7 @@ from headcount.policies import RANDOM
 from headcount.published import published_table
 from headcount.report import terminal, wording
 from headcount.report.tables import nearest_share, num, text
+from headcount.units import Kind
 
 #: Columns of Table 2 of the paper.
 TABLE_2 = ("awft", "best", "ahon_ln", "lthon_ln", RANDOM)
@@ -21,7 +23,7 @@ _PAIRS = 5  # of scores whose agreement is printed
 
 
 def print_overview(
-    console: Console, tables: Mapping[str, pd.DataFrame], *, share: float, published: bool = False
+    console: Console, tables: Mapping[str, pd.DataFrame], *, share: float, published: bool = False, units: str = "heads"
 ) -> None:
     """Print what an analysis found.
 
@@ -30,9 +32,10 @@ def print_overview(
         tables: as from ``headcount.analysis.all_tables``.
         share: of heads, at which inactive heads, agreement and thresholds are printed; of what is there the nearest.
         published: print the paper's Table 2 below one's own.
+        units: of what the tables are.
     """
     if "decided" in tables:
-        _decided(console, tables["decided"])
+        _decided(console, tables["decided"], units)
     if "accuracy" in tables:
         _not_judged(console, tables["accuracy"])
     if "removable" in tables:
@@ -42,7 +45,7 @@ def print_overview(
         columns = [column for column in TABLE_2 if column in tables["by_curve"]]
         judged = [metric for metric in metrics.values() if metric.higher_is_better is not None]
         console.print()
-        title = f"Heads that can be off within {wording.margins_of(Statistics.margin, judged)}, percent"
+        title = f"{Kind.titled(units)} that can be off within {wording.margins_of(Statistics.margin, judged)}, percent"
         terminal.print_removable_by_curve(console, tables["by_curve"], columns, title=title)
         beside_paper = any(metric.is_accuracy for metric in judged)
         if published and beside_paper:
@@ -55,7 +58,7 @@ def print_overview(
                 terminal.print_note(console, f"Published ranks are by accuracy, these by {wording.names_of(judged)}.")
     at_one_share = {
         "divergence": _divergence,
-        "inactive": _inactive,
+        "inactive": partial(_inactive, units=units),
         "agreement": _agreement,
         "thresholds": _thresholds,
     }
@@ -123,14 +126,14 @@ def _removable(console: Console, removable: pd.DataFrame, metrics: Mapping[tuple
     )
 
 
-def _decided(console: Console, decided: pd.DataFrame) -> None:
+def _decided(console: Console, decided: pd.DataFrame, units: str) -> None:
     """Verdicts on policies that were asked until it was decided."""
     for number, (name, of_run) in enumerate(_parts(decided, "data")):
         if number:
             console.print()
         metric = wording.rows(of_run)[0].metric
         console.print(f"{name}, {metric}", style="bold", highlight=False, markup=False)
-        terminal.print_decided(console, of_run)
+        terminal.print_decided(console, of_run, units=units)
 
 
 def _divergence(console: Console, divergence: pd.DataFrame, share: float) -> None:
@@ -166,7 +169,7 @@ def _spread(values: pd.Series) -> str:
     return f"{values.median():.2f} ({values.min():.2f} to {values.max():.2f})".replace("-", "−")
 
 
-def _inactive(console: Console, inactive: pd.DataFrame, share: float) -> None:
+def _inactive(console: Console, inactive: pd.DataFrame, share: float, units: str) -> None:
     grouped = "groups" in inactive and bool((inactive["groups"] < inactive["heads"]).any())
     columns = [text("Inactive by", lambda row: wording.shown(row.score, 40))]
     columns += [num(name.title(), name) for name in ("always", "sometimes", "never")]
@@ -177,7 +180,7 @@ def _inactive(console: Console, inactive: pd.DataFrame, share: float) -> None:
         ]
     for name, of_run in _parts(inactive, "data"):
         first = wording.rows(of_run)[0]
-        title = f"{name}: {first.heads} heads at {wording.percent(share, 0)}"
+        title = f"{name}: {first.heads:,} {units} at {wording.percent(share, 0)}"
         title += f", in {first.groups:g} groups" if grouped else ""
         terminal.print_table(console, title, of_run, columns)
     if grouped:

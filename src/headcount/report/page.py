@@ -17,7 +17,7 @@ from headcount.policies import PRUNED
 from headcount.report import wording
 from headcount.report.head_map import compressed
 from headcount.report.results import MARGIN, Report, RunResults
-from headcount.report.sections import SECTIONS, of_each, result_tables
+from headcount.report.sections import SECTIONS, of_each, result_tables, sections_of
 
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}
 
@@ -38,7 +38,7 @@ def render_page(runs: Sequence[RunResults]) -> str:
     report = Report(runs)
     run = report.run
     tables = {table.id: table for table in result_tables(report)}
-    data = of_each("data", report)
+    data = dict.fromkeys(SECTIONS) | of_each("data", report)
     metric = wording.shown("".join(wording.metric_name(metric.name) for metric in run.metrics), 60)
     script, (plotly, plotly_hash) = _script(), _plotly()
     packed = {f"score-{index}": profile for index, profile in enumerate(report.head_maps[1].values())}
@@ -55,11 +55,14 @@ def render_page(runs: Sequence[RunResults]) -> str:
             if other.left
         ],
         contents=[
-            (name, section.HEADING.format(wording.titled(metric or "accuracy"))) for name, section in SECTIONS.items()
+            (name, SECTIONS[name].HEADING.format(wording.titled(metric or "accuracy"), run.kind.short))
+            for name in sections_of(report)
         ],
         tables=tables,
         data=data,
         metric_name=metric,
+        unit_option="" if run.manifest.unit == "head" else f" --unit {run.manifest.unit}",
+        example="ahon_ln" if run.manifest.unit == "head" else "fhon",
         margin_name=wording.fall_name(MARGIN, run.judged) if run.evaluated else "",
         lower=any(metric.sign < 0 for metric in run.metrics),
         pruned=run.asked and bool((run.answers.outcomes["curve"] == PRUNED).any()),
@@ -102,7 +105,7 @@ def _subtitle(run: RunResults) -> str:
     model, data, settings = run.manifest.model, run.manifest.data, run.manifest.settings
     parts = [
         f"{len(model.layers)} layers" if model.layers else "",
-        f"{model.num_heads:,} query heads" if model.num_heads is not None else "",
+        _units_of(run),
         wording.shown(model.dtype or "", 20),
         run.data,
         f"{data.num_questions:,} questions" if data.num_questions else "",
@@ -112,6 +115,13 @@ def _subtitle(run: RunResults) -> str:
         _date(run.manifest.created) if run.manifest.created else "",
     ]
     return " · ".join(part for part in parts if part)
+
+
+def _units_of(run: RunResults) -> str:
+    units, heads = run.manifest.units, run.manifest.model.num_heads
+    if run.manifest.unit != "head" and units is not None:
+        return f"{units.num_units:,} {run.kind.plural}"
+    return f"{heads:,} {run.kind.plural}" if heads is not None else ""
 
 
 def _date(text: str) -> str:

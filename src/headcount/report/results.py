@@ -21,6 +21,7 @@ from headcount.analysis import (
     threshold_stability,
 )
 from headcount.analysis.divergence import per_token
+from headcount.analysis.inactivity import counted_by_layer
 from headcount.analysis.outcomes import MEASURES
 from headcount.errors import RunError
 from headcount.metrics import Metric
@@ -32,6 +33,7 @@ from headcount.study.cuts import usual_thresholds
 from headcount.study.progress import whats_left
 from headcount.summaries import Summary
 from headcount.thresholding import said_not_finite
+from headcount.units import KINDS, Kind, LayerUnits
 
 MARGIN, CONFIDENCE = Statistics.margin, Statistics.confidence
 TOGETHER = "all questions"  # in the place of a task's name
@@ -60,7 +62,7 @@ class RunResults:
         facts, said = manifest.model, manifest.settings
         tables = RunTables(
             model=facts.name or "", tasks=manifest.data.tasks, outcomes=outcomes, scores=scores,
-            thresholds=None if scores is None else usual_thresholds(scores), units=facts.units, metric=said.metric,
+            thresholds=None if scores is None else usual_thresholds(scores), units=manifest.units, metric=said.metric,
             higher_is_better=said.higher_is_better,
         )  # fmt: skip
         return cls(manifest=manifest, tables=tables, left=left)
@@ -123,7 +125,10 @@ class RunResults:
 
     @cached_property
     def scores(self) -> xr.Dataset | None:
-        """One variable a score, dims (example, layer, head); of a summary its quantiles, as if of so many examples."""
+        """One variable a score, dims (example, layer, head); of a summary its quantiles, as if of so many examples.
+
+        Of units counted by layer a layer's quantiles stand for one unit.
+        """
         scores = self.tables.scores
         return _quantiles(scores) if isinstance(scores, Summary) else scores
 
@@ -131,6 +136,21 @@ class RunResults:
     def summarised(self) -> bool:
         """Whether a summary was kept: what two heads do on one input is then not known."""
         return isinstance(self.tables.scores, Summary)
+
+    @property
+    def drawn(self) -> xr.Dataset | Summary | None:
+        """What distributions are drawn of: ``scores``, or the summary where units were counted by layer."""
+        return self.tables.scores if self.by_layer else self.scores
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether units were counted by layer, as neurons are."""
+        return counted_by_layer(self.tables.scores)
+
+    @property
+    def kind(self) -> Kind:
+        """What was measured and off."""
+        return KINDS[self.manifest.unit]
 
     @property
     def num_inputs(self) -> int:
@@ -167,8 +187,9 @@ class RunResults:
     @cached_property
     def profile(self) -> pd.DataFrame:
         """As from ``layer_profile``."""
-        assert self.scores is not None
-        return layer_profile(self.scores)
+        scores = self.tables.scores if self.by_layer else self.scores
+        assert scores is not None
+        return layer_profile(scores)
 
     def _of(self, task: str) -> Answers:
         """Those to one task's questions, judged as all together are."""
@@ -249,17 +270,21 @@ class Report:
         if len(self.benchmarks) < 2:
             return None
         thresholds = threshold_stability({name: run.cuts for name, run in self.benchmarks.items()})
-        often = {name: run.tables.frequency for name, run in self.benchmarks.items()}
-        heads = head_stability({name: frequency for name, frequency in often.items() if frequency is not None})
+        often = {name: run.tables.frequency for name, run in self.benchmarks.items() if not run.by_layer}
+        known = {name: frequency for name, frequency in often.items() if frequency is not None}
+        heads = head_stability(known) if len(known) > 1 else pd.DataFrame()
         return None if thresholds.empty else (thresholds, heads)
 
     @cached_property
     def head_maps(self) -> tuple[dict[str, Any] | None, dict[str, str]]:
         """Of the first run, as from ``head_maps``; None and nothing where no head was measured."""
-        run, units = self.run, self.run.manifest.model.units
-        if run.scores is None or not run.measured:
+        run, units = self.run, self.run.manifest.units
+        if run.scores is None or not run.measured or run.by_layer:
             return None, {}
-        maps, profiles = head_maps(run.scores, units.layers if units else ())
+        layers = (
+            [layer for layer in units.layers if isinstance(layer, LayerUnits)] if units and units.kind == "head" else ()
+        )
+        maps, profiles = head_maps(run.scores, layers)
         return maps | {"inputs": run.num_inputs}, profiles
 
     @cached_property
@@ -305,9 +330,9 @@ def read_results(run: Run, *, metric: str | None = None, higher_is_better: bool 
 def _quantiles(summary: Summary) -> xr.Dataset:
     """A summary as scores of 201 inputs: each head's quantiles, its smallest and its largest value among them."""
     shares = np.linspace(0, 1, 201)
-    scores = {
-        name: (("example", "layer", "head"), of_score.head_quantiles(shares).astype(np.float32))
-        for name, of_score in summary.scores.items()
-    }
-    heads = summary.heads.sizes["head"]
+    scores, heads = {}, 1
+    for name, of_score in summary.scores.items():
+        quantiles = of_score.part_quantiles(shares).astype(np.float32)
+        quantiles = quantiles.reshape(len(shares), len(summary.layers), -1)
+        scores[name], heads = (("example", "layer", "head"), quantiles), quantiles.shape[2]
     return xr.Dataset(scores, coords={"layer": summary.layers, "head": np.arange(heads)}, attrs=summary.attrs)

@@ -16,6 +16,7 @@ from headcount.report.sections.answer import decided_table, removable_table
 from headcount.report.sections.divergence import divergence_table
 from headcount.report.tables import Spec, num, table, text
 from headcount.report.wording import percent
+from headcount.units import Kind
 
 #: What the numbers of ``print_divergence`` are.
 DIVERGENCE_NOTE = (
@@ -39,22 +40,23 @@ def print_table(
 
 
 def print_tables(
-    console: Console, accuracy: pd.DataFrame, removable: pd.DataFrame, metric: Metric = wording.ACCURACY
-) -> None:
+    console: Console, accuracy: pd.DataFrame, removable: pd.DataFrame, metric: Metric = wording.ACCURACY, *,
+    units: str = "heads",
+) -> None:  # fmt: skip
     """Print the accuracy of each policy, by ``metric``, then the removable share of each curve, if there is one.
 
-    The tables are as from ``accuracy_table`` and ``removable_table`` of ``headcount.analysis``.
+    The tables are as from ``accuracy_table`` and ``removable_table`` of ``headcount.analysis``; ``units`` says of what.
     """
     name = wording.titled(wording.shown(wording.metric_name(metric.name), 40))
     only = "Policy", "Share asked", "Realised", name, "Change [95%]"
     called = {"Policy": "Score"} | ({"Change [95%]": "Change, points [95%]"} if metric.is_share else {})
-    console.print(accuracy_table(accuracy, metric).terminal(only, called, title=f"{name} with heads off"))
+    console.print(accuracy_table(accuracy, metric).terminal(only, called, title=f"{name} with {units} off"))
     lower = f"{name} is better when lower: what counts is by how much it rises." if metric.sign < 0 else ""
     for said in filter(None, [lower, metric.doubt, *wording.left_out(accuracy, metric)]):
         print_note(console, said)
     if not removable.empty:
         console.print()
-        title = f"Heads that can be off within {wording.fall_name(Statistics.margin, metric)}"
+        title = f"{Kind.titled(units)} that can be off within {wording.fall_name(Statistics.margin, metric)}"
         only = "Score", "Removable share [95%]", "Measured up to"
         console.print(removable_table(removable, metric).terminal(only, title=title))
 
@@ -69,7 +71,7 @@ def print_divergence(console: Console, divergence: pd.DataFrame, *, title: str) 
     console.print(divergence_table(divergence.assign(task="")).terminal(only, called, title=title))
 
 
-def print_decided(console: Console, decided: pd.DataFrame) -> None:
+def print_decided(console: Console, decided: pd.DataFrame, *, units: str = "heads") -> None:
     """Print each policy's verdict, and between which shares each curve's removable share lies; nothing if there is none.
 
     ``decided`` is as from ``headcount.analysis.RunTables.decided``.
@@ -83,7 +85,7 @@ def print_decided(console: Console, decided: pd.DataFrame) -> None:
     between = decided_shares(decided)
     if between.empty:
         return
-    title = f"Heads that can be off within {wording.fall_name(rule.margin, wording.judged_in(decided))}"
+    title = f"{Kind.titled(units)} that can be off within {wording.fall_name(rule.margin, wording.judged_in(decided))}"
     columns = [
         text("Score", "curve"), num("Share asked", lambda row: _between(row.within, row.beyond)),
         num("Realised", lambda row: _between(row.within_realised, row.beyond_realised)),

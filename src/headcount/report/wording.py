@@ -190,6 +190,7 @@ def answer(
     tasks: Sequence[str],
     confidence: float,
     num_questions: int,
+    units: str = "heads",
 ) -> str:
     """What a reader takes home: the best score's removable share with its interval, and random's.
 
@@ -208,12 +209,12 @@ def answer(
     if metric.is_share and _too_few(num_questions, margin):
         asked = "One question is" if num_questions == 1 else f"{num_questions} questions are"
         doubt = (
-            f"{asked} too few to say how many heads can be off {within}: one answer is worth "
+            f"{asked} too few to say how many {units} can be off {within}: one answer is worth "
             f"{100 / num_questions:.3g} points. Taken literally, "
         )
         within = ""
     if best is None:
-        share, by = at_random, "of heads, chosen at random, can be off"
+        share, by = at_random, f"of {units}, chosen at random, can be off"
     else:
         if best.is_lower_bound:
             interval = f"{_whole(best.low)} or more"
@@ -224,8 +225,8 @@ def answer(
         share = f"{'at least ' * best.is_lower_bound}{_whole(best.removable_share)}"
         within = f"{within} by {shown(best.curve, 40)} ({percent(confidence, 0)} interval {interval})".strip()
         if at_random:
-            within += f"; random heads: {at_random}"
-        by = "of heads can be off"
+            within += f"; random {units}: {at_random}"
+        by = f"of {units} can be off"
     said = f"{share} {by} {within}".strip()
     return f"{doubt}{said}." if doubt else f"{said[:1].upper()}{said[1:]}."
 
@@ -235,7 +236,9 @@ def _too_few(num_questions: int, margin: float) -> bool:
     return num_questions * margin < 1
 
 
-def proof(removable: pd.DataFrame, *, num_questions: int, margin: float, confidence: float) -> str:
+def proof(
+    removable: pd.DataFrame, *, num_questions: int, margin: float, confidence: float, units: str = "heads"
+) -> str:
     """What of ``answer`` the questions show, in a sentence as weighty as that; empty where they show all of it.
 
     Empty also where ``answer`` says itself that they are too few.
@@ -245,7 +248,7 @@ def proof(removable: pd.DataFrame, *, num_questions: int, margin: float, confide
         return ""
     asked, sure = f"These {num_questions:,} questions", f"with {percent(confidence, 0)} confidence"
     if best.share_shown:
-        return f"{asked} show it, {sure}, only up to {_whole(best.share_shown)} of heads."
+        return f"{asked} show it, {sure}, only up to {_whole(best.share_shown)} of {units}."
     return f"{asked} do not show it {sure} even at the smallest share tried."
 
 
@@ -257,6 +260,7 @@ def caveats(
     confidence: float,
     chance: float | None,
     metric: Metric = ACCURACY,
+    units: str = "heads",
 ) -> list[str]:
     """What a careful reader must know before repeating the answer; empty when nothing is to be said."""
     baseline = rows(accuracy.head(1))[0]
@@ -272,7 +276,7 @@ def caveats(
     if chance is not None and low <= chance:
         said.append(
             f"Near chance: guessing would give {percent(chance)} and the untouched model has "
-            f"{percent(baseline.accuracy)}. Where a model cannot do the task, switching heads off has little to take away."
+            f"{percent(baseline.accuracy)}. Where a model cannot do the task, switching {units} off has little to take away."
         )
     if (best := best_row(removable)) is None:
         return said
@@ -283,12 +287,12 @@ def caveats(
         apart = f"{size:.1f} points" if metric.is_share else number(size)
         side, moves = ("above", "rises above") if metric.sign < 0 else ("below", "falls below")
         said.append(
-            f"Not at every smaller share: with {percent(worst.share_realised)} of heads off by {shown(best.curve, 40)}, "
+            f"Not at every smaller share: with {percent(worst.share_realised)} of {units} off by {shown(best.curve, 40)}, "
             f"{name} was {apart} {side}. The share is where the curve last {moves}, as in the paper."
         )
     chosen = max((row.removable_share for row in rows(removable) if is_random(row.curve)), default=0.0)
     if chosen >= best.removable_share:
-        said.append(f"No better than chance: with random heads the share is {_whole(chosen)}, as large or larger.")
+        said.append(f"No better than chance: with random {units} the share is {_whole(chosen)}, as large or larger.")
     tried = sum(by_score(row.curve) for row in rows(removable))
     if tried > 1:
         said.append(

@@ -18,6 +18,7 @@ from headcount.store.lock import HOLDER, claimed
 from headcount.store.manifest import Manifest
 from headcount.store.run import Run, open_run, subject_of
 from headcount.store.summaries import add_up
+from headcount.units import KINDS
 
 _HISTORY = "history.jsonl"
 
@@ -126,6 +127,11 @@ def continue_run(path: str | os.PathLike[str], *, command: str = "", repair: boo
 
 def _check_same(run: Run, facts: Manifest) -> None:
     there, here = run.manifest, facts
+    if there.unit != here.unit:
+        raise RunError(
+            f"{str(run.path)!r} is a run of {KINDS[there.unit].plural}, not of {KINDS[here.unit].plural}: a run is of one kind. "
+            f"Continue it with --unit {there.unit} (unit={there.unit!r}), or choose another folder with -o."
+        )
     parts = {"data": (here.data, there.data), "settings": (here.settings, there.settings)}
     if here.model.fingerprint != there.model.fingerprint:  # of the same one a path may be spelled another way
         parts = {"model": (here.model, there.model), **parts}

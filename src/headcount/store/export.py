@@ -14,6 +14,7 @@ import xarray as xr
 from headcount.errors import InputError, RunError
 from headcount.store.run import Run
 from headcount.store.whole import files_together
+from headcount.units import KINDS
 
 FORMATS = ("parquet", "csv", "netcdf")
 
@@ -45,8 +46,8 @@ def _inert(value: Any) -> Any:
 def export_run(run: Run, folder: Path, form: str) -> list[Path]:
     """Write what a run holds into a folder, each kind into a file of its own; all of them appear at once, or none.
 
-    ``scores`` (one row an input, layer and head; one column a score), or ``heads`` of a summarised run (one row a score,
-    layer and head: count, mean, variance, smallest, largest); ``thresholds``; ``outcomes`` (one row a policy and
+    ``scores`` (one row an input, layer and head; one column a score), or ``heads`` (``neurons``, …) of a summarised run (one
+    row a score, layer and head: count, mean, variance, smallest, largest); ``thresholds``; ``outcomes`` (one row a policy and
     question); ``metrics``. As netCDF scores, heads and thresholds are arrays, outcomes have the dimensions (policy,
     question), and of their columns only those with numbers are there.
 
@@ -70,7 +71,7 @@ def _tables(run: Run, folder: Path, form: str) -> Iterator[Path]:
         yield _write_scores(run, folder / f"scores.{form}", form)
     cuts, summary = run.thresholds(), run.summary()
     tables = {
-        "heads": None if summary is None else summary.heads.to_dataframe().reset_index(),
+        KINDS[run.manifest.unit].short: None if summary is None else summary.heads.to_dataframe().reset_index(),
         "thresholds": None if cuts is None else cuts.to_dataframe().reset_index(),
         "outcomes": run.outcomes(),
         "metrics": run.metrics(),
@@ -116,7 +117,7 @@ def _netcdf(run: Run, folder: Path, form: str) -> Iterator[Path]:
     scores, summary, cuts, outcomes = run.scores(), run.summary(), run.thresholds(), run.outcomes()
     arrays = {
         "scores": scores,
-        "heads": None if summary is None else summary.heads,
+        KINDS[run.manifest.unit].short: None if summary is None else summary.heads,
         "thresholds": cuts,
         "outcomes": None if outcomes is None else _numbers(outcomes),
     }

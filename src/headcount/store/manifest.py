@@ -23,7 +23,7 @@ from pydantic import (
 from headcount.errors import RunError
 from headcount.files import checksum, read_file
 from headcount.store.files import NOTED, damaged
-from headcount.units import Count, LayerUnits, UnitMap
+from headcount.units import KINDS, Count, KindId, LayerUnits, MlpUnits, UnitMap
 
 #: Inputs, or questions, whose results are written together.
 SHARD = 256
@@ -52,6 +52,7 @@ def _fits(layer: LayerUnits) -> LayerUnits:
 
 
 Layer = Annotated[LayerUnits, AfterValidator(_fits), PlainSerializer(LayerUnits.facts)]
+_Mlp = Annotated[MlpUnits, PlainSerializer(MlpUnits.facts)]
 
 
 class ModelFacts(Facts):
@@ -60,18 +61,14 @@ class ModelFacts(Facts):
     dtype: str | None = None
     num_heads: Count | None = None
     layers: list[Layer] = Field(default=[], max_length=10_000)
+    mlps: list[_Mlp] = Field(default=[], max_length=10_000)  # of runs of neurons and MLPs
 
-    @field_validator("layers")
+    @field_validator("layers", "mlps")
     @classmethod
-    def _once_each(cls, layers: list[Layer]) -> list[Layer]:
+    def _once_each(cls, layers: list[Any]) -> list[Any]:
         if len({layer.index for layer in layers}) < len(layers):
             raise ValueError("a layer is there twice")
         return layers
-
-    @property
-    def units(self) -> UnitMap | None:
-        """Which heads the model has; None where that is not said."""
-        return UnitMap(layers=tuple(self.layers)) if self.layers else None
 
 
 class DataFacts(Facts):
@@ -86,6 +83,7 @@ class DataFacts(Facts):
 class Settings(Facts):
     seed: int = 0
     shard: Annotated[int, Field(ge=1, le=10**9)] = SHARD
+    unit: KindId = "head"  # what is measured and off; runs of older formats, and those of heads, do not say
     scores_dtype: Literal["float32", "float16"] = "float32"
     summaries: bool = False
     metric: str | None = None
@@ -239,10 +237,10 @@ class Sealed(Facts):
 class Manifest(Sealed):
     """What a run is of, how it was begun, and what was asked for so far."""
 
-    formats = (2, 3, 4)
+    formats = (2, 3, 4, 5)
     holds = "model"
 
-    format: int = 4
+    format: int = 5
     model: ModelFacts = ModelFacts()
     data: DataFacts = DataFacts()
     settings: Settings = Settings()
@@ -265,6 +263,18 @@ class Manifest(Sealed):
         if strange := [name for name in files if not NOTED.fullmatch(name)]:
             raise ValueError(f"{strange[0]!r} is no shard of a run")
         return files
+
+    @property
+    def unit(self) -> KindId:
+        """The kind of unit that the run is of."""
+        return self.settings.unit
+
+    @property
+    def units(self) -> UnitMap | None:
+        """The units of the run's kind that its model has; None where that is not said."""
+        of_attention = KINDS[self.unit].site == "attention"
+        layers = tuple(self.model.layers) if of_attention else tuple(self.model.mlps)
+        return UnitMap(layers=layers, kind=self.unit) if layers else None
 
     @property
     def subject(self) -> str:

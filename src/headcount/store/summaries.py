@@ -17,13 +17,15 @@ from safetensors.numpy import save as save_safetensors
 
 from headcount.store.files import Shard, damaged, read_shard, shards, write_shard
 from headcount.store.headers import Header, read_header
-from headcount.summaries import FINE_BITS, HEAD_BITS, HEAD_SPAN, Counts, Moments, ScoreSummary, Summary
+from headcount.summaries import FINE_BITS, PART_BITS, PART_SPAN, Counts, Moments, Parts, ScoreSummary, Summary
 from headcount.units import MOST_UNITS
 
 #: Shards that are added up into one file: what a damaged file costs at most.
 _SEGMENT = 64
 _MOMENTS = ("count", "mean", "deviations", "smallest", "largest")
 _MOST = 10**15  # values in a bin
+#: What counts of parts are called.
+_CALLED: dict[Parts, str] = {"unit": "head", "layer": "layer"}
 _SPAN = re.compile(r"\d+-\d+")
 
 
@@ -84,7 +86,8 @@ def _encode(summary: Summary, subject: str | None) -> bytes:
         parts = {
             **vars(score.moments),
             "fine_codes": score.fine.codes, "fine_counts": score.fine.counts,
-            "head_codes": score.by_head.codes, "head_counts": score.by_head.counts,
+            f"{_CALLED[score.parts]}_codes": score.by_part.codes,
+            f"{_CALLED[score.parts]}_counts": score.by_part.counts,
         }  # fmt: skip
         tensors |= {f"{name}/{part}": np.ascontiguousarray(values) for part, values in parts.items()}
     facts = {name: value for name, value in vars(summary).items() if name not in ("scores", "heads")}
@@ -123,24 +126,28 @@ def _score(known: Header, tensors: dict[str, np.ndarray], name: str, shape: tupl
     for part in _MOMENTS:
         known.check(f"{name}/{part}", ("I64" if part == "count" else "F64",), *shape)
     moments = Moments(**{part: tensors[f"{name}/{part}"] for part in _MOMENTS})
-    fine, by_head = _counts(known, tensors, f"{name}/fine"), _counts(known, tensors, f"{name}/head")
-    heads, of_head = by_head.codes // HEAD_SPAN, np.zeros(moments.count.size, np.int64)
-    if by_head.codes.size and not (heads.min() >= 0 and heads.max() < of_head.size):
-        raise ValueError(f"{name} counts heads that are not there")
-    np.add.at(of_head, heads, by_head.counts)
-    if (of_head != moments.count.ravel()).any() or fine.counts.sum() != of_head.sum():
+    parts: Parts = "layer" if f"{name}/layer_codes" in known.tensors else "unit"
+    fine = _counts(known, tensors, f"{name}/fine", FINE_BITS)
+    by_part = _counts(known, tensors, f"{name}/{_CALLED[parts]}", PART_BITS)
+    found = ScoreSummary(moments=moments, fine=fine, by_part=by_part, parts=parts)
+    expected = found.of_parts[0].ravel()
+    numbers, of_part = by_part.codes // PART_SPAN, np.zeros(expected.size, np.int64)
+    if by_part.codes.size and not (numbers.min() >= 0 and numbers.max() < of_part.size):
+        raise ValueError(f"{name} counts {'heads' if parts == 'unit' else 'layers'} that are not there")
+    np.add.at(of_part, numbers, by_part.counts)
+    if (of_part != expected).any() or fine.counts.sum() != of_part.sum():
         raise ValueError(f"the counts of {name} do not agree")
-    return ScoreSummary(moments=moments, fine=fine, by_head=by_head)
+    return found
 
 
-def _counts(known: Header, tensors: dict[str, np.ndarray], name: str) -> Counts:
+def _counts(known: Header, tensors: dict[str, np.ndarray], name: str, bits: int) -> Counts:
     (size,) = known.check(f"{name}_codes", ("I64",), None).shape
     known.check(f"{name}_counts", ("I64",), size)
     codes, counts = tensors[f"{name}_codes"], tensors[f"{name}_counts"]
     largest = int(counts.max(initial=0))
     if (np.diff(codes) <= 0).any() or codes.min(initial=0) < 0 or counts.min(initial=1) < 1 or largest > _MOST:
         raise ValueError(f"{name} is no count of values")
-    bins = codes % HEAD_SPAN if name.endswith("/head") else codes
-    if bins.max(initial=0) >= 1 << (9 + (HEAD_BITS if name.endswith("/head") else FINE_BITS)):
+    bins = codes % PART_SPAN if bits == PART_BITS else codes
+    if bins.max(initial=0) >= 1 << (9 + bits):
         raise ValueError(f"{name} counts values that are no numbers")
     return Counts(codes=codes, counts=counts)

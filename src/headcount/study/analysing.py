@@ -15,6 +15,7 @@ from headcount.store import Run, table_csv, write_atomically
 from headcount.study.cuts import cuts_of
 from headcount.study.folder import StudyFolder
 from headcount.study.progress import Announce, announced, rule_of, silent
+from headcount.units import KINDS
 
 
 def analyse_runs(
@@ -92,10 +93,16 @@ def read_tables(
         model=model or model_name(run), data=data or data_name(run), tasks=run.manifest.data.tasks,
         outcomes=run.outcomes(), until_decided=rule_of(run.manifest, higher_is_better),
         num_questions=run.manifest.data.num_questions, scores=scores,
-        thresholds=None if scores is None else cuts_of(run, scores), units=run.manifest.model.units,
+        thresholds=None if scores is None else cuts_of(run, scores), units=run.manifest.units,
         metric=metric or settings.metric,
         higher_is_better=settings.higher_is_better if higher_is_better is None else higher_is_better,
     )  # fmt: skip
+
+
+def named_units(runs: Iterable[Run]) -> str:
+    """What several runs are of, for titles."""
+    kinds = {KINDS[run.manifest.unit].short for run in runs}
+    return kinds.pop() if len(kinds) == 1 else "units"
 
 
 def model_name(run: Run) -> str:
@@ -110,7 +117,7 @@ def data_name(run: Run) -> str:
 
 def _tables(runs: Sequence[RunTables], published: bool = True) -> dict[str, pd.DataFrame]:
     curves = None
-    if published:
+    if published and all(run.kind == "head" for run in runs):
         curves = published_curves()
         curves["model"] += " (published)"  # a model of one's own may have the same name
     return all_tables(runs, published=curves)

@@ -13,8 +13,9 @@ from headcount.analysis import ShareSearch, UntilDecided
 from headcount.calibration import Calibration
 from headcount.errors import InputError, RunError
 from headcount.evaluation.workload import Workload
+from headcount.models.observe import scores_of
 from headcount.policies import Policy, check_policy, policy_list, read_curve
-from headcount.policies.policy import calibration_of, layer_set
+from headcount.policies.policy import calibration_of, check_measured, layer_set
 from headcount.resolving import read_policy
 from headcount.scores import of_tokens, select_scores
 from headcount.store import Run, begin_run, is_run, manifest, open_run
@@ -41,6 +42,7 @@ from headcount.study.units import Engine, LocalEngine
 from headcount.summaries import Summary
 from headcount.tasks import check_tasks
 from headcount.thresholding import thresholds
+from headcount.units import KINDS, KindId, checked_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -64,6 +66,7 @@ def evaluate_run(
     thresholds_from: str | os.PathLike[str] | None = None,
     calibration: Calibration | str | os.PathLike[str] | None = None,
     pruned: Iterable[str | os.PathLike[str]] = (),
+    unit: KindId | None = None,
     until_decided: UntilDecided | None = None,
     search: Iterable[str] = (),
     search_range: ShareSearch | None = None,
@@ -88,6 +91,7 @@ def evaluate_run(
         exclude_layers: of policies that are given as text, and of the search.
         thresholds_from: run whose scores give the thresholds of policies with a share; these questions' own if not given.
         calibration: of the model, or a file with one, for scores and replacements that need it.
+        unit: what is measured and off; that of the run in the folder, or of ``thresholds_from``, or else heads, if not given.
         pruned: folders of checkpoints that ``prune_heads`` made from this model, to ask as well.
         search: curves (scores, also as ``ID/token+mean``) whose removable share is searched for, each look until it is
             decided; ``all`` for all scores.
@@ -102,7 +106,7 @@ def evaluate_run(
         RunError: the folder holds another run, or a policy of this name with another threshold, or was asked in another way.
     """
     spec, excluded = _described(model), layer_set(exclude_layers)
-    calibration = _calibration(calibration, spec)
+    calibration, unit = _calibration(calibration, spec), _unit(unit, folder, thresholds_from)
     read = [
         read_policy(policy, exclude_layers=excluded, seed=seed, model=spec.model) if isinstance(policy, str) else policy
         for policy in policy_list(policies)
@@ -110,23 +114,29 @@ def evaluate_run(
     read = policy_list(read, calibration)
     for policy in read:
         check_policy(policy)
+        check_measured(policy, unit)
     if not isinstance(until_decided, UntilDecided | None):
         raise InputError(
             f"until_decided is an UntilDecided, such as hc.UntilDecided(margin=0.01), not {until_decided!r}."
         )
-    searched = _searched(search)
+    searched = _searched(search, unit)
     asking = Asking(
         policies=tuple(dict.fromkeys(read)), rule=until_decided or (UntilDecided() if searched else None),
         searched=searched, search=search_range or ShareSearch(), exclude_layers=excluded,
         thresholds_from=thresholds_from, pruned=tuple(map(Path, _several(pruned))), calibration=calibration,
     )  # fmt: skip
+    select_scores(asking.scores() or "all", unit)
+    if unit != "head" and (asking.pruned or calibration is not None):
+        raise InputError(
+            f"Calibrations and pruned checkpoints are of heads, not of {KINDS[unit].plural}. Leave them out."
+        )
     data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, announce=announce)
     loaded = _loaded(model, tokenizer, calibration, announce)
     for checkpoint in asking.pruned:
         check_pruned(checkpoint, loaded)
     subject = read_data(
         loaded, data, chat_template=chat_template, offline=offline, include_path=include_path,
-        batch_tokens=batch_tokens, seed=seed, announce=announce,
+        batch_tokens=batch_tokens, seed=seed, unit=unit, announce=announce,
     )  # fmt: skip
     prepared(subject)
     with begun(folder, subject.facts(), seed=seed, command=command, **asking.kept(folder)) as run:
@@ -152,6 +162,7 @@ def measure_run(
     calibration: Calibration | str | os.PathLike[str] | None = None,
     scores_dtype: str = "float32",
     summaries: bool = False,
+    unit: KindId | None = None,
     announce: Announce = silent,
     prepared: Callable[[Subject], object] = lambda _: None,
     command: str = "",
@@ -165,7 +176,10 @@ def measure_run(
     Args:
         texts: what to read instead of tasks: files or hub data sets, or ``Texts`` that say more, as in a study.
         scores_dtype: ``float32``, or ``float16`` for half the disk.
-        summaries: keep counts and moments of scores instead of every score, as is always done where one is of tokens.
+        summaries: keep counts and moments of scores instead of every score, as is always done where one is of tokens, and
+            of neurons.
+        unit: what is measured: a ``head``, ``group``, ``attention``, ``neuron`` or ``mlp``; that of the run in the folder, or
+            else heads, if not given.
 
     Raises:
         InputError, TaskError, ModelError: as ``load``, ``evaluate`` and ``measure_heads``.
@@ -173,7 +187,8 @@ def measure_run(
     """
     if bool(tasks) == bool(texts):
         raise InputError("Say what the model should read: either tasks or texts, not both.")
-    ids = [score.id for score in select_scores(scores)]
+    unit = _unit(unit, folder)
+    select_scores(scores, unit)
     if scores_dtype not in DTYPES:
         raise InputError(f"Unknown scores_dtype {scores_dtype!r}. Use {' or '.join(DTYPES)}.")
     if tasks:
@@ -181,11 +196,12 @@ def measure_run(
     else:
         data = texts if isinstance(texts, Texts) else named_texts(texts, limit=limit)
     calibration = _calibration(calibration, _described(model))
-    calibration_of((), select_scores(ids), calibration)
+    calibration_of((), select_scores(scores, unit), calibration)
     subject = read_data(
         _loaded(model, tokenizer, calibration, announce), data, chat_template=chat_template, offline=offline,
-        include_path=include_path, batch_tokens=batch_tokens, seed=seed, announce=announce,
+        include_path=include_path, batch_tokens=batch_tokens, seed=seed, unit=unit, announce=announce,
     )  # fmt: skip
+    ids = [score.id for score in scores_of(subject.model.model, scores, unit)]
     prepared(subject)
     chosen = {"scores_dtype": scores_dtype, "summaries": summaries or of_tokens(ids)}
     facts = subject.facts()
@@ -244,9 +260,11 @@ def begun(
     with suppress(Damaged):  # made anew with these
         known = open_run(folder).settings if is_run(Path(folder)) else known
     kept = {"shard": known.shard, "scores_dtype": known.scores_dtype, "summaries": known.summaries}
+    kept |= chosen | ({} if facts.unit == "head" else {"unit": facts.unit})
+    kept["summaries"] |= KINDS[facts.unit].many
     return begin_run(
-        folder, model=facts.model, data=facts.data, settings={"seed": seed} | kept | chosen,
-        batch_tokens=facts.batch_tokens, command=command,
+        folder, model=facts.model, data=facts.data, settings={"seed": seed} | kept, batch_tokens=facts.batch_tokens,
+        command=command,
     )  # fmt: skip
 
 
@@ -307,6 +325,11 @@ def _measured(run: Run, engine: Engine, num_inputs: int, asking: Asking, announc
             measure_inputs(run, engine, ids, num_inputs=num_inputs, calibration=asking.calibration, announce=announce)
     else:
         source = open_run(asking.thresholds_from)
+        if source.manifest.unit != run.manifest.unit:
+            of = KINDS[source.manifest.unit].plural, KINDS[run.manifest.unit].plural
+            raise RunError(
+                f"{str(asking.thresholds_from)!r} measured {of[0]}, and this run is of {of[1]}: give one of {of[1]}."
+            )
         theirs, ours = source.manifest.model, run.manifest.model
         if theirs.fingerprint != ours.fingerprint:
             raise RunError(
@@ -339,10 +362,21 @@ def _several(given: Any) -> Iterable[Any]:
     return given
 
 
-def _searched(search: Iterable[str]) -> tuple[str, ...]:
+def _unit(given: str | None, *folders: str | os.PathLike[str] | None) -> KindId:
+    """The kind of unit that is said, or else that of the first folder with a run."""
+    if given is not None:
+        return checked_kind(given)
+    for folder in folders:
+        with suppress(Damaged):  # which says more about itself where it is opened
+            if folder is not None and is_run(Path(folder)):
+                return open_run(folder).manifest.unit
+    return "head"
+
+
+def _searched(search: Iterable[str], unit: KindId) -> tuple[str, ...]:
     names = [*_several(search)]
     curves = dict.fromkeys(read_curve(name) for name in names if name != "all")
-    return tuple(score.id for score in select_scores("all")) if "all" in names else tuple(curves)
+    return tuple(score.id for score in select_scores("all", unit)) if "all" in names else tuple(curves)
 
 
 def _described(model: "str | ModelSpec | PreTrainedModel") -> ModelSpec:

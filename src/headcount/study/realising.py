@@ -49,7 +49,9 @@ class Realise:
         def at(share: float) -> tuple[float, float]:
             cut = float(np.interp(share, _GRID, self.cuts))
             tried = replace(policy, threshold=cut)
-            given = run_plan(subject.model.model, plan, [tried], batch_tokens=subject.batch_tokens, seed=self.seed)
+            given = run_plan(
+                subject.model.model, plan, [tried], batch_tokens=subject.batch_tokens, seed=self.seed, unit=subject.unit
+            )
             return cut, float(given.of_policies[0].share_off.mean())
 
         low, high = (0.0, 0.0), (1.0, 1.0)  # (share of the untouched model's scores, share that it came to)
@@ -91,7 +93,7 @@ def realise(
             if abs(off - (policy.share or 0)) > 0.01:
                 raise RunError(
                     f"{policy.label} cannot be had: the nearest threshold switches {100 * off:.1f}% off. Ask for another share, "
-                    f"or rank heads within each layer ({policy.score}:rank:{policy.share:g})."
+                    f"or rank units within each layer ({policy.score}:rank:{policy.share:g})."
                 )
         found.append(replace(policy, threshold=cut))
     return found

@@ -57,7 +57,7 @@ def data_options(study: Study, model: ModelSpec) -> dict[str, Any]:
     """What ``read_data`` needs to know of a study."""
     return {
         "chat_template": model.chat_template, "offline": study.offline, "include_path": study.include_path,
-        "batch_tokens": study.batch_tokens, "seed": study.seeds[0],
+        "batch_tokens": study.batch_tokens, "seed": study.seeds[0], "unit": study.unit,
     }  # fmt: skip
 
 
@@ -159,9 +159,8 @@ def _run_cell(
         facts, engine = workers.open(study, model, data)
     with begun(path, facts, command=command, **run_settings(study)) as run:
         search, calibration = study.search, read_calibration(model.calibration)
-        measure_inputs(
-            run, engine, study.score_ids(), num_inputs=facts.num_inputs, calibration=calibration, announce=announce
-        )
+        ids = facts.all_scores if study.scores == ("all",) else study.score_ids()
+        measure_inputs(run, engine, ids, num_inputs=facts.num_inputs, calibration=calibration, announce=announce)
         cuts = find_thresholds(run, study.shares) if study.shares else None
         if not study.num_policies() or not facts.num_questions:
             return
@@ -180,6 +179,7 @@ def run_settings(study: Study) -> dict[str, Any]:
     """The manifest's ``settings``."""
     return {
         "seed": study.seeds[0], "shard": study.shard, "scores_dtype": study.scores_dtype, "summaries": study.summarised,
+        **({} if study.unit == "head" else {"unit": study.unit}),
     }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from headcount.scores import is_registered, load_scores, of_tokens, select_score
 from headcount.store.names import check_folder_name, slug
 from headcount.strict_yaml import read_yaml
 from headcount.thresholding import SHARES
+from headcount.units import KINDS, KindId
 
 _EXAMPLES = files("headcount.study") / "examples"
 _MOST_SAID = 20
@@ -152,6 +153,7 @@ class Study(_Spec):
         name: of the study, and of its folder.
         models: models, or their names.
         data: tasks and texts, or names of tasks.
+        unit: what is measured and off: ``head``, ``group``, ``attention``, ``neuron`` or ``mlp``.
         scores: ids or aliases, or ``all``. ``random`` among them asks for random heads. ``ID/token`` decides for each token;
             ``ID+mean``, ``ID+linear`` and ``ID+kept`` replace heads by something else than 0, and ``ID+keep-first`` keeps each
             text's first token.
@@ -181,6 +183,7 @@ class Study(_Spec):
     models: tuple[Annotated[ModelSpec, _named("model")], ...] = Field(min_length=1)
     data: tuple[Annotated[_Data, _named("tasks")], ...] = Field(min_length=1)
     scores_from: tuple[str, ...] = ()  # before scores, which may be among them
+    unit: KindId = "head"  # before scores, which are of it
     scores: _Names = ("all",)
     shares: tuple[Annotated[float, Field(ge=0, le=1)], ...] = SHARES
     ask: bool = True
@@ -246,7 +249,9 @@ class Study(_Spec):
         if scores == ("all",):
             return scores
         own = [name for name in scores if not is_registered(score_of(name))] if info.data.get("scores_from") else []
-        return tuple(dict.fromkeys(name if name in own else read_curve(name) for name in scores))
+        unit, curves = info.data.get("unit", "head"), [name if name in own else read_curve(name) for name in scores]
+        select_scores([of for name in curves if name not in own and not is_random(of := score_of(name))] or "all", unit)
+        return tuple(dict.fromkeys(curves))
 
     def with_own_scores(self) -> Self:
         """The same, with the scores of its files registered, which runs them: to measure and to ask, not to look.
@@ -270,7 +275,7 @@ class Study(_Spec):
 
     def curves(self) -> list[str]:
         """What is asked at each share: scores, or scores with what stands for heads that are off."""
-        return [score.id for score in select_scores("all")] if self.scores == ("all",) else list(self.scores)
+        return [score.id for score in select_scores("all", self.unit)] if self.scores == ("all",) else list(self.scores)
 
     def score_ids(self) -> list[str]:
         """What is measured."""
@@ -278,8 +283,8 @@ class Study(_Spec):
 
     @property
     def summarised(self) -> bool:
-        """Whether counts and moments are kept instead of every score; of tokens they always are."""
-        return self.summaries or of_tokens(self.score_ids())
+        """Whether counts and moments are kept instead of every score; of tokens and of neurons they always are."""
+        return self.summaries or of_tokens(self.score_ids()) or KINDS[self.unit].many
 
     def rule(self) -> UntilDecided | None:
         """When to stop asking under a policy; None to ask every question."""

@@ -24,6 +24,7 @@ from headcount.store.run import noted_facts
 from headcount.study.progress import Announce, silent
 from headcount.study.units import Aggregate, AskShard, Engine, MeasureShard
 from headcount.summaries import Summary
+from headcount.units import KINDS
 
 
 def measure_inputs(
@@ -49,8 +50,10 @@ def measure_inputs(
         InputError: a score needs a calibration, and there is none.
         RunError: the run was begun with other scores, or another calibration.
     """
-    read = calibration_of((), select_scores(scores), calibration)
-    progress = announce(f"Measuring {len(scores)} score{'s' * (len(scores) != 1)}")
+    read = calibration_of((), select_scores(scores, run.manifest.unit), calibration)
+    units, plural = run.manifest.units, KINDS[run.manifest.unit].plural
+    of = plural if units is None else f"{units.num_units:,} {plural}"
+    progress = announce(f"Measuring {len(scores)} score{'s' * (len(scores) != 1)} of {of}")
     known, before = run.manifest.measured, run.scores_measured()
     if before not in (None, list(scores)):
         raise RunError(

@@ -11,9 +11,10 @@ from headcount.evaluation.workload import PART_BATCHES, Workload, even_size
 from headcount.models.batching import batch_tokens_for, check_lengths, data_fingerprint
 from headcount.models.chat import expects_chat
 from headcount.models.loading import default_name, fingerprint, load
-from headcount.models.observe import units_of
+from headcount.models.observe import scores_of, units_of
 from headcount.study.progress import Announce, announced, silent
 from headcount.study.spec import ModelSpec, Tasks, Texts
+from headcount.units import KINDS, KindId
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,9 +40,10 @@ class LoadedModel:
         """For people and for manifests."""
         return default_name(self.spec.model)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, unit: KindId) -> dict[str, Any]:
         """The manifest's ``model``."""
         units = units_of(self.model)
+        of_mlps = KINDS[unit].site == "mlp"
         return {
             "name": self.name,
             "fingerprint": fingerprint(self.model),
@@ -49,6 +51,7 @@ class LoadedModel:
             "num_heads": units.num_units,
             "expects_chat": dict(zip(("answer", "why"), self.expects_chat(), strict=True)),
             "layers": [layer.facts() for layer in units.layers],
+            **({"mlps": [layer.facts() for layer in units_of(self.model, unit).layers]} if of_mlps else {}),
         }
 
     def expects_chat(self) -> tuple[bool, str]:
@@ -66,6 +69,7 @@ class Subject:
         rows: token ids of every input.
         benchmark: what is asked; None for texts.
         batch_tokens: tokens in a batch.
+        unit: what is measured and off.
     """
 
     model: LoadedModel
@@ -73,6 +77,7 @@ class Subject:
     rows: list[list[int]]
     benchmark: "Benchmark | None"
     batch_tokens: int
+    unit: KindId = "head"
 
     def workload(self) -> Workload:
         if self.benchmark is not None:
@@ -81,8 +86,9 @@ class Subject:
 
     def facts(self) -> "SubjectFacts":
         return SubjectFacts(
-            model=self.model.facts(), data=self.data, inputs=tuple(map(len, self.rows)), workload=self.workload(),
-            batch_tokens=self.batch_tokens,
+            model=self.model.facts(self.unit), data=self.data, inputs=tuple(map(len, self.rows)), workload=self.workload(),
+            batch_tokens=self.batch_tokens, unit=self.unit,
+            all_scores=tuple(score.id for score in scores_of(self.model.model, "all", self.unit)),
         )  # fmt: skip
 
 
@@ -97,6 +103,10 @@ class SubjectFacts:
     workload: Workload
     """Of the questions; of none for texts."""
     batch_tokens: int
+    unit: KindId
+    """What is measured and off."""
+    all_scores: tuple[str, ...]
+    """Those that ``all`` stands for."""
 
     @property
     def num_inputs(self) -> int:
@@ -146,6 +156,7 @@ def read_data(
     include_path: str | Path | None = None,
     batch_tokens: int | None = None,
     seed: int = 0,
+    unit: KindId = "head",
     announce: Announce = silent,
 ) -> Subject:
     """Prepare what a model is to read.
@@ -157,12 +168,15 @@ def read_data(
         data: tasks or texts.
         chat_template: None puts prompts into the model's chat template if it is an instruct model.
         offline: never use the network.
+        unit: what is to be measured and off.
         announce: begins a step of progress.
 
     Raises:
         InputError: texts that cannot be read or are too long, or a chat template that the model lacks.
         TaskError: a task that cannot be had.
+        ModelError: the model has no such units.
     """
+    units_of(loaded.model, unit)
     batch_tokens = batch_tokens_for(
         loaded.model, batch_tokens
     )  # once: all shards of a run are read in the same batches
@@ -171,7 +185,7 @@ def read_data(
             rows = text_rows(loaded, data)
         facts = data.model_dump(mode="json", exclude={"name"})
         facts |= {"num_inputs": len(rows), "fingerprint": data_fingerprint(rows)}
-        return Subject(model=loaded, data=facts, rows=rows, benchmark=None, batch_tokens=batch_tokens)
+        return Subject(model=loaded, data=facts, rows=rows, benchmark=None, batch_tokens=batch_tokens, unit=unit)
     with announced(announce, "Preparing the questions"):
         from headcount.evaluation.benchmark import Benchmark
 
@@ -179,10 +193,12 @@ def read_data(
             loaded.model, list(data.tasks), tokenizer=loaded.tokenizer, num_fewshot=data.num_fewshot, limit=data.limit,
             chat_template=loaded.expects_chat()[0] if chat_template is None else chat_template,
             batch_tokens=batch_tokens, seed=seed, offline=offline or None, include_path=include_path,
-            calibration=loaded.calibration,
+            calibration=loaded.calibration, unit=unit,
         )  # fmt: skip
         facts = {"tasks": list(data.tasks)} | benchmark.facts()
-    return Subject(model=loaded, data=facts, rows=benchmark.inputs(), benchmark=benchmark, batch_tokens=batch_tokens)
+    return Subject(
+        model=loaded, data=facts, rows=benchmark.inputs(), benchmark=benchmark, batch_tokens=batch_tokens, unit=unit
+    )
 
 
 def read_texts(data: Texts) -> tuple[str, ...]:

@@ -59,7 +59,8 @@ class MeasureShard:
         measure = summarise_heads if self.summarise else measure_heads
         return measure(
             subject.model.model, subject.rows[self.first : self.last], scores=self.scores,
-            batch_tokens=subject.batch_tokens, seed=self.seed, calibration=subject.model.calibration, progress=progress,
+            batch_tokens=subject.batch_tokens, seed=self.seed, calibration=subject.model.calibration, unit=subject.unit,
+            progress=progress,
         )  # fmt: skip
 
 

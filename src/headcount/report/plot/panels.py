@@ -10,17 +10,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from headcount.analysis import layer_profile
+from headcount.analysis.inactivity import score_names
 from headcount.errors import InputError, nearest
 from headcount.report.head_map import score_facts
 from headcount.report.plot.paper import LINES, paper_style, plain
 from headcount.report.style import RUNS, score_style
+from headcount.summaries import Summary
 from headcount.thresholding import quantiles, thresholds
 
 LEVELS = np.arange(101) / 100  # of cumulative distributions
 
 
 def distributions(
-    table: xr.Dataset,
+    table: xr.Dataset | Summary,
     *,
     scores: Sequence[str] | None = None,
     shares: Sequence[float] = (0.1, 0.2, 0.3),
@@ -30,7 +32,7 @@ def distributions(
     """The cumulative distribution of each score over all heads and inputs, with the thresholds at some shares.
 
     Args:
-        table: scores, dims (example, layer, head).
+        table: scores, dims (example, layer, head), or a summary; for ``layers`` one that counts by layer.
         scores: ids to draw; None for all that were measured anywhere.
         shares: thresholds to mark, as shares of heads and inputs.
         columns: panels in a row.
@@ -44,7 +46,8 @@ def distributions(
     """
     panels = _Panels(_measured([table], scores), columns, figure, sharey=True)
     for ax, name in panels:
-        cuts = quantiles(table[name].to_numpy(), LEVELS)
+        of_summary = isinstance(table, Summary)
+        cuts = table.scores[name].quantiles(LEVELS) if of_summary else quantiles(table[name].to_numpy(), LEVELS)
         ax.plot(cuts, LEVELS, color=score_style(name).light)
         side = score_facts(name, table)["inactive_when"]
         if side:
@@ -92,7 +95,7 @@ def comparison(
 
 
 def layers(
-    table: xr.Dataset, *, scores: Sequence[str] | None = None, columns: int = 4, figure: Figure | None = None
+    table: xr.Dataset | Summary, *, scores: Sequence[str] | None = None, columns: int = 4, figure: Figure | None = None
 ) -> np.ndarray:
     """Each score from the first layer to the last: the median over heads and inputs, and the middle 80% shaded.
 
@@ -124,13 +127,15 @@ def _cumulative_axes(ax: Axes, low: float, high: float) -> None:
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
-def _measured(tables: Sequence[xr.Dataset], scores: Sequence[str] | None) -> list[str]:
+def _measured(tables: Sequence[xr.Dataset | Summary], scores: Sequence[str] | None) -> list[str]:
     """The scores to draw: those asked for, or all that have values in every table."""
-    known = [
-        str(name)
-        for name in tables[0].data_vars
-        if all(name in table and bool(table[name].notnull().any()) for table in tables)
-    ]
+
+    def has_values(table: xr.Dataset | Summary, name: str) -> bool:
+        if isinstance(table, Summary):
+            return name in table and bool(table.scores[name].moments.count.any())
+        return name in table and bool(table[name].notnull().any())
+
+    known = [name for name in score_names(tables[0]) if all(has_values(table, name) for table in tables)]
     if not known:
         raise InputError("There is no measured score to draw. Measure some first, with `headcount.measure_heads`.")
     for name in scores or ():

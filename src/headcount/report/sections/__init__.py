@@ -13,15 +13,23 @@ from headcount.report.results import Report
 from headcount.report.tables import Table
 
 _ORDER = (
-    "answer", "accuracy", "divergence", "heads", "distributions", "agreement", "stability", "ranks", "layers", "comparison",
-    "paper", "methods",
+    "answer", "accuracy", "divergence", "heads", "neurons", "distributions", "agreement", "stability", "ranks", "layers",
+    "comparison", "paper", "methods",
 )  # fmt: skip
 SECTIONS = {name: import_module(f"{__name__}.{name}") for name in _ORDER}
 
 
+def sections_of(report: Report) -> list[str]:
+    """Those that say something of the first run's kind of unit."""
+    left_out = {"heads", "agreement"} if report.run.by_layer else {"neurons"}
+    left_out |= set() if report.run.manifest.unit == "head" else {"paper"}
+    return [name for name in _ORDER if name not in left_out]
+
+
 def of_each(part: str, report: Report) -> dict[str, Any]:
     """``part`` (tables, data, words or figures) of the sections that have it, by their names."""
-    return {name: getattr(module, part)(report) for name, module in SECTIONS.items() if hasattr(module, part)}
+    names = sections_of(report)
+    return {name: getattr(SECTIONS[name], part)(report) for name in names if hasattr(SECTIONS[name], part)}
 
 
 def result_tables(report: Report) -> list[Table]:

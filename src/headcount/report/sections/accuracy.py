@@ -11,7 +11,7 @@ from headcount.report.results import MARGIN, Report, RunResults
 from headcount.report.sections.section import Drawing, floats, line, on_axes, percentages
 from headcount.report.tables import Table, num, policy_columns, table, text
 
-HEADING = "{} as heads are switched off"
+HEADING = "{} as {} are switched off"
 
 
 def accuracy_table(accuracy: pd.DataFrame, metric: Metric, tasks: Sequence[str] = ()) -> Table:

@@ -17,13 +17,13 @@ from headcount.report.tables import Table, num, policy_columns, table, text
 HEADING = "The answer"
 
 
-def removable_table(removable: pd.DataFrame, metric: Metric) -> Table:
+def removable_table(removable: pd.DataFrame, metric: Metric, units: str = "heads") -> Table:
     """``removable`` is as from ``headcount.analysis.removable_table``."""
     within, name = wording.fall_name(MARGIN, metric), wording.shown(wording.metric_name(metric.name), 40)
     fall, side = ("rise", "above") if metric.sign < 0 else ("fall", "below")
     return table(
         "removable",
-        f"Share of heads that can be off within {within}",
+        f"Share of {units} that can be off within {within}",
         f"Where each score's curve crosses the line {within} {side} the untouched model for the last time, with 95% "
         f"bootstrap intervals; at smaller shares it may have been {side}. ≥ marks curves that did not {fall} that far "
         f"within the shares measured. Shown: the largest share up to which every measured one keeps {name} within "
@@ -60,7 +60,7 @@ def decided_table(decided: pd.DataFrame, unit: str = " questions") -> Table:
 def tables(report: Report) -> Iterator[Table]:
     run = report.run
     if run.has_curves:
-        yield removable_table(run.removable, run.judged)
+        yield removable_table(run.removable, run.judged, run.kind.short)
     if run.decided is not None:
         yield decided_table(run.decided)
 
@@ -70,7 +70,7 @@ def words(report: Report) -> dict[str, Any]:
     if not run.evaluated:
         return {"caveats": [], "shares": None, "answer": "", "proof": "", "untouched": ""}
     removable, accuracy = run.removable, run.answers.accuracy
-    said: dict[str, Any] = {"margin": MARGIN, "confidence": CONFIDENCE}
+    said: dict[str, Any] = {"margin": MARGIN, "confidence": CONFIDENCE, "units": run.kind.short}
     asked = said | {"num_questions": int(accuracy["num_questions"].iloc[0])}
     return {
         "answer": _claim(run, **asked),

@@ -23,7 +23,7 @@ def tables(report: Report) -> Iterator[Table]:
         metrics = [run.judged for run in evaluated.values()]
         yield table(
             "comparison-removable",
-            f"Share of heads that can be off within {wording.margins_of(MARGIN, metrics)}, run by run",
+            f"Share of {report.run.kind.short} that can be off within {wording.margins_of(MARGIN, metrics)}, run by run",
             f"By {wording.names_of(metrics)}. With 95% bootstrap intervals.",
             pd.concat(parts, ignore_index=True),
             [

@@ -1,7 +1,7 @@
 // Cumulative distributions of every score over all heads and inputs.
 sections.distributions = () => {
   const place = byId("distributions-chart");
-  const { scores } = data.heads;
+  const { scores } = data.heads ?? data.distributions;
   const { text, colourOf } = charts;
   const marked = [10, 20, 30]; // shares of heads, percent
   const falling = (entry) => entry.inactive_when === "high";

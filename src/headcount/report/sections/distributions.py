@@ -1,14 +1,17 @@
 """The distribution of each score, and its thresholds."""
 
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from headcount.report import plot, wording
-from headcount.report.head_map import score_facts
+from headcount.report.head_map import STEPS, score_facts
 from headcount.report.results import Report
-from headcount.report.sections.section import Drawing, panels
+from headcount.report.sections.section import Drawing, floats, line, panels
 from headcount.report.tables import Table, num, table, text
+from headcount.summaries import Summary
 
 HEADING = "Distributions and thresholds"
 
@@ -25,7 +28,7 @@ def tables(report: Report) -> Iterator[Table]:
     yield table(
         "thresholds",
         "Thresholds of each score",
-        "Beyond a threshold lies that share of the scores of all heads on all inputs, measured with no head off."
+        f"Beyond a threshold lies that share of the scores of all {run.kind.short} on all inputs, measured with nothing off."
         + "".join(f" {said}" for said in run.left_out),
         frame,
         [
@@ -35,11 +38,19 @@ def tables(report: Report) -> Iterator[Table]:
     )  # fmt: skip
 
 
-def data(report: Report) -> bool | None:
-    """What its script draws is the head map's."""
-    return report.run.measured or None
+def data(report: Report) -> bool | dict[str, Any] | None:
+    """What its script draws is the head map's; where there is none, each score's quantiles."""
+    scores = report.run.tables.scores
+    if not report.run.by_layer or not isinstance(scores, Summary):
+        return report.run.measured or None
+    shares, found = np.arange(STEPS + 1) / STEPS, []
+    for name in report.run.names:
+        facts = score_facts(name, scores)
+        at = 1 - shares if facts["inactive_when"] == "high" else shares
+        found.append({**line(name), **facts, "thresholds": floats(scores.scores[name].quantiles(at), 9)})
+    return {"scores": found}
 
 
 def figures(report: Report) -> Iterator[Drawing]:
     if report.run.measured:
-        yield panels("distributions", len(report.run.names), plot.distributions, report.run.scores)
+        yield panels("distributions", len(report.run.names), plot.distributions, report.run.drawn)

@@ -1,6 +1,6 @@
 // The head map: layers by heads, key-value groups bracketed.
 sections.heads = () => {
-  const { layers, heads, groups, scores, inputs, always, half } = data.heads;
+  const { layers, heads, groups, scores, inputs, always, half, noun, plural, short } = data.heads;
   const canvas = byId("map-canvas"), spoken = byId("map-spoken"), readout = byId("map-readout");
   const score = byId("map-score"), show = byId("map-show"), rule = byId("map-rule"), slider = byId("map-slider");
   const cells = layers.length * heads;
@@ -43,7 +43,7 @@ sections.heads = () => {
     canvas.width = Math.round(used * ratio);
     canvas.height = Math.round(height * ratio);
     const [along, across] = place.upright ? ["top to bottom", "left to right"] : ["left to right", "top to bottom"];
-    canvas.setAttribute("aria-label", `Head map: ${layers.length} layers from ${along}, ${heads} query heads from ${across}. ` +
+    canvas.setAttribute("aria-label", `Head map: ${layers.length} layers from ${along}, ${heads} ${plural} from ${across}. ` +
       "Arrow keys move, Enter pins a head, Escape lets it go.");
     return { ratio, height };
   }
@@ -75,7 +75,7 @@ sections.heads = () => {
       if (place.upright) label(head, place.left + middle, place.top - clear - 2, "center");
       else label(head, place.left - clear, place.top + middle, "right");
     }
-    const sides = place.upright ? ["query head", "layer"] : ["layer", "query head"];
+    const sides = place.upright ? [noun, "layer"] : ["layer", noun];
     label(sides[0], place.left + (canvas.width / ratio - place.left) / 2, place.upright ? 8 : floor + 16, "center");
     pen.save();
     pen.translate(6, place.top + (place.upright ? layers.length * pitch : floor - place.top) / 2);
@@ -140,7 +140,7 @@ sections.heads = () => {
     byId("map-share").textContent = `${step()}%`;
     slider.setAttribute("aria-valuetext", `${step()} percent`);
     if (!current.inactive_when) {
-      readout.textContent = "This installation does not know the score, so neither on which side heads are inactive. " +
+      readout.textContent = "This installation does not know the score, so neither on which side they are inactive. " +
         "Make the report with --scores-from and the file that defines it.";
       return;
     }
@@ -160,10 +160,10 @@ sections.heads = () => {
     }
     const side = current.inactive_when === "low" ? "below" : "above";
     readout.replaceChildren(
-      element("strong", {}, `${whole(inactive)} of ${whole(existing)} heads (${percent(inactive / existing, 1)})`),
+      element("strong", {}, `${whole(inactive)} of ${whole(existing)} ${short} (${percent(inactive / existing, 1)})`),
       ` ${inactive === 1 ? "is" : "are"} inactive on ${rules[rule.value]}: ${current.score} ${side} ${number(current.thresholds[step()])}.`,
       grouped ? ` ${whole(wholly)} of ${whole(sets)} key-value groups ${wholly === 1 ? "is" : "are"} wholly inactive.` : "",
-      ` Beyond this threshold lie ${step()}% of the scores of all heads on all ${whole(inputs)} inputs.`,
+      ` Beyond this threshold lie ${step()}% of the scores of all ${short} on all ${whole(inputs)} inputs.`,
     );
   }
 

@@ -18,6 +18,7 @@ def tables(report: Report) -> Iterator[Table]:
     if counts is None or counts.empty:
         return
     share = nearest_share(counts["share"].tolist(), USUAL_SHARE)
+    kind = report.run.kind
     count, mean, groups = "{:,}".format, "{:.1f}".format, ""
     columns = [text("Score", "score"), *(num(name.title(), name, count) for name in ("always", "sometimes", "never"))]
     columns.append(num("Per input", "mean_inactive", mean))
@@ -27,8 +28,8 @@ def tables(report: Report) -> Iterator[Table]:
         columns.append(num("Groups per input", "groups_mean_inactive", mean))
     yield table(
         "inactive-heads",
-        f"Heads that are always, sometimes and never inactive, at {wording.percent(share, 0)}",
-        f"Of {counts['heads'].max():,} heads, at the threshold of each score.{groups} Other shares are in the CSV.",
+        f"{kind.titled(kind.short)} that are always, sometimes and never inactive, at {wording.percent(share, 0)}",
+        f"Of {counts['heads'].max():,} {kind.short}, at the threshold of each score.{groups} Other shares are in the CSV.",
         counts,
         columns,
         read=counts.loc[counts["share"] == share],
@@ -36,7 +37,8 @@ def tables(report: Report) -> Iterator[Table]:
 
 
 def data(report: Report) -> dict[str, Any] | None:
-    return report.head_maps[0]
+    maps, kind = report.head_maps[0], report.run.kind
+    return maps and maps | {"noun": kind.noun, "plural": kind.plural, "short": kind.short}
 
 
 def words(report: Report) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def tables(report: Report) -> Iterator[Table]:
     yield table(
         "layers",
         "Median of each score, layer by layer",
-        "Over heads and inputs.",
+        f"Over {report.run.kind.short} and inputs.",
         profile,
         [num("Layer", 0), *(num(str(name), at, wording.number) for at, name in enumerate(medians.columns) if at)],
         read=medians,
@@ -36,7 +36,8 @@ def data(report: Report) -> dict[str, Any] | None:
     for score, rows in profile.groupby("score", sort=False):
         often = None
         if frequency is not None and score in frequency:
-            often = floats(frequency[str(score)].mean("head").to_numpy(), 4)
+            of_score = frequency[str(score)]
+            often = floats((of_score.mean("head") if "head" in of_score.dims else of_score).to_numpy(), 4)
         quantiles = {name: floats(rows[name].to_numpy()) for name in ("mean", "q10", "q50", "q90")}
         found.append({**line(str(score)), **quantiles, "often": often})
     return {
@@ -48,4 +49,4 @@ def data(report: Report) -> dict[str, Any] | None:
 
 def figures(report: Report) -> Iterator[Drawing]:
     if report.run.measured:
-        yield panels("layers", len(report.run.names), plot.layers, report.run.scores)
+        yield panels("layers", len(report.run.names), plot.layers, report.run.drawn)

@@ -29,6 +29,8 @@ def tables(report: Report) -> Iterator[Table]:
         ],
         read=thresholds.loc[thresholds["share"] == share],
     )  # fmt: skip
+    if heads.empty:  # of units that were counted by layer
+        return
     share = nearest_share(heads["share"].tolist(), _SHARE)
     yield table(
         "stability-heads",
