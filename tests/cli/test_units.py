@@ -48,7 +48,7 @@ def test_policies_of_neurons_are_evaluated_by_what_the_run_measured(headcount, c
     policies = "-p", "fhon/token:0.3", "-p", "griffin:0.2", "-p", "random:0.2"
     code, out, error = headcount("evaluate", checkpoint(), *own(), "--unit", "neuron", *policies, "-o", "run")
     assert code == 0, error
-    assert "neurons zeroed" in out
+    assert "neurons off" in out
     run = open_run("run")
     share = run.outcomes().groupby("policy")["share_off"].mean()
     assert share["fhon/token:0.3"] == pytest.approx(0.3, abs=0.1)

@@ -25,14 +25,15 @@ KILLS = 25
 
 
 def studies(folder: Path) -> list[Study]:
-    """The same study with every score kept, and with summaries."""
+    """The same study with every score kept, and with summaries; and one of neurons."""
     fields = {
         "models": [str(folder / "model")],
         "data": [{"tasks": "sums", "limit": 6}, {"texts": str(folder / "text.jsonl"), "limit": 5}],
         "scores": ["ahon_ln", "random"], "shares": [0, 0.2], "include_path": str(folder / "tasks"),
         "offline": True, "shard": 2,
     }  # fmt: skip
-    return [Study(**fields), Study(**fields, summaries=True)]
+    of_neurons = fields | {"unit": "neuron", "scores": ["fhon/token", "griffin", "random"]}
+    return [Study(**fields), Study(**fields, summaries=True), Study(**of_neurons)]
 
 
 def child(work: Callable[[], object]) -> int:
