@@ -50,7 +50,7 @@ def test_evaluate(headcount, checkpoint, own, options, arguments):
 
 def test_evaluate_a_pruned_checkpoint(headcount, checkpoint, own, monkeypatch):
     folder = checkpoint()
-    selection = Selection.of(hc.load(folder)[0], [(0, 0), (2, 7)], name=str(folder), kind="query", chosen={})
+    selection = Selection.of(hc.load(folder)[0], [(0, 0), (2, 7)], name=str(folder), kind="head", chosen={})
     selection.save("heads.json")
     headcount("prune", folder, "--heads", "heads.json", "--replace", "zero", "-o", "pruned")
     asked = (*own(), "--pruned", "pruned", "--trust-remote-code")

@@ -243,7 +243,7 @@ def test_selection_files(tiny, tmp_path):
         ({"format": 2}, "format: Input should be 1"),
         ({"heads": [[0, 1], [0, 1]]}, r"heads: .*\(0, 1\) twice"),
         ({"heads": []}, "heads: .*no heads"),
-        ({"unit": "neuron"}, "unit: Input should be 'query', 'group' or 'layer'"),
+        ({"unit": "expert"}, "unit: Input should be 'head', 'group', 'attention'"),
     ):
         file.write_text(json.dumps(content | change))
         with pytest.raises(InputError, match=complaint):
