@@ -41,7 +41,7 @@ def read_all():
     run = open_run("run")
     known = (run.thresholds(), run.metrics(), run.outcomes(), run.summary(), run.missing())
     scores = run.scores()
-    return known, whats_left(run), repr(run), run.manifest.model.units, scores is None or scores.load()
+    return known, whats_left(run), repr(run), run.manifest.units, scores is None or scores.load()
 
 
 def read_study():

@@ -12,7 +12,7 @@ from headcount.units import UnitMap
 
 _COARSE = NUM_BINS >> (FINE_BITS - PART_BITS)  # coarse bins
 #: Bins of numbers that are finite; those of infinities and NaN lie around them.
-_FINITE = slice(0xFF << (FINE_BITS), NUM_BINS - (1 << FINE_BITS))
+_FINITE = slice(1 << FINE_BITS, NUM_BINS - (1 << FINE_BITS))
 
 
 class Sums:
