@@ -159,7 +159,7 @@ def cut_at_random(name: str, folder: Path, dtype: str) -> str:
     units = units_of(model)
     heads = [(layer.index, head) for layer in units.layers for head in range(layer.num_attention_heads)]
     gone = random.Random(0).sample(heads, len(heads) // 10)  # noqa: S311
-    selection = Selection.of(model, gone, name=name, kind="query", chosen={"score": "random"})
+    selection = Selection.of(model, gone, name=name, kind="head", chosen={"score": "random"})
     prune_heads(model, selection, folder, tokenizer=tokenizer)
     return str(folder)
 

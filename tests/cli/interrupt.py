@@ -33,7 +33,7 @@ UNFINISHED = ".target.making-", f".{FILE}.calibrating"
 def works(folder: Path):
     """What is killed, by name: it writes to the path that it is given."""
     model, tokenizer = load(folder / "model")
-    selection = Selection.of(model, [(0, 0), (0, 1), (1, 3)], name="tiny", kind="query", chosen={"score": "by hand"})
+    selection = Selection.of(model, [(0, 0), (0, 1), (1, 3)], name="tiny", kind="head", chosen={"score": "by hand"})
     rows = [[5, 6, 7, 8, 9, 10, 11, 12]] * 4
 
     def prune(target: Path) -> None:

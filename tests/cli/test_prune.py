@@ -15,7 +15,7 @@ def modules_cache(tmp_path, monkeypatch):
 
 def write_selection(folder, file, heads):
     model, _ = load(folder)
-    Selection.of(model, heads, name=str(folder), kind="query", chosen={"score": "by hand"}).save(file)
+    Selection.of(model, heads, name=str(folder), kind="head", chosen={"score": "by hand"}).save(file)
 
 
 def test_plan_prune_and_compare_the_result(headcount, checkpoint, letters, own, tmp_path):

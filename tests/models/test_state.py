@@ -317,7 +317,7 @@ def test_int8_that_rounds_a_whole_batch_is_refused_and_half_precision_is_measure
 @pytest.mark.parametrize("offloading", [True, False])
 def test_weights_that_cannot_be_replaced_are_refused_before_anything_is_done(tiny, tmp_path, offloading):
     model = by_hand(tiny(), tmp_path) if offloading else layers_compiled(tiny())
-    selection = hc.Selection.of(tiny(), [(0, 0)], name="", kind="query", chosen={})
+    selection = hc.Selection.of(tiny(), [(0, 0)], name="", kind="head", chosen={})
     for change in (
         lambda: hc.select_heads(model, hc.Fitting(rows=ROWS), share=0.2),
         lambda: hc.prune_heads(model, selection, tmp_path / "smaller"),
