@@ -137,3 +137,42 @@ def test_stopping_leaves_nothing(headcount, checkpoint, tmp_path, monkeypatch):
     assert code == 130
     assert "Stopped. Nothing was written." in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["heads.json", "model"]
+
+
+def test_neurons_go_as_heads_do(headcount, refused, checkpoint, own, tmp_path):
+    folder = checkpoint()
+    (tmp_path / "texts.jsonl").write_text('"The cat sat."\n"On the mat, all day long."\n')
+    chosen = ("select", folder, "--unit", "neuron", "--texts", "texts.jsonl", "--share", "0.25", "-o", "neurons.json")
+    code, out, error = headcount(*chosen)
+    assert code == 0, error
+    assert "MLP neurons (25.0%)" in out
+    code, out, error = headcount("prune", folder, "--heads", "neurons.json", "-o", "smaller", "--device", "cpu")
+    assert code == 0, error
+    assert "MLP neurons" in out
+    assert "-25.0%" in out
+    assert "key-value" not in out
+    assert "trust_remote_code" not in out
+    card = (tmp_path / "smaller" / "README.md").read_text()
+    assert "MLP neurons" in card
+    assert "MLP's last map is gone" in card
+    assert "How the neurons were chosen" in card
+    compared = ("evaluate", folder, *own(), "-o", "run", "--pruned", "smaller", "-p", "random:0.3")
+    code, out, error = headcount(*compared)
+    assert code == 0, error
+    outcomes = open_run("run").outcomes()
+    assert outcomes.loc[outcomes["policy"] == "pruned:smaller", "share_off"].unique().tolist() == [0.25]
+    assert "not for neurons" in refused(*chosen[:-1], "other.json", "--budget", "1 point of arc_easy")
+    refitted = (
+        "prune",
+        folder,
+        "--heads",
+        "neurons.json",
+        "-o",
+        "refitted",
+        "--replace",
+        "refit",
+        "--texts",
+        "texts.jsonl",
+    )
+    assert "refit is for heads" in refused(*refitted)
+    assert not (tmp_path / "refitted").exists()

@@ -156,13 +156,17 @@ class Replacing:
     """What replaces removed heads."""
 
     replace: Annotated[
-        Literal["zero", "mean", "refit"],
+        Literal["zero", "mean", "refit"] | None,
         replacement_option(
             help="What replaces removed heads: zero (nothing), mean (their mean output, in a bias), or refit (the heads that "
-            "stay, by ridge regression).",
+            "stay, by ridge regression). [default: refit; zero for neurons, which have no refit]",
         ),
-    ] = "refit"
+    ] = None
     ridge: Annotated[float, replacement_option(help="Of the refit, in units of the mean variance.")] = 0.01
+
+    def how(self, kind: str) -> Literal["zero", "mean", "refit"]:
+        """What replaces removed units of the kind."""
+        return self.replace or ("zero" if kind == "neuron" else "refit")
 
 
 @dataclass(frozen=True, kw_only=True)

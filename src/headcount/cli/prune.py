@@ -1,4 +1,4 @@
-"""``headcount prune``: a checkpoint without the selected heads."""
+"""``headcount prune``: a checkpoint without the selected heads or neurons."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,7 +13,7 @@ from headcount.errors import InputError
 from headcount.whole_table import WholeTable
 
 if TYPE_CHECKING:
-    from headcount.removal.plan import Plan
+    from headcount.removal.plan import NeuronPlan, Plan
     from headcount.removal.pruned import Pruned, Savings
 
 
@@ -70,16 +70,14 @@ def prune(
     batch_tokens: options.FittingBatch = 4096,
     seed: Annotated[int, typer.Option(help="For --distill: of the order of texts.")] = 0,
 ) -> None:
-    """Cut heads out of a model for good: show the plan, replace what they did, write a checkpoint, load it and compare."""
+    """Cut heads or neurons out of a model: show the plan, replace what they did, write a checkpoint, load it and compare."""
     with steps() as progress:
         from headcount.cli.reading import first_texts, first_tokens
         from headcount.cli.runs import command_line
         from headcount.models.gguf import gguf_file
         from headcount.models.loading import default_name
-        from headcount.models.observe import units_of
         from headcount.removal.fitting import Distillation, Fitting
-        from headcount.removal.plan import plan_removal
-        from headcount.removal.prune import Checkpoint, prune_heads
+        from headcount.removal.prune import Checkpoint, plan_of, prune_heads
         from headcount.removal.pruned import savings
         from headcount.removal.selection import Selection
         from headcount.store.whole import check_writable, refuse_taken
@@ -87,7 +85,8 @@ def prune(
 
         if format == "gguf" and uneven == "index":
             raise InputError("A GGUF file has no place for an index. Choose --uneven repeat or keep.")
-        selection, replace = Selection.load(heads), replacing.replace
+        selection = Selection.load(heads)
+        replace = replacing.how(selection.part)
         distillation = None
         if distill:
             rate = Distillation.learning_rate if learning_rate is None else learning_rate
@@ -100,7 +99,7 @@ def prune(
             check_writable(output_folder)
             if replace != "zero" and not texts:
                 raise InputError(
-                    f"Replacing heads by {replace} needs calibration texts: give --texts FILE, or --replace zero."
+                    f"Replacing {selection.part}s by {replace} needs calibration texts: give --texts FILE, or --replace zero."
                 )
             if distill and not texts:
                 raise InputError("--distill needs texts to learn from: give --texts FILE.")
@@ -108,7 +107,7 @@ def prune(
         name = default_name(loaded.name)
         selection.check(loaded.model, name)
         uneven = uneven or ("repeat" if format == "gguf" else "index")
-        plan = plan_removal(units_of(loaded.model), selection.heads, uneven=uneven)
+        plan = plan_of(loaded.model, selection, uneven)
         cut = format != "zeros"
         saved = savings(loaded.model, plan, biases=replace != "zero" or distill > 0) if cut else None
         print_plan(plan, saved, choices="keep" if format == "gguf" else "keep or index")
@@ -142,15 +141,14 @@ def print_result(result: "Pruned") -> None:
     output.say(f"Load it: {load}")
 
 
-def print_plan(plan: "Plan", savings: "Savings | None", *, choices: str) -> None:
+def print_plan(plan: "Plan | NeuronPlan", savings: "Savings | None", *, choices: str) -> None:
     """What goes, what stays and what that saves; None for weights that keep their shapes.
 
     ``choices`` are the ways for uneven groups that need no more cache.
     """
+    from headcount.removal.plan import Plan
     from headcount.units import KINDS
 
-    total = sum(layer.before.num_attention_heads for layer in plan.layers)
-    before, after = plan.key_value_heads
     table = WholeTable(box=None, header_style="bold", title="Plan", title_justify="left")
     for heading in ("", "before", "after", "change"):
         table.add_column(heading, justify="left" if not heading else "right")
@@ -158,15 +156,23 @@ def print_plan(plan: "Plan", savings: "Savings | None", *, choices: str) -> None
     def row(what: str, old: int, new: int) -> None:
         table.add_row(what, f"{old:,}", f"{new:,}", f"{100 * (new - old) / old:+.1f}%")
 
-    row(KINDS["head"].plural, total, total - len(plan.removed))
+    kind, total = ("head" if isinstance(plan, Plan) else "neuron"), plan.num_parts
+    row(KINDS[kind].plural, total, total - len(plan.removed))
     if savings is not None:
-        row("key-value heads", before, after)
+        if isinstance(plan, Plan):
+            row("key-value heads", *plan.key_value_heads)
         row("parameters", *savings.num_parameters)
-        row("key-value cache, bytes a token", *savings.key_value_bytes)
+        if savings.key_value_bytes is not None:
+            row("key-value cache, bytes a token", *savings.key_value_bytes)
     output.print(table)
     if savings is None:
         output.print("Zero-filled: every shape stays, and nothing gets faster or smaller.")
         return
+    if not isinstance(plan, Plan):
+        if plan.uniform is None:
+            output.print("Layers keep different numbers of neurons: a modelling file in the checkpoint builds them.")
+        return
+    before, after = plan.key_value_heads
     if plan.emptied:
         output.print(f"Layers that lose all heads: {', '.join(map(str, plan.emptied))}.")
     if stay := plan.kept_after_all:

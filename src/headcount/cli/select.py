@@ -26,7 +26,9 @@ def select(
     task: options.Task = None,
     share: Annotated[
         float | None,
-        typer.Option(help="Share of the model's query heads to remove; with --budget, the largest to try."),
+        typer.Option(
+            help="Share of the model's query heads to remove, or of each layer's neurons; with --budget, the largest to try."
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -41,12 +43,17 @@ def select(
     ] = None,
     confidence: Annotated[float, typer.Option(help="For --budget: of the statement, one-sided.")] = 0.95,
     score: Annotated[
-        str, typer.Option(help="taylor (needs gradients), or the id of a registered score, such as ahon_ln.")
-    ] = "taylor",
-    unit: Annotated[
-        Literal["head", "group", "attention"],
+        str | None,
         typer.Option(
-            help="What goes as a whole: a query head, a key-value group (saves cache), or a layer's attention."
+            help="taylor (needs gradients), or the id of a registered score, such as ahon_ln. "
+            "[default: taylor; rms_res for neurons]"
+        ),
+    ] = None,
+    unit: Annotated[
+        Literal["head", "group", "attention", "neuron"],
+        typer.Option(
+            help="What goes as a whole: a query head, a key-value group (saves cache), a layer's attention, or an MLP neuron "
+            "(as many in each layer)."
         ),
     ] = "head",
     aggregate: Annotated[
@@ -71,7 +78,7 @@ def select(
     batch_tokens: options.FittingBatch = 2048,
     seed: options.Seed = 0,
 ) -> None:
-    """Choose the heads that texts or a benchmark's questions need least, for `headcount prune`."""
+    """Choose the heads, or MLP neurons, that texts or a benchmark's questions need least, for `headcount prune`."""
     if not texts and not task:
         raise InputError("Say what to choose on: --texts FILE, or --task NAME.")
     if share is None and budget is None:
@@ -85,7 +92,7 @@ def select(
         keep_offline(asked.offline)
         from headcount.models.loading import default_name
         from headcount.removal.budget import Budget, select_within_budget
-        from headcount.removal.choose import NOT_FINITE, check_options, check_share, select_heads
+        from headcount.removal.choose import NOT_FINITE, check_options, check_share, default_score, select_heads
         from headcount.removal.fitting import Fitting
         from headcount.store.whole import check_writable
         from headcount.study.evaluating import named_tasks
@@ -95,7 +102,10 @@ def select(
         check_writable(output_file)
         if share is not None:
             check_share(share)
-        check_options(score, aggregate, quantile, rounds, read_calibration(calibration))
+        score = score or default_score(unit)
+        check_options(score, aggregate, quantile, rounds, read_calibration(calibration), unit)
+        if budget and unit == "neuron":
+            raise InputError("A budget is found for heads, not for neurons. Say how many to remove: --share 0.1.")
         wanted = Budget.parse(budget) if budget else None
         named = partial(
             named_tasks, num_fewshot=asked.num_fewshot, include_path=asked.include_path, announce=progress.start
@@ -124,7 +134,7 @@ def select(
         fitting = Fitting(rows=rows, ridge=replacing.ridge, batch_tokens=batch_tokens, seed=seed)
         selection = select_heads(
             loaded.model, fitting, share=share or 0.5, score=score, kind=unit, aggregate=aggregate, quantile=quantile,
-            rounds=rounds, how=replacing.replace, exclude_layers=exclude_layer or (),
+            rounds=rounds, how=replacing.how(unit), exclude_layers=exclude_layer or (),
             calibration=loaded.calibration, name=default_name(loaded.name),
             progress=lambda step: progress.start(step, len(rows)),
         )  # fmt: skip
@@ -132,15 +142,16 @@ def select(
         if wanted and held_out:
             selection, trials = select_within_budget(
                 loaded.model, selection, held_out, fitting, margin=wanted.margin, used=used, num_questions=questions,
-                step=step, confidence=confidence, how=replacing.replace, progress=progress.start,
+                step=step, confidence=confidence, how=replacing.how(unit), progress=progress.start,
             )  # fmt: skip
         selection.save(output_file)
     if trials is not None:
         print_trials(trials, confidence)
-    total = sum(layer.num_attention_heads for layer in selection.model.layers)
+    total = selection.num_parts
     output.say(
-        f"Selected {len(selection.heads)} of {total} {KINDS['head'].plural} ({100 * len(selection.heads) / total:.1f}%), "
-        f"chosen on {len(rows)} texts. See what that saves: headcount prune {loading.model} --heads {output_file}",
+        f"Selected {len(selection.heads):,} of {total:,} {KINDS[selection.part].plural} "
+        f"({100 * len(selection.heads) / total:.1f}%), chosen on {len(rows)} texts. "
+        f"See what that saves: headcount prune {loading.model} --heads {output_file}",
     )  # fmt: skip
     if left := selection.chosen.get(NOT_FINITE):
         output.say(

@@ -21,6 +21,7 @@ class Mlp:
     Attributes:
         down: the map into the residual stream; its input is the neurons' activations.
         num_neurons: channels of that input.
+        makers: the maps whose outputs the neurons are: gate and up, both of them in one map, or the one of a plain MLP.
         reader: a module whose input is the residual stream that the MLP reads: its norm, or its first map where it has none.
         gate: the module that gives the gate, by which another map's output is multiplied; None where no module does.
         plain: whether there is no gate: the activations are what the activation function gives.
@@ -29,6 +30,7 @@ class Mlp:
 
     down: nn.Module
     num_neurons: int
+    makers: tuple[nn.Module, ...]
     reader: nn.Module
     gate: nn.Module | None
     plain: bool
@@ -115,9 +117,11 @@ def _found(model: nn.Module, place: int, modules: list[nn.Module], seen: _Calls,
         (m for m, output in seen.gave if not [*m.parameters()] and output.shape[-1] == activations.shape[-1]), None
     )
     plain = gate is not None and _same(outputs[id(gate)], activations)
+    width = activations.shape[-1]
     return Mlp(
         down=down,
-        num_neurons=activations.shape[-1],
+        num_neurons=width,
+        makers=tuple(m for m in maps if id(m) in outputs and outputs[id(m)].shape[-1] in (width, 2 * width)),
         reader=first if norm is None else norm,
         gate=None if plain else gate,
         plain=plain,

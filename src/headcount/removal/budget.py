@@ -112,7 +112,7 @@ def select_within_budget(
         raise InputError(judged.doubt)
     if not judged.is_share:
         raise InputError(f"A budget is in points of a metric between 0 and 1; {metric!r} is not. Give other tasks.")
-    total = sum(layer.num_attention_heads for layer in candidates.model.layers)
+    total = candidates.num_parts
     trials: list[dict[str, object]] = []
     within: Sequence[tuple[int, int]] = ()
     for heads in _prefixes(candidates, step * total):

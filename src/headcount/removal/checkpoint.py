@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, MistralConfig, MistralForCausalLM
 from headcount.errors import InputError
 from headcount.models.weights import load_filled
 from headcount.removal import resize
-from headcount.removal.plan import Plan
+from headcount.removal.plan import NeuronPlan, Plan
 from headcount.removal.replace import Replacement
 
 #: How a checkpoint is loaded: by a stock class of transformers, by the modelling file in its folder, or elsewhere.
@@ -27,13 +27,13 @@ from transformers import {config}, {model}
 
 
 class PrunedConfig({config}):
-    """The configuration of {model}, with the sizes of its pruned attention layers in ``pruned_attention``."""
+    """The configuration of {model}, with the sizes of its pruned attention layers and MLPs in ``pruned_attention``."""
 
     model_type = "pruned_{model_type}"
 
 
 class PrunedForCausalLM({model}):
-    """{model} with fewer heads in some attention layers."""
+    """{model} with fewer heads or neurons in some layers."""
 
     config_class = PrunedConfig
 
@@ -43,22 +43,33 @@ class PrunedForCausalLM({model}):
 '''
 
 
-def save_as_stock(model: PreTrainedModel, pruned: PreTrainedModel, plan: Plan, folder: Path) -> bool:
-    """Save what ``cut_heads`` made of ``model`` as a stock class; False, and nothing is written, if none holds its weights."""
-    if (counts := plan.uniform) is None:
+def save_as_stock(model: PreTrainedModel, pruned: PreTrainedModel, plan: Plan | NeuronPlan, folder: Path) -> bool:
+    """Save what was cut out of ``model`` as a stock class; False, and nothing is written, if none holds its weights."""
+    if (counts := plan.uniform) is None or hasattr(model.config, "pruned_attention"):
         return False
-    changes = {"num_attention_heads": counts[0], "num_key_value_heads": counts[1]}
-    changes["head_dim"] = plan.layers[0].before.head_dim
-    if (stock := _stock_model(model, pruned.state_dict(), changes)) is None:
-        return False
-    stock.save_pretrained(folder)
-    return True
+    if isinstance(plan, NeuronPlan):
+        changes = [{name: counts[1]} for name in _width_fields(model.config, counts[0])]
+    else:
+        changes = [{"num_attention_heads": counts[0], "num_key_value_heads": counts[1]}]
+        changes[0]["head_dim"] = plan.layers[0].before.head_dim
+    for changed in changes:
+        if (stock := _stock_model(model, pruned.state_dict(), changed)) is not None:
+            stock.save_pretrained(folder)
+            return True
+    return False
+
+
+def _width_fields(config: PreTrainedConfig, width: int) -> list[str]:
+    """The fields that may hold the number of neurons: which of them does, the shapes tell that a class makes of it."""
+    known = config.to_dict()
+    unsaid = [name for name in ("n_inner", "intermediate_size") if known.get(name, width) is None]
+    return [name for name, value in known.items() if type(value) is int and value == width] + unsaid
 
 
 def save_with_modelling_file(
     model: PreTrainedModel, pruned: PreTrainedModel, resized: dict[str, Any], folder: Path
 ) -> None:
-    """Save what ``cut_heads`` made of ``model``, whatever its layers' counts, with the modelling file that loads it."""
+    """Save what was cut out of ``model``, whatever its layers' counts, with the modelling file that loads it."""
     pruned.save_pretrained(folder, save_original_format=False)
     (folder / _FILE).write_text(modelling_file(model), encoding="utf-8")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -147,8 +158,7 @@ def _stock_candidates(
     if "head_dim" in changed and known.get("head_dim") not in (None, changed["head_dim"]):
         del changed["head_dim"]
     own = [known | changed]
-    if known.get("attention_bias") is False:
-        own.append(known | changed | {"attention_bias": True})
+    own += [known | changed | {name: True} for name in ("attention_bias", "mlp_bias") if known.get(name) is False]
     candidates: list[tuple[type[PreTrainedModel], PreTrainedConfig]] = []
     for values in own:
         config = copy.deepcopy(model.config)

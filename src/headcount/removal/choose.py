@@ -19,6 +19,7 @@ from headcount.models.state import reads
 from headcount.policies.policy import calibration_of
 from headcount.removal.fitting import Fitting
 from headcount.removal.gradients import taylor_scores
+from headcount.removal.neurons import NEURON_SCORE, select_neurons
 from headcount.removal.replace import How, replace_heads
 from headcount.removal.selection import Selection
 from headcount.scores import get_score
@@ -39,7 +40,7 @@ def select_heads(
     fitting: Fitting,
     *,
     share: float,
-    score: str = TAYLOR,
+    score: str | None = None,
     kind: KindId = "head",
     aggregate: Aggregate = "mean",
     quantile: float = 0.9,
@@ -50,7 +51,7 @@ def select_heads(
     name: str = "",
     progress: Callable[[str], Progress] = lambda _: no_progress,
 ) -> Selection:
-    """The heads that these texts need least, in the order in which they go.
+    """The heads, or MLP neurons, that these texts need least, in the order in which they go.
 
     A unit whose score is not finite on some text has no mean and stays; how many do, ``chosen`` says.
 
@@ -58,9 +59,10 @@ def select_heads(
         model: in float32 or bfloat16 for ``taylor``; is left as it was.
         fitting: the texts to choose on.
         share: of the model's query heads to select; units are taken while they fit.
-        score: ``taylor``, or the id of a registered score.
-        kind: what goes as a whole: a ``query`` head, a key-value ``group`` or a ``layer``. A registered score of a unit is
-            the mean of its heads'.
+        score: ``taylor``, or the id of a registered score. None is ``taylor``, and ``rms_res`` for neurons.
+        kind: what goes as a whole: a query ``head``, a key-value ``group`` or a layer's ``attention``. A registered score of
+            a unit is the mean of its heads'. MLP neurons (``neuron``) go by the mean of a registered score over texts, in
+            one round, ``share`` of each layer's.
         aggregate: ``mean`` over texts; ``max``, the text on which the unit is most needed; ``quantile`` towards that; or
             ``inactive``, the share of texts on which it is inactive at the threshold beyond which ``share`` of all lies.
         quantile: for ``quantile``: 0.9 is a need that 9 of 10 texts do not exceed.
@@ -76,7 +78,13 @@ def select_heads(
         ModelError: a model that cannot be measured, or whose gradients cannot be had.
     """
     check_share(share)
-    read = check_options(score, aggregate, quantile, rounds, calibration)
+    score = score or default_score(kind)
+    read = check_options(score, aggregate, quantile, rounds, calibration, kind)
+    if kind == "neuron":
+        if exclude_layers:
+            raise InputError("Neurons go in every layer alike, so none can be excluded. Leave the excluded layers out.")
+        told = progress("Scoring neurons")
+        return select_neurons(model, fitting, share=share, score=score, calibration=read, name=name, progress=told)
     units = units_of(model)
     if missing := set(exclude_layers) - set(units.layer_indices):
         raise InputError(f"Layer {min(missing)} is no attention layer; they are {units.layer_indices}.")
@@ -138,8 +146,18 @@ def select_heads(
     return Selection.of(model, gone, name=name, kind=kind, chosen=chosen | _read(model, fitting))
 
 
+def default_score(kind: KindId) -> str:
+    """The score that units of a kind are chosen by where none is named."""
+    return NEURON_SCORE if kind == "neuron" else TAYLOR
+
+
 def check_options(
-    score: str, aggregate: str, quantile: float, rounds: int, calibration: Calibration | None = None
+    score: str,
+    aggregate: str,
+    quantile: float,
+    rounds: int,
+    calibration: Calibration | None = None,
+    kind: KindId = "head",
 ) -> Calibration | None:
     """The calibration that the score reads, None where it reads none.
 
@@ -152,6 +170,13 @@ def check_options(
         raise InputError(f"quantile lies between 0 and 1, not {quantile}.")
     if aggregate not in ("mean", "max", "quantile", "inactive"):
         raise InputError(f"Scores are aggregated by 'mean', 'max', 'quantile' or 'inactive', not {aggregate!r}.")
+    if kind == "mlp":
+        raise InputError("Whole MLPs are not removed. Choose heads, groups, attention or neurons.")
+    if kind == "neuron" and (score == TAYLOR or aggregate != "mean" or rounds > 1):
+        raise InputError(
+            "Neurons are chosen by the mean of a registered score over texts, in one round: leave the aggregate and the rounds "
+            f"as they are, and name a score such as {NEURON_SCORE}, not taylor."
+        )
     if score == TAYLOR and aggregate == "inactive":
         raise InputError(
             "The Taylor score has no side on which heads are inactive. Use --aggregate mean, max or quantile."

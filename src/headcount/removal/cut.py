@@ -55,6 +55,11 @@ def cut_heads(model: PreTrainedModel, plan: Plan, replacement: Replacement) -> t
             continue
         resized[path] = _sizes_after(module, of_heads, layer, new)
         tensors |= {f"{path}.{name}": tensor for name, tensor in _tensors_after(module, of_heads, layer, new).items()}
+    return resized_copy(model, resized, tensors), resized
+
+
+def resized_copy(model: PreTrainedModel, resized: dict[str, Any], tensors: dict[str, Tensor]) -> PreTrainedModel:
+    """A copy of the model after ``resize_attention``, with these new parameters; the others are shared with ``model``."""
     shared = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     pruned = copy.deepcopy(model, shared)
     resize_attention(pruned, resized)
@@ -63,7 +68,13 @@ def cut_heads(model: PreTrainedModel, plan: Plan, replacement: Replacement) -> t
             parameter = pruned.get_parameter(name)
             assert parameter.shape == tensor.shape
             parameter.copy_(tensor)
-    return pruned.eval().requires_grad_(False), resized
+    return pruned.eval().requires_grad_(False)
+
+
+def laid_out(module: nn.Module, name: str, weight: Tensor, bias: Tensor | None) -> dict[str, Tensor]:
+    """The parameters of the module's projection ``name``, for a weight ``[output, input]`` and a bias, as it keeps them."""
+    found = {f"{name}.weight": weight.T if isinstance(module.get_submodule(name), Conv1D) else weight}
+    return found if bias is None else found | {f"{name}.bias": bias}
 
 
 def _sizes_after(module: nn.Module, of_heads: HeadWeights, layer: LayerPlan, new: Projection) -> dict[str, Any]:
@@ -102,17 +113,11 @@ def _sizes_after(module: nn.Module, of_heads: HeadWeights, layer: LayerPlan, new
 def _tensors_after(module: nn.Module, of_heads: HeadWeights, layer: LayerPlan, new: Projection) -> dict[str, Tensor]:
     found: dict[str, Tensor] = {}
 
-    def add(name: str, weight: Tensor, bias: Tensor | None) -> None:
-        turned = isinstance(module.get_submodule(name), Conv1D)
-        found[f"{name}.weight"] = weight.T if turned else weight
-        if bias is not None:
-            found[f"{name}.bias"] = bias
-
     for name in of_heads.projections:
         weight, bias = read_projection(module.get_submodule(name))
         rows = of_heads.rows(name, layer.query, layer.key_value)
-        add(name, weight[rows], None if bias is None else bias[rows])
-    add(of_heads.output, new.weight[:, of_heads.columns(layer.query)], new.bias)
+        found |= laid_out(module, name, weight[rows], None if bias is None else bias[rows])
+    found |= laid_out(module, of_heads.output, new.weight[:, of_heads.columns(layer.query)], new.bias)
     heads = {"query": layer.query, "key_value": layer.key_value}
     for name, owner in of_heads.vectors.items():
         found[name] = module.get_parameter(name).detach()[list(heads[owner])]

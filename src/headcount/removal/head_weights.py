@@ -104,12 +104,17 @@ def head_weights_of(model: PreTrainedModel) -> dict[int, HeadWeights]:
         ModelError: an attention layer whose weights cannot be divided among heads, or that are not in memory.
     """
     modules = attention_modules(model)
+    refuse_offloaded(model)
+    return {layer.index: _head_weights(modules[layer.index], layer) for layer in units_of(model).layers}
+
+
+def refuse_offloaded(model: PreTrainedModel) -> None:
+    """Raise ModelError where a weight is not in memory."""
     for name, parameter in model.named_parameters():
         if parameter.device.type == "meta":
             raise ModelError(
                 f"{name} is not in memory (offloaded). Load the model whole, on a device or machine with room for it, to prune."
             )
-    return {layer.index: _head_weights(modules[layer.index], layer) for layer in units_of(model).layers}
 
 
 def _head_weights(module: nn.Module, units: LayerUnits) -> HeadWeights:

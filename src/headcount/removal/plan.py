@@ -6,7 +6,7 @@ from math import gcd
 from typing import Literal
 
 from headcount.errors import InputError
-from headcount.units import LayerUnits, UnitMap, UnitSet
+from headcount.units import LayerUnits, MlpUnits, UnitMap, UnitSet
 
 Uneven = Literal["index", "repeat", "keep"]
 
@@ -50,6 +50,11 @@ class Plan:
     asked: UnitSet
 
     @property
+    def num_parts(self) -> int:
+        """Query heads of the model before the cut."""
+        return sum(layer.before.num_attention_heads for layer in self.layers)
+
+    @property
     def removed(self) -> UnitSet:
         """The query heads that go."""
         return UnitSet(
@@ -81,6 +86,63 @@ class Plan:
         if len(counts) > 1 or self.emptied or any(layer.index is not None for layer in self.layers):
             return None
         return counts.pop()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronPlan:
+    """A cut of neurons.
+
+    Attributes:
+        layers: every layer's neurons as they are, in order.
+        removed: the neurons that go.
+    """
+
+    layers: tuple[MlpUnits, ...]
+    removed: UnitSet
+
+    @property
+    def num_parts(self) -> int:
+        """Neurons of the model before the cut."""
+        return sum(layer.num_neurons for layer in self.layers)
+
+    @property
+    def kept(self) -> dict[int, list[int]]:
+        """The neurons that stay, for each layer that loses some."""
+        staying = {layer.index: dict.fromkeys(range(layer.num_neurons)) for layer in self.layers}
+        for layer, neuron in self.removed:
+            del staying[layer][neuron]
+        return {
+            layer.index: [*staying[layer.index]]
+            for layer in self.layers
+            if len(staying[layer.index]) < layer.num_neurons
+        }
+
+    @property
+    def uniform(self) -> tuple[int, int] | None:
+        """Neurons of every layer, before and after, if these are the same in all."""
+        kept = self.kept
+        counts = {(layer.num_neurons, len(kept.get(layer.index, range(layer.num_neurons)))) for layer in self.layers}
+        return counts.pop() if len(counts) == 1 else None
+
+
+def plan_neurons(units: UnitMap, neurons: Sequence[tuple[int, int]] | UnitSet) -> NeuronPlan:
+    """How to take ``neurons`` out of a model.
+
+    Args:
+        units: the model's neurons.
+        neurons: (layer, neuron) pairs.
+
+    Raises:
+        InputError: a neuron that the model lacks, or every neuron of a layer.
+    """
+    removed = UnitSet(neurons)
+    removed.check(units)
+    plan = NeuronPlan(layers=tuple(layer for layer in units.layers if isinstance(layer, MlpUnits)), removed=removed)
+    if emptied := [layer for layer, staying in plan.kept.items() if not staying]:
+        raise InputError(
+            f"All neurons of layer {emptied[0]} are selected, and an MLP needs one. Leave some in each layer."
+        )
+    return plan
 
 
 def plan_removal(units: UnitMap, heads: Sequence[tuple[int, int]] | UnitSet, *, uneven: Uneven) -> Plan:

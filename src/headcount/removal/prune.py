@@ -1,4 +1,4 @@
-"""Take selected heads out of a model for good, and leave a checkpoint that was held to the masked model."""
+"""Take selected heads or neurons out of a model for good, and leave a checkpoint that was held to the masked model."""
 
 import os
 import shutil
@@ -22,7 +22,8 @@ from headcount.removal.distill import distill
 from headcount.removal.fitting import NO_TEXTS, Distillation, Fitting
 from headcount.removal.head_weights import head_weights_of
 from headcount.removal.llama_cpp import GGUF_FILE, Precision, refuse_unfit, write_gguf
-from headcount.removal.plan import Plan, Uneven, plan_removal
+from headcount.removal.neurons import cut_neurons, plain_mlps, replace_neurons
+from headcount.removal.plan import NeuronPlan, Plan, Uneven, plan_neurons, plan_removal
 from headcount.removal.pruned import Pruned, model_card, savings
 from headcount.removal.replace import How, Replacement, replace_heads
 from headcount.removal.selection import Selection
@@ -30,7 +31,7 @@ from headcount.removal.verify import Verification, refuse_unequal, verify
 from headcount.store.whole import new_folder, refuse_taken
 
 Format = Literal["transformers", "gguf", "zeros"]
-_STEPS = {"mean": "Means of head outputs", "refit": "Refitting projections"}
+_STEPS = {"mean": "Means of outputs", "refit": "Refitting projections"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,14 +82,14 @@ def prune_heads(
     command: str = "",
     progress: Callable[[str], Progress] = lambda _: no_progress,
 ) -> Pruned:
-    """Write a checkpoint without the selected heads; it is loaded again and held to the masked model before it is kept.
+    """Write a checkpoint without the selected heads, or neurons; it is loaded and held to the masked model before it is kept.
 
     Args:
         model: is left as it was.
         selection: made for this model.
         folder: a new folder; it is complete once it exists.
         fitting: the texts that what replaces the heads is found on.
-        how: what replaces the heads: ``zero``, ``mean`` or ``refit`` (see ``replace_heads``).
+        how: what replaces the heads: ``zero``, ``mean`` or ``refit`` (see ``replace_heads``); neurons, ``zero`` or ``mean``.
         distillation: how to train what replaces the heads, from there on, towards the original model's predictions on
             the texts (see ``distill``); None for no training.
         checkpoint: how it is written.
@@ -108,17 +109,25 @@ def prune_heads(
     refuse_taken(target)
     selection.check(model, name)
     name = name or selection.model.name
-    plan = plan_removal(units_of(model), selection.heads, uneven=checkpoint.uneven)
+    plan = plan_of(model, selection, checkpoint.uneven)
     cut = checkpoint.format != "zeros"
-    if cut:
-        head_weights_of(model)  # a refusal comes before the calibration, not after
-    if checkpoint.format == "gguf":
-        refuse_unfit(model, plan)
+    if isinstance(plan, NeuronPlan):
+        if checkpoint.format == "gguf" or distillation is not None:
+            raise InputError(
+                "Neurons are removed for transformers, without distilling. Leave --format gguf and --distill out."
+            )
+        replace = replace_neurons
+    else:
+        replace = replace_heads
+        if checkpoint.format == "gguf":
+            refuse_unfit(model, plan)
+    if cut:  # a refusal comes before the calibration, not after
+        plain_mlps(model) if isinstance(plan, NeuronPlan) else head_weights_of(model)
     if distillation is not None:
         refuse_without_gradients(model, "leave --distill out")
     with new_folder(target) as temporary:  # one that cannot be written is known before the calibration
         told = progress(_STEPS[how]) if how != "zero" else no_progress
-        replacement = replace_heads(model, plan.removed, how, fitting, progress=told)
+        replacement = replace(model, plan.removed, how, fitting, progress=told)
         if distillation is not None:
             replacement = distill(model, replacement, fitting, distillation, progress=progress("Distilling"))
         with quiet_transformers():
@@ -138,8 +147,21 @@ def prune_heads(
     return pruned
 
 
+def plan_of(model: PreTrainedModel, selection: Selection, uneven: Uneven) -> Plan | NeuronPlan:
+    """How to take the selection out of its model. Raises InputError as ``plan_removal`` and ``plan_neurons``."""
+    units = units_of(model, selection.part)
+    if selection.part == "neuron":
+        return plan_neurons(units, selection.heads)
+    return plan_removal(units, selection.heads, uneven=uneven)
+
+
 def _save_verified(
-    model: PreTrainedModel, plan: Plan, replacement: Replacement, folder: Path, checkpoint: Checkpoint, name: str
+    model: PreTrainedModel,
+    plan: Plan | NeuronPlan,
+    replacement: Replacement,
+    folder: Path,
+    checkpoint: Checkpoint,
+    name: str,
 ) -> tuple[Loaded, Verification]:
     """Write the checkpoint, as a stock class where one holds it, and hold it to the masked model."""
     rows = probe_rows(model, replacement.fitting.rows)
@@ -148,9 +170,12 @@ def _save_verified(
         verification = verify(model, replacement, load_saved(folder, "stock", model), rows)
         refuse_unequal(verification, "The zero-filled checkpoint")
         return "stock", verification
-    pruned, resized = cut_heads(model, plan, replacement)
+    if isinstance(plan, NeuronPlan):
+        pruned, resized = cut_neurons(model, plan, replacement)
+    else:
+        pruned, resized = cut_heads(model, plan, replacement)
     if checkpoint.format == "gguf":
-        assert checkpoint.tokenizer_from is not None
+        assert checkpoint.tokenizer_from is not None and isinstance(plan, Plan)
         verification = verify(model, replacement, pruned, rows)
         refuse_unequal(verification, "The pruned model")
         write_gguf(

@@ -10,14 +10,16 @@ from transformers import PreTrainedModel
 from headcount.models.observe import attention_modules
 from headcount.removal.checkpoint import Loaded
 from headcount.removal.head_weights import head_weights_of, sizes
-from headcount.removal.plan import Plan
+from headcount.removal.neurons import parameters_left
+from headcount.removal.plan import NeuronPlan, Plan
 from headcount.removal.replace import Replacement
 from headcount.removal.selection import Selection
 from headcount.removal.verify import Verification
+from headcount.units import KINDS
 
 _REPLACED = {
-    "zero": "nothing: their part of each output projection is gone",
-    "mean": "their mean output, folded into the bias of the output projection",
+    "zero": "nothing: their part of each {projection} is gone",
+    "mean": "their mean output, folded into the bias of the {projection}",
     "refit": "the output projections of the heads that stay, refitted by ridge regression, and a bias",
 }
 
@@ -27,8 +29,8 @@ class Savings:
     """What a plan leaves, before and after."""
 
     num_parameters: tuple[int, int]
-    key_value_bytes: tuple[int, int]
-    """Of the key-value cache, a token."""
+    key_value_bytes: tuple[int, int] | None
+    """Of the key-value cache, a token; None where it stays as it is, as without neurons."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,15 +49,17 @@ class Pruned:
 
     folder: Path
     selection: Selection
-    plan: Plan
+    plan: Plan | NeuronPlan
     replacement: Replacement
     loaded: Loaded
     verification: Verification
     savings: Savings | None
 
 
-def savings(model: PreTrainedModel, plan: Plan, *, biases: bool = True) -> Savings:
+def savings(model: PreTrainedModel, plan: Plan | NeuronPlan, *, biases: bool = True) -> Savings:
     """Parameters and cache that a plan leaves of ``model``; ``biases``: whether output projections without one get a bias."""
+    if isinstance(plan, NeuronPlan):
+        return Savings(num_parameters=parameters_left(model, plan, biases=biases), key_value_bytes=None)
     head_weights, modules = head_weights_of(model), attention_modules(model)
     before = sum(parameter.numel() for parameter in model.parameters())
     saved = cached_before = cached_after = 0
@@ -81,35 +85,34 @@ def savings(model: PreTrainedModel, plan: Plan, *, biases: bool = True) -> Savin
 def model_card(pruned: Pruned, *, name: str, command: str) -> str:
     """Markdown: what was removed, how it was chosen, how it was verified, how to load it."""
     selection, plan, savings = pruned.selection, pruned.plan, pruned.savings
-    total = sum(layer.num_attention_heads for layer in selection.model.layers)
+    noun = "attention heads" if selection.part == "head" else KINDS[selection.part].plural
     # A hub id becomes the card's base model; a path is nobody's business.
     base = f"base_model: {name}\n" if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not Path(name).exists() else ""
     parts = [
         f"---\n{base}tags:\n- headcount\n- pruned\n---",
-        f"# {_code(name)} without {len(plan.removed)} of {total} attention heads",
+        f"# {_code(name)} without {len(plan.removed)} of {selection.num_parts} {noun}",
         f"Made with headcount {selection.versions['headcount']}.",
         "## How to load it\n" + _how_to_load(pruned),
         "## What was removed\n" + _removed(plan),
     ]
     if savings is not None:
-        (parameters, parameters_left), (cache, cache_left) = savings.num_parameters, savings.key_value_bytes
-        parts.append(
-            "| | before | after |\n|---|---|---|\n"
-            f"| parameters | {parameters:,} | {parameters_left:,} |\n"
-            f"| key-value cache, bytes a token | {cache:,} | {cache_left:,} |"
-        )
+        kept = {"parameters": savings.num_parameters, "key-value cache, bytes a token": savings.key_value_bytes}
+        rows = [f"| {what} | {pair[0]:,} | {pair[1]:,} |" for what, pair in kept.items() if pair is not None]
+        parts.append("\n".join(["| | before | after |\n|---|---|---|", *rows]))
     parts.append(_replaced(pruned.replacement))
     chosen = "\n".join(f"- {_code(key)}: {_code(_plain(value))}" for key, value in selection.chosen.items())
-    parts.append(f"## How the heads were chosen\n- unit: {selection.kind}\n{chosen}\n\n`selection.json` holds it all.")
+    parts.append(
+        f"## How the {selection.part}s were chosen\n- unit: {selection.kind}\n{chosen}\n\n`selection.json` holds it all."
+    )
     compared = (
         "The cut weights, before they were written for llama.cpp, were"
         if pruned.loaded == "llama.cpp"
         else ("This checkpoint was loaded again, and")
     )
     parts.append(
-        f"## Verification\n{compared} compared with the original model whose removed heads are masked and replaced in the "
-        f"same way: {pruned.verification}. How good the masked model is, is another question: benchmark it with "
-        "`headcount evaluate`."
+        f"## Verification\n{compared} compared with the original model whose removed {selection.part}s are masked "
+        f"and replaced in the same way: {pruned.verification}. How good the masked model is, is another question: "
+        "benchmark it with `headcount evaluate`."
     )
     if command:
         parts.append(f"## Command\n```sh\n{command.replace('```', '')}\n```")
@@ -118,7 +121,8 @@ def model_card(pruned: Pruned, *, name: str, command: str) -> str:
 
 def _replaced(replacement: Replacement) -> str:
     fitting, training = replacement.fitting, replacement.distillation
-    replaced = f"In their place: {_REPLACED[replacement.how]}."
+    projection = "output projection" if replacement.kind == "head" else "MLP's last map"
+    replaced = f"In their place: {_REPLACED[replacement.how].format(projection=projection)}."
     if training is not None:
         passes = f"{training.epochs} pass{'es' * (training.epochs != 1)}"
         replaced += (
@@ -146,18 +150,25 @@ def _how_to_load(pruned: Pruned) -> str:
     )
     if pruned.savings is None:
         return code + (
-            "The weights keep their shapes: removed heads meet zeros in the output projection. This loads anywhere, and is "
+            f"The weights keep their shapes: removed {pruned.selection.part}s meet zeros in the map behind them. This "
+            "loads anywhere, and is "
             "**no faster and no smaller** than the original."
         )
     if pruned.loaded == "stock":
-        return code + "Every layer has the same number of heads, so a class of transformers loads it."
+        return (
+            code + f"Every layer has the same number of {pruned.selection.part}s, so a class of transformers loads it."
+        )
     return code + (
         "Layers differ from what a class of transformers expects, so `modeling_pruned.py` in this folder builds them; it needs "
         "transformers alone. Read it before you trust it: it is short."
     )
 
 
-def _removed(plan: Plan) -> str:
+def _removed(plan: Plan | NeuronPlan) -> str:
+    if isinstance(plan, NeuronPlan):
+        rows, before = ["| layer | neurons |", "|---|---|"], {layer.index: layer.num_neurons for layer in plan.layers}
+        rows += [f"| {layer} | {before[layer]} → {len(staying)} |" for layer, staying in plan.kept.items()]
+        return "\n".join([*rows, "\n`selection.json` names them."])
     rows = ["| layer | removed query heads | query heads | key-value heads |", "|---|---|---|---|"]
     for layer in plan.layers:
         if not layer.unchanged:

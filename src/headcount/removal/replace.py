@@ -12,13 +12,13 @@ from transformers.pytorch_utils import Conv1D
 
 from headcount.errors import InputError
 from headcount.models.batching import Progress, no_progress
-from headcount.models.observe import attention_modules, units_of
+from headcount.models.observe import attention_modules, mlps_of, units_of
 from headcount.models.projection import output_projection
 from headcount.models.state import refuse_out_of_reach
 from headcount.moments import Covariance, Mean
 from headcount.removal.fitting import NO_TEXTS, Distillation, Fitting
 from headcount.removal.head_outputs import head_output_statistics, walk_layers
-from headcount.units import UnitSet
+from headcount.units import KINDS, KindId, UnitSet
 
 #: What removed heads are replaced by.
 How = Literal["zero", "mean", "refit"]
@@ -37,14 +37,15 @@ class Projection:
 
 @dataclass(frozen=True, kw_only=True)
 class Replacement:
-    """New output projections, by layer, for a set of removed heads.
+    """New output projections, by layer, for a set of removed heads; or new last maps of MLPs, for removed neurons.
 
     Attributes:
-        removed: the heads that the projections do without.
+        removed: the heads or neurons that the projections do without.
         how: ``zero``, ``mean`` or ``refit``.
         projections: for each layer that loses heads.
         fitting: what they were found on.
         distillation: how they were trained on from there; None where they were not.
+        kind: of the units: ``head`` or ``neuron``.
     """
 
     removed: UnitSet
@@ -52,12 +53,16 @@ class Replacement:
     projections: dict[int, Projection]
     fitting: Fitting
     distillation: Distillation | None = None
+    kind: KindId = "head"
 
     @contextmanager
     def applied(self, model: PreTrainedModel) -> Iterator[None]:
-        """Inside, the model does without the removed heads: the masked model. Afterwards it is as it was."""
-        modules = attention_modules(model)
-        changed = {layer: output_projection(modules[layer]) for layer in self.projections}
+        """Inside, the model does without the removed units: the masked model. Afterwards it is as it was."""
+        if KINDS[self.kind].site == "mlp":
+            writing = {layer: mlp.down for layer, mlp in mlps_of(model).items()}
+        else:
+            writing = {layer: output_projection(module) for layer, module in attention_modules(model).items()}
+        changed = {layer: writing[layer] for layer in self.projections}
         with parameters_restored(list(changed.values())):
             for layer, projection in changed.items():
                 put_projection(projection, self.projections[layer])
@@ -101,9 +106,9 @@ def replace_heads(
                 put_projection(modules[layer], projections[layer])
     elif how == "mean":
         means = head_output_statistics(model, fitting, Mean, layers=masks, progress=progress)
-        projections = {layer: _with_mean(modules[layer], gone, means[layer].mean) for layer, gone in masks.items()}
+        projections = {layer: without_inputs(modules[layer], gone, means[layer].mean) for layer, gone in masks.items()}
     else:
-        projections = {layer: _with_mean(modules[layer], gone, None) for layer, gone in masks.items()}
+        projections = {layer: without_inputs(modules[layer], gone) for layer, gone in masks.items()}
     return Replacement(removed=removed, how=how, projections=projections, fitting=fitting)
 
 
@@ -151,8 +156,8 @@ def put_projection(projection: nn.Module, new: Projection) -> None:
         projection.bias = nn.Parameter(new.bias.to(old.device, old.dtype), requires_grad=False)
 
 
-def _with_mean(projection: nn.Module, gone: Tensor, mean: Tensor | None) -> Projection:
-    """Without the heads that are gone, and with their ``mean`` [head · head_dim] in the bias, if there is one."""
+def without_inputs(projection: nn.Module, gone: Tensor, mean: Tensor | None = None) -> Projection:
+    """Without the inputs that are ``gone``, and with what their ``mean`` [input] gives in the bias, if there is one."""
     weight, bias = read_projection(projection)
     if mean is not None:
         bias = _added(weight[:, gone].double() @ mean.cpu()[gone], bias)

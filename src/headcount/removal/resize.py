@@ -1,6 +1,6 @@
-"""Give the attention layers of a stock transformers model fewer heads.
+"""Give the layers of a stock transformers model fewer heads, or fewer MLP neurons.
 
-This file is saved with checkpoints whose layers differ in their number of heads, so it needs transformers alone.
+This file is saved with checkpoints whose layers differ in their number of these, so it needs transformers alone.
 """
 
 import copy
@@ -46,14 +46,14 @@ class RemovedAttention(nn.Module):
 
 
 def resize_attention(model: PreTrainedModel, layers: dict[str, dict[str, Any]]) -> None:
-    """Replace the projections of attention layers by smaller ones, whose weights are then to be loaded.
+    """Replace the projections of attention layers, or of MLPs, by smaller ones, whose weights are then to be loaded.
 
     Args:
         model: changed in place.
-        layers: by the name of the attention module, either ``{"removed": layer_idx}``, or ``projections``
-            (name → [inputs, outputs, bias]), ``vectors`` (name → shape), ``lists`` (name → length), ``attributes`` and
-            ``config`` (values to set), and ``key_value_index`` (for each query head its key-value head, or None where
-            all groups have one size).
+        layers: by the name of the attention module, or of an MLP's decoder layer, either ``{"removed": layer_idx}``, or
+            ``projections`` (name → [inputs, outputs, bias]), ``vectors`` (name → shape), ``lists`` (name → length),
+            ``attributes`` and ``config`` (values to set), and ``key_value_index`` (for each query head its key-value head,
+            or None where all groups have one size).
     """
     for path, layer in layers.items():
         module: Any = model.get_submodule(path)

@@ -1,6 +1,7 @@
 """A selection of heads to remove, as a file."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -15,7 +16,7 @@ from headcount.errors import InputError, ModelError
 from headcount.models.loading import fingerprint
 from headcount.models.observe import units_of
 from headcount.store import write_atomically
-from headcount.units import KindId, LayerUnits, UnitSet
+from headcount.units import KINDS, KindId, LayerUnits, MlpUnits, UnitSet, checked_kind
 
 FORMAT = 1
 
@@ -30,18 +31,19 @@ class SelectedModel(_Strict):
     name: str
     fingerprint: str
     """Of the weights rounded to bfloat16, so that it does not depend on the dtype that the model is loaded in."""
-    layers: tuple[LayerUnits, ...]
+    layers: tuple[LayerUnits, ...] | tuple[MlpUnits, ...]
 
     @classmethod
-    def of(cls, model: PreTrainedModel, name: str) -> Self:
-        return cls(name=name, fingerprint=fingerprint(model, dtype=torch.bfloat16), layers=units_of(model).layers)
+    def of(cls, model: PreTrainedModel, name: str, kind: KindId = "head") -> Self:
+        layers = units_of(model, kind).layers
+        return cls(name=name, fingerprint=fingerprint(model, dtype=torch.bfloat16), layers=layers)
 
 
 class Selection(_Strict):
-    """Heads to remove from one model.
+    """Heads to remove from one model, or MLP neurons.
 
     Attributes:
-        heads: (layer, head) pairs, the least needed first.
+        heads: (layer, head) or (layer, neuron) pairs, the least needed first.
         model: the model they are heads of.
         kind: of unit, what was chosen as a whole; ``unit`` in the file.
         chosen: how, for people and for the model card: score, texts, seed, …
@@ -63,9 +65,19 @@ class Selection(_Strict):
     def _each_once(cls, heads: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
         if not heads:
             raise ValueError("no heads")
-        if twice := [head for place, head in enumerate(heads) if head in heads[:place]]:
+        if twice := [head for head, often in Counter(heads).items() if often > 1]:
             raise ValueError(f"head {twice[0]} twice")
         return heads
+
+    @property
+    def part(self) -> KindId:
+        """What ``heads`` are: ``head`` or ``neuron``."""
+        return _part(self.kind)
+
+    @property
+    def num_parts(self) -> int:
+        """Heads, or neurons, of the whole model."""
+        return sum(layer.num_parts for layer in self.model.layers)
 
     @classmethod
     def of(
@@ -82,10 +94,10 @@ class Selection(_Strict):
         Raises:
             InputError: no heads, one twice, or one that the model lacks.
         """
-        UnitSet(heads).check(units_of(model))
+        UnitSet(heads).check(units_of(model, _part(kind)))
         try:
             return cls(
-                model=SelectedModel.of(model, name), unit=kind, heads=tuple(heads), chosen=chosen,
+                model=SelectedModel.of(model, name, _part(kind)), unit=kind, heads=tuple(heads), chosen=chosen,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 versions={package: version(package) for package in ("headcount", "torch", "transformers")},
             )  # fmt: skip
@@ -128,28 +140,35 @@ class Selection(_Strict):
 
     def check(self, model: PreTrainedModel, name: str) -> None:
         """Raise ModelError, with the difference, if the selection is for another model."""
-        theirs, ours = self.model, SelectedModel.of(model, name)
+        theirs, ours = self.model, SelectedModel.of(model, name, self.part)
         if theirs.fingerprint == ours.fingerprint and theirs.layers == ours.layers:
             return
         differing = [pair for pair in zip(theirs.layers, ours.layers, strict=False) if pair[0] != pair[1]]
+        what = "attention layers" if self.part == "head" else "MLPs"
         if len(theirs.layers) != len(ours.layers):
-            difference = f"it has {len(theirs.layers)} attention layers, this one {len(ours.layers)}"
+            difference = f"it has {len(theirs.layers)} {what}, this one {len(ours.layers)}"
         elif differing:
             a, b = differing[0]
-            difference = (
-                f"layer {a.index} has {a.num_attention_heads} query heads, {a.num_key_value_heads} key-value heads and "
-                f"head_dim {a.head_dim} there, and {b.num_attention_heads}, {b.num_key_value_heads} and {b.head_dim} here "
-                f"(layer {b.index})"
-            )
+            difference = f"layer {a.index} has {_sizes(a)} there, and layer {b.index} {_sizes(b)} here"
         else:
             difference = (
-                f"the heads are alike and the weights are not (fingerprint {theirs.fingerprint} there, "
+                f"the {KINDS[self.part].plural} are alike and the weights are not (fingerprint {theirs.fingerprint} there, "
                 f"{ours.fingerprint} here)"
             )
         raise ModelError(
             f"The selection is for {theirs.name}, not for {ours.name}: {difference}. Load the model that it was made for, or "
-            "select heads of this one with `headcount select`."
+            "select of this one with `headcount select`."
         )
+
+
+def _part(kind: KindId) -> KindId:
+    return "head" if KINDS[checked_kind(kind)].site == "attention" else "neuron"
+
+
+def _sizes(layer: LayerUnits | MlpUnits) -> str:
+    if isinstance(layer, MlpUnits):
+        return f"{layer.num_neurons} neurons"
+    return f"{layer.num_attention_heads} query heads, {layer.num_key_value_heads} key-value heads and head_dim {layer.head_dim}"
 
 
 def _first(error: ValidationError) -> str:

@@ -64,7 +64,7 @@ def ask_pruned(run: Run, folder: Path, subject: Subject, announce: Announce = si
     spec = loaded.spec
     pruned, _ = load(folder, dtype=spec.dtype or "auto", device=spec.device, trust_remote_code=spec.trust_remote_code)
     # Zero-filled checkpoints still have the heads, so the share is what was selected where no head is gone.
-    before, after = units_of(loaded.model).num_units, units_of(pruned).num_units
+    before, after = (units_of(model, selection.part).num_units for model in (loaded.model, pruned))
     share = (before - after) / before if after < before else len(selection.heads) / before
     of_pruned = Benchmark(
         pruned, benchmark.task_set, tokenizer=loaded.tokenizer, limit=subject.data["limit"],
