@@ -147,7 +147,7 @@ def test_a_run_can_be_measured_first_and_evaluated_then(headcount, checkpoint, o
 @pytest.mark.parametrize(
     ("command", "shown"),
     [
-        (("measure",), rf"Measuring {len(select_scores('all'))} scores +━+ 12/12"),
+        (("measure",), rf"Measuring {len(select_scores('all'))} scores of 24 query heads +━+ 12/12"),
         (("evaluate", "-p", "random:0.3"), r"Asking under 2 policies +━+ 12/12"),
     ],
 )

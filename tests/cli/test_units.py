@@ -58,6 +58,12 @@ def test_policies_of_neurons_are_evaluated_by_what_the_run_measured(headcount, c
     )  # of the run's kind
     assert code == 0, error
     assert headcount("report", "run")[0] == 0
+    run_again = "evaluate", checkpoint(), *own(), "-o", "run"
+    assert "have no awft" in refused(*run_again, "--search", "awft")
+    assert "which MLP neurons do not have" in refused(*run_again, "-p", "awft@0.4")
+    assert "Calibrations and pruned checkpoints are of heads" in refused(
+        *run_again, "-p", "fhon:0.1", "--pruned", "elsewhere"
+    )
     said = refused("evaluate", checkpoint(), *own(), "--unit", "head", "-p", "random:0.1", "-o", "run")
     assert "is a run of MLP neurons, not of query heads" in said
     said = refused(

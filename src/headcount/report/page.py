@@ -69,7 +69,7 @@ def render_page(runs: Sequence[RunResults]) -> str:
         **words,
         style=_asset("templates", "page.css"),
         script=script,
-        json=_json(data),
+        json=_json(data | {"units": run.kind.titled(run.kind.short)}),
         packed=packed,
         policy=f"default-src 'none'; script-src {_hash(script)} {plotly_hash}; style-src 'unsafe-inline'; "
         "img-src data: blob:; base-uri 'none'; form-action 'none'",

@@ -13,8 +13,8 @@ from headcount.analysis import ShareSearch, UntilDecided
 from headcount.calibration import Calibration
 from headcount.errors import InputError, RunError
 from headcount.evaluation.workload import Workload
-from headcount.models.observe import scores_of
-from headcount.policies import Policy, check_policy, policy_list, read_curve
+from headcount.models.observe import scores_of, units_of
+from headcount.policies import Policy, Threshold, check_policy, policy_list, read_curve
 from headcount.policies.policy import calibration_of, check_measured, layer_set
 from headcount.resolving import read_policy
 from headcount.scores import of_tokens, select_scores
@@ -115,6 +115,10 @@ def evaluate_run(
     for policy in read:
         check_policy(policy)
         check_measured(policy, unit)
+        if unit != "head" and isinstance(policy, Threshold) and policy.source.startswith("published"):
+            raise InputError(
+                f"{policy.label} has a threshold that was published for heads, not for {KINDS[unit].plural}."
+            )
     if not isinstance(until_decided, UntilDecided | None):
         raise InputError(
             f"until_decided is an UntilDecided, such as hc.UntilDecided(margin=0.01), not {until_decided!r}."
@@ -132,6 +136,7 @@ def evaluate_run(
         )
     data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, announce=announce)
     loaded = _loaded(model, tokenizer, calibration, announce)
+    units_of(loaded.model, unit)  # refused before questions are prepared
     for checkpoint in asking.pruned:
         check_pruned(checkpoint, loaded)
     subject = read_data(
@@ -197,11 +202,12 @@ def measure_run(
         data = texts if isinstance(texts, Texts) else named_texts(texts, limit=limit)
     calibration = _calibration(calibration, _described(model))
     calibration_of((), select_scores(scores, unit), calibration)
+    loaded = _loaded(model, tokenizer, calibration, announce)
+    ids = [score.id for score in scores_of(loaded.model, scores, unit)]
     subject = read_data(
-        _loaded(model, tokenizer, calibration, announce), data, chat_template=chat_template, offline=offline,
+        loaded, data, chat_template=chat_template, offline=offline,
         include_path=include_path, batch_tokens=batch_tokens, seed=seed, unit=unit, announce=announce,
     )  # fmt: skip
-    ids = [score.id for score in scores_of(subject.model.model, scores, unit)]
     prepared(subject)
     chosen = {"scores_dtype": scores_dtype, "summaries": summaries or of_tokens(ids)}
     facts = subject.facts()

@@ -174,9 +174,7 @@ def read_data(
     Raises:
         InputError: texts that cannot be read or are too long, or a chat template that the model lacks.
         TaskError: a task that cannot be had.
-        ModelError: the model has no such units.
     """
-    units_of(loaded.model, unit)
     batch_tokens = batch_tokens_for(
         loaded.model, batch_tokens
     )  # once: all shards of a run are read in the same batches

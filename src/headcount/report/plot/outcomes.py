@@ -72,8 +72,8 @@ def accuracy(
         ax.plot(x, y, label=plain(score, 40), **line_style(style))  # pyright: ignore[reportArgumentType]
     ax.axhline(scale * baseline, color="black", linewidth=0.7, linestyle=(0, (5, 3)), zorder=0)
     ax.axhline(scale * (baseline - judged.sign * MARGIN), color="#8a5a00", linewidth=0.7, linestyle=":", zorder=0)
-    name = titled(plain(names_of([judged]), 60))
-    ax.set(xlabel="Heads off, realised", ylabel=f"{name}, relative to untouched" if relative else name, xlim=(0, None))
+    name, of = titled(plain(names_of([judged]), 60)), titled(results.kind.short)
+    ax.set(xlabel=f"{of} off, realised", ylabel=f"{name}, relative to untouched" if relative else name, xlim=(0, None))
     ax.xaxis.set_major_formatter(PercentFormatter(decimals=0))
     if judged.is_share or relative:
         ax.yaxis.set_major_formatter(PercentFormatter(decimals=0))
@@ -102,7 +102,10 @@ def removable(
             ax.plot(high, at, marker=">", color=colour, alpha=0.6, markersize=4)
         ax.plot(share, at, marker="o", color=colour, markersize=4.5)
     name_rows(ax, [row.curve for row in table])
-    ax.set(xlabel=f"Heads that can be off within {fall_name(MARGIN, results.judged)}", xlim=(0, None))
+    ax.set(
+        xlabel=f"{titled(results.kind.short)} that can be off within {fall_name(MARGIN, results.judged)}",
+        xlim=(0, None),
+    )
     ax.xaxis.set_major_formatter(PercentFormatter(decimals=0))
     return ax
 

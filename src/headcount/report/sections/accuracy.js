@@ -60,7 +60,7 @@ sections.accuracy = () => {
     const title = { absolute: state.metric[0].toUpperCase() + state.metric.slice(1), points: state.share ? "Change, points" : "Change", relative: `${state.metric[0].toUpperCase() + state.metric.slice(1)}, % of untouched` };
     return charts.react(place, traces, {
       height: place.clientHeight,
-      xaxis: axis("Heads off, realised", { ticksuffix: "%", rangemode: "tozero" }),
+      xaxis: axis(`${data.units} off, realised`, { ticksuffix: "%", rangemode: "tozero" }),
       yaxis: axis(narrow() ? "" : text(title[scale.value]), { ticksuffix: unit }),
       shapes: [level(baseline, "dash", "--ink"), level(floor, "dot", "--floor")],
       margin: { l: 8, r: narrow() ? 12 : 104, t: 20, b: 8 },

@@ -24,7 +24,8 @@ def tables(report: Report) -> Iterator[Table]:
     matrix.insert(0, "score", names, allow_duplicates=True)
     yield table(
         "agreement",
-        f"Overlap (intersection over union) of the heads that two scores call inactive, at {wording.percent(share, 0)}",
+        f"Overlap (intersection over union) of the {report.run.kind.short} that two scores call inactive, at "
+        f"{wording.percent(share, 0)}",
         "",
         agreement.to_dataframe(["share", "score", "other"]).reset_index(),
         [text("Score", 0), *(num(name, at, wording.ratio) for at, name in enumerate(names, 1))],

@@ -23,7 +23,7 @@ sections.comparison = () => {
     const draw = () => react(accuracy, curves[score.value].map(({ run, x, y }) => ({
       x, y, type: "scatter", mode: "lines+markers", line: line(run, 2.5), marker: { size: 7 }, hovertemplate: `%{y:.1f}% at %{x:.1f}%<extra>${text(runs[run])}</extra>`,
     })), {
-      height: accuracy.clientHeight, xaxis: axis("Heads off, realised", { ticksuffix: "%", rangemode: "tozero" }),
+      height: accuracy.clientHeight, xaxis: axis(`${data.units} off, realised`, { ticksuffix: "%", rangemode: "tozero" }),
       yaxis: axis(narrow() ? "" : text(`${metric}, % of untouched`), { ticksuffix: "%" }),
     });
     score.addEventListener("change", register(accuracy, draw));

@@ -46,7 +46,7 @@ sections.divergence = () => {
     }
     return charts.react(place, traces, {
       height: place.clientHeight,
-      xaxis: axis("Heads off, realised", { ticksuffix: "%", rangemode: "tozero" }),
+      xaxis: axis(`${data.units} off, realised`, { ticksuffix: "%", rangemode: "tozero" }),
       yaxis: axis(narrow() ? "" : text(names[measure.value](panel())), {}),
     });
   }

@@ -34,9 +34,9 @@ def tables(report: Report) -> Iterator[Table]:
     share = nearest_share(heads["share"].tolist(), _SHARE)
     yield table(
         "stability-heads",
-        f"Whether the same heads are inactive on both benchmarks, at {wording.percent(share, 0)}",
-        "Correlation is Spearman's, of how often each head is inactive; overlap is that of the heads most often inactive, "
-        "as many as the share says.",
+        f"Whether the same {report.run.kind.short} are inactive on both benchmarks, at {wording.percent(share, 0)}",
+        f"Correlation is Spearman's, of how often each is inactive; overlap is that of the {report.run.kind.short} that are most "
+        "often inactive, as many as the share says.",
         heads,
         [
             text("Score", "score"), text("One", "one"), text("Other", "other"),
