@@ -236,7 +236,7 @@ def test_what_units_do_not_have_is_refused(model):
     refused(InputError, "MLP neuron 5000 of layer 1 does not exist", policy=Fixed([(1, 5000)]), unit="neuron")
     refused(InputError, "A unit is one of head, group", unit="expert")
     if model.config.model_type == "gemma2":
-        refused(ModelError, "normalises what its MLPs write", scores=["influence"], unit="mlp")
+        refused(ModelError, "normalises or scales what its MLPs write", scores=["influence"], unit="mlp")
 
 
 def test_block_influence_is_the_turn_of_the_residual_stream():
@@ -309,3 +309,28 @@ def test_two_kinds_of_one_place_are_refused(model):
         instrument(model, policy={"neuron": Random(0.1), "mlp": Random(0.1)}, unit="neuron"),
     ):
         pass
+
+
+def test_an_mlp_exchanged_inside_a_block_is_not_passed_over():
+    model = build("llama")
+    with instrument(model, policy=Random(0.1), unit="neuron"), torch.no_grad():
+        model.model.layers[0].mlp.down_proj = torch.nn.Linear(96, 64, bias=False)
+        with pytest.raises(ModelError, match="2 of the model's 3 MLPs"):
+            model(torch.tensor([TEXTS[0]]))
+
+
+def test_what_is_scaled_before_it_is_added_has_no_influence():
+    model = build("granite")
+    for layer in model.model.layers:
+        layer.residual_multiplier = 0.22
+    with pytest.raises(ModelError, match="normalises or scales"), instrument(model, scores=["influence"], unit="mlp"):
+        pass
+
+
+def test_of_a_layer_whose_activations_are_all_0_each_has_no_part():
+    model = build("opt")
+    with torch.no_grad():
+        model.model.decoder.layers[0].fc1.bias.fill_(-1e4)
+    for text in ("griffin@0.01", "griffin/token@0.01"):
+        _, probe = under(model, parse_policy(text), TEXTS[1], "neuron")
+        assert probe.off.values[0, 0].all()

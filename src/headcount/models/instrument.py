@@ -70,7 +70,8 @@ def instrument(
             decides on the whole text; generate with ``use_cache=False``. A policy that decides per token decides on
             each as it comes, and so takes ``prompt`` or ``every-pass`` to the same numbers.
         calibration: for scores that need one; None for the policy's.
-        unit: what is measured and off: ``head``, MLP ``neuron``, or ``mlp`` (a layer's).
+        unit: what is measured and off: ``head``, ``group`` of heads with one key-value head, a layer's ``attention``, MLP
+            ``neuron``, or a layer's ``mlp``.
 
     Yields:
         The Probe that records; those of the other kinds in ``policy`` are its ``beside``.
@@ -169,6 +170,7 @@ class _Recorder:
         self._decided: dict[int, Decided] = {}
         self._before: Continued | None = None  # the texts that it continues
         self._context: ForwardContext | None = None
+        self._num_ran = 0  # MLPs of the pass
 
     def watching(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """Inside, the site hands over what is read."""
@@ -183,6 +185,7 @@ class _Recorder:
     def start(self, context: ForwardContext) -> None:
         """Before a pass: what its cache was known to hold."""
         self._act, self._decided, self._before, self._context = None, {}, None, context
+        self._num_ran = 0
         self.site.begin()
         if context.continues and self._decide == "every-pass":
             raise InputError("decide='every-pass' reads the whole text in every pass. Generate with use_cache=False.")
@@ -214,6 +217,8 @@ class _Recorder:
         assert isinstance(site, MlpSite)
         if context is None:
             raise ModelError("An MLP ran outside its model's forward pass. Call the model itself.")
+
+        self._num_ran += 1
 
         def rows(values: Tensor) -> Tensor:
             return values.view(context.batch, context.length, -1)
@@ -284,6 +289,11 @@ class _Recorder:
     def finish(self, context: ForwardContext, output: Any) -> None:
         """Hand a completed forward pass to the probe, and remember what its cache may keep."""
         self._context = None
+        if isinstance(self.site, MlpSite) and self._num_ran != len(self._units.layers):
+            raise ModelError(
+                f"A pass ran {self._num_ran} of the model's {len(self._units.layers)} MLPs as they were when the block was "
+                "opened, so not all were seen. Exchange modules before the block, not inside it."
+            )
         if context.num_layers != self._num_attention:
             raise ModelError(
                 f"A pass ran {context.num_layers} of the model's {self._num_attention} attention layers through "

@@ -11,6 +11,7 @@ from headcount.attention.measurements import TAKEN
 
 #: Numbers of activations that are looked at at a time: what is made of them stays in a processor's caches.
 _NUMBERS_AT_A_TIME = {"cpu": 1 << 18, "cuda": 1 << 26}
+_TINY = torch.finfo(torch.float32).tiny  # of a layer whose activations are all 0, of which each has no part
 #: What was read of a layer, ``[row, token, width]``: ``residual``, ``gate``.
 Read = Callable[[str], Tensor]
 
@@ -81,7 +82,7 @@ class MeasuringNeurons(Measuring):
             return sizes * self._norms()
         squares = sizes.square()
         if name == "square_share":
-            return squares / squares.sum(-1, keepdim=True)
+            return squares / squares.sum(-1, keepdim=True).clamp(min=_TINY)
         return squares * self._norms().square() / self._squared_norm(read)
 
     def _means(self, names: set[str]) -> dict[str, Tensor]:
@@ -106,7 +107,7 @@ class MeasuringNeurons(Measuring):
                 )
             squares = here.square() if names & {"relative_square", "square_share"} else here
             if "square_share" in names:
-                of_squares["square_share"] = mean / squares.sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+                of_squares["square_share"] = mean / squares.sum(-1).clamp(min=_TINY)
             if of_squares:
                 add({name: part.masked_fill(mean == 0, 0) for name, part in of_squares.items()}, squares)
             if "gate_norm" in names:

@@ -25,7 +25,7 @@ class Mlp:
         reader: a module whose input is the residual stream that the MLP reads: its norm, or its first map where it has none.
         gate: the module that gives the gate, by which another map's output is multiplied; None where no module does.
         plain: whether there is no gate: the activations are what the activation function gives.
-        normed: whether what ``down`` writes is normalised before it is added.
+        normed: whether what ``down`` writes is normalised, scaled or weighed before it is added.
     """
 
     down: nn.Module
@@ -43,7 +43,7 @@ class Mlp:
         if self.gate is None and not self.plain:
             lacking["gate_norm"] = "computes its gate together with other things"
         if self.normed:
-            lacking["residual_cosine"] = "normalises what its MLPs write before it is added"
+            lacking["residual_cosine"] = "normalises or scales what its MLPs write before it is added"
         return lacking
 
 
@@ -60,6 +60,7 @@ def find_mlps(model: PreTrainedModel, decoder: Decoder, attention: set[nn.Module
     calls = [_Calls() for _ in decoder.layers]
     with ExitStack() as stack:
         for layer, seen in zip(decoder.layers, calls, strict=True):
+            stack.callback(layer.register_forward_hook(seen.ended, with_kwargs=True).remove)
             for module in _outside(layer, attention):
                 seen.watch(module, stack)
         entering = stack.enter_context(decoder.inputs_kept([0]))
@@ -76,8 +77,24 @@ def find_mlps(model: PreTrainedModel, decoder: Decoder, attention: set[nn.Module
 class _Calls:
     """What the modules of one decoder layer were given and gave, in order."""
 
+    ends: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # what the layer itself was given, and gave
     given: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
     gave: list[tuple[nn.Module, Tensor]] = field(default_factory=list)
+
+    def ended(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        given = args[0] if args else kwargs["hidden_states"]
+        self.ends.append((given, output[0] if isinstance(output, tuple) else output))
+
+    def added_as_it_is(self, residual: Tensor, written: Tensor) -> bool:
+        """Whether the layer gives the residual stream that the MLP read and what it wrote, not scaled and not normalised.
+
+        Beside attention (the MLP reads what the layer was given) that cannot be told from outside, and is taken for granted.
+        """
+        given, gave = self.ends[0]
+        if _same(residual, given):
+            return True
+        expected = residual.float().reshape(gave.shape) + written.float().reshape(gave.shape)
+        return torch.allclose(gave.float(), expected, rtol=0.02, atol=0.02 * float(gave.float().abs().max()))
 
     def watch(self, module: nn.Module, stack: ExitStack) -> None:
         def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -118,14 +135,15 @@ def _found(model: nn.Module, place: int, modules: list[nn.Module], seen: _Calls,
     )
     plain = gate is not None and _same(outputs[id(gate)], activations)
     width = activations.shape[-1]
+    reader = first if norm is None else norm
     return Mlp(
         down=down,
         num_neurons=width,
         makers=tuple(m for m in maps if id(m) in outputs and outputs[id(m)].shape[-1] in (width, 2 * width)),
-        reader=first if norm is None else norm,
+        reader=reader,
         gate=None if plain else gate,
         plain=plain,
-        normed=any(_is_norm(module) and _same(given, outputs[id(down)]) for module, given in seen.given),
+        normed=not seen.added_as_it_is(next(given for m, given in seen.given if m is reader), outputs[id(down)]),
     )
 
 
@@ -149,11 +167,6 @@ def _is_map(module: nn.Module) -> bool:
 def _is_stack(module: nn.Module) -> bool:
     """Whether it holds the weights of several maps in one tensor, as experts do."""
     return any(p.dim() == 3 for p in module.parameters(recurse=False)) and not isinstance(module, nn.Conv1d)
-
-
-def _is_norm(module: nn.Module) -> bool:
-    own = [*module.parameters(recurse=False)]
-    return bool(own) and all(parameter.dim() == 1 for parameter in own) and not [*module.children()]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
