@@ -159,7 +159,7 @@ def test_a_selection_for_another_model_is_refused_with_the_difference(tiny, tmp_
     selection = select(tiny())
     for other, difference in (
         (tiny(num_hidden_layers=2), "3 attention layers, this one 2"),
-        (tiny(num_key_value_heads=4), "2 key-value heads and head_dim 8 there, and 8, 4 and 8 here"),
+        (tiny(num_key_value_heads=4), "2 key-value heads and head_dim 8 there, and layer 0 8 query heads, 4 key-value"),
         (tiny(seed=1), "the weights are not"),
     ):
         with pytest.raises(ModelError, match=f"for tiny, not for other: .*{difference}"):

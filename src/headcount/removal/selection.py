@@ -157,7 +157,7 @@ class Selection(_Strict):
             )
         raise ModelError(
             f"The selection is for {theirs.name}, not for {ours.name}: {difference}. Load the model that it was made for, or "
-            "select of this one with `headcount select`."
+            f"select {self.part}s of this one with `headcount select`."
         )
 
 
