@@ -95,3 +95,9 @@ def test_what_a_kind_does_not_have_is_refused(headcount, refused, checkpoint, te
     code, _, error = headcount(*measure, "--unit", "nonsense")
     assert code == 2
     assert "is not one of" in error
+
+
+def test_a_page_is_of_one_kind(headcount, checkpoint, texts, refused):
+    for kind in ("neuron", "head"):
+        assert headcount("measure", checkpoint(), "--texts", texts, "--unit", kind, "-o", kind)[0] == 0
+    assert "'neuron' is of MLP neurons, 'head' of query heads" in refused("report", "neuron", "head")

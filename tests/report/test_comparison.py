@@ -141,7 +141,7 @@ def test_tables_of_several_runs(runs):
 
 def test_the_page_of_one_run_says_how_to_compare(runs):
     text = text_of(render_page(runs[:1]))
-    assert "There is one benchmark here." in text
+    assert "This takes two benchmarks." in text
     assert "headcount report RUN OTHER_RUN" in text
 
 

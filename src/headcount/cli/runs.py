@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from headcount.cli.console import errors, output
 from headcount.errors import InputError
 from headcount.store import Run, is_run, open_run
+from headcount.units import KINDS
 
 if TYPE_CHECKING:
     from headcount.study.subject import Subject
@@ -36,7 +37,7 @@ def open_runs(paths: Sequence[Path]) -> list[Run]:
     """The runs in these folders: each is a run, a study (its runs, in its order), or holds runs.
 
     Raises:
-        InputError: a folder that holds none.
+        InputError: a folder that holds none, or runs of several kinds of units.
     """
     from headcount.study.folder import is_study, open_study
 
@@ -53,6 +54,12 @@ def open_runs(paths: Sequence[Path]) -> list[Run]:
                 f"{str(path)!r} holds no run (no run.json). Make one with `headcount measure … -o {path}`."
             )
         found |= {run.path.resolve(): run for run in runs if run.path.resolve() not in found}
+    first = next(iter(found.values()))
+    if other := next((run for run in found.values() if run.manifest.unit != first.manifest.unit), None):
+        raise InputError(
+            f"{str(first.path)!r} is of {KINDS[first.manifest.unit].plural}, {str(other.path)!r} of "
+            f"{KINDS[other.manifest.unit].plural}: their numbers do not stand in one table. Give runs of one kind."
+        )
     return list(found.values())
 
 
