@@ -160,7 +160,7 @@ def _facts(model: "PreTrainedModel", rows: Sequence[Sequence[int]], seed: int, n
     return CalibrationFacts(
         model=name or str(getattr(model.config, "_name_or_path", "")), model_fingerprint=fingerprint(model),
         dtype=str(model.dtype).removeprefix("torch."), hidden_size=model.config.get_text_config().hidden_size,
-        layers=units_of(model).layers, texts=(texts,), seed=seed, versions=versions(),
+        layers=units_of(model).heads, texts=(texts,), seed=seed, versions=versions(),
     )  # fmt: skip
 
 

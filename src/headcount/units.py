@@ -155,6 +155,11 @@ class UnitMap:
     kind: KindId = "head"
 
     @property
+    def heads(self) -> tuple[LayerUnits, ...]:
+        """The layers, whose units are made of query heads."""
+        return tuple(layer for layer in self.layers if isinstance(layer, LayerUnits))
+
+    @property
     def layer_indices(self) -> list[int]:
         return [layer.index for layer in self.layers]
 

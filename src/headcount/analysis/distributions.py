@@ -75,9 +75,10 @@ def layer_profile(scores: xr.Dataset | Summary, *, shares: Sequence[float] = (0.
         for number, layer in enumerate(scores.layers):
             at = dict(zip(names, quantiles[:, number], strict=True))
             rows.append({"score": score, "layer": layer, "mean": means[number], **at})
-    for score in map(str, scores.data_vars) if isinstance(scores, xr.Dataset) else ():
-        for number, layer in enumerate(scores["layer"].to_numpy()):
-            values = _sorted(scores[score].isel(layer=number))
+    table = scores if isinstance(scores, xr.Dataset) else xr.Dataset()
+    for score in map(str, table.data_vars):
+        for number, layer in enumerate(table["layer"].to_numpy()):
+            values = _sorted(table[score].isel(layer=number))
             quantiles = np.quantile(values, shares) if len(values) else [np.nan] * len(names)
             mean = float(values.mean(dtype=np.float64)) if len(values) else np.nan
             rows.append({"score": score, "layer": int(layer), "mean": mean, **dict(zip(names, quantiles, strict=True))})

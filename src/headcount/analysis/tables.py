@@ -300,7 +300,9 @@ def _across_data(runs: Sequence[RunTables]) -> Iterator[tuple[str, pd.DataFrame]
 
 def _layers(scores: xr.Dataset | Summary | None) -> pd.DataFrame | None:
     """As from ``layer_profile``; None from a summary that counts units by themselves."""
-    return layer_profile(scores) if isinstance(scores, xr.Dataset) or counted_by_layer(scores) else None
+    if scores is None or not (isinstance(scores, xr.Dataset) or counted_by_layer(scores)):
+        return None
+    return layer_profile(scores)
 
 
 def _long(of_scores: xr.Dataset | None, value: str) -> pd.DataFrame | None:

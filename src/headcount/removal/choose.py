@@ -88,7 +88,7 @@ def select_heads(
     units = units_of(model)
     if missing := set(exclude_layers) - set(units.layer_indices):
         raise InputError(f"Layer {min(missing)} is no attention layer; they are {units.layer_indices}.")
-    if any(layer.key_value_index is not None for layer in units.layers):
+    if any(layer.key_value_index is not None for layer in units.heads):
         raise InputError(
             "This checkpoint was pruned before, and its groups have several sizes, so it cannot be cut again. Select heads of "
             "the original model, and prune that."

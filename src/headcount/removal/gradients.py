@@ -83,7 +83,7 @@ def taylor_scores(
         stack.enter_context(layers_recomputed(model))
         stack.enter_context(parameters_frozen(model))
         stack.enter_context(torch.enable_grad())
-        for place, layer in enumerate(units.layers):
+        for place, layer in enumerate(units.heads):
             watch = _watching(layer, len(members[place]), lost[layer.index], current, scores[:, place])
             stack.callback(output_projection(modules[layer.index]).register_forward_pre_hook(watch).remove)
         run_in_batches([len(row) for row in rows], fitting.batch_tokens, run, progress)
@@ -123,7 +123,7 @@ def _lost_parts(
         return {layer: _LostPart(mean=of_layer.mean.float()) for layer, of_layer in means.items()}
     found = {}
     statistics = head_output_statistics(model, fitting, Covariance)
-    for layer in units.layers:
+    for layer in units.heads:
         of_layer = statistics[layer.index]
         staying = [head for head in range(layer.num_attention_heads) if (layer.index, head) not in removed]
         matrix = unpredicted(of_layer.covariance, layer.members(kind), staying, layer.head_dim, fitting.ridge)

@@ -105,7 +105,7 @@ def head_weights_of(model: PreTrainedModel) -> dict[int, HeadWeights]:
     """
     modules = attention_modules(model)
     refuse_offloaded(model)
-    return {layer.index: _head_weights(modules[layer.index], layer) for layer in units_of(model).layers}
+    return {layer.index: _head_weights(modules[layer.index], layer) for layer in units_of(model).heads}
 
 
 def refuse_offloaded(model: PreTrainedModel) -> None:

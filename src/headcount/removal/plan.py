@@ -168,7 +168,7 @@ def plan_removal(units: UnitMap, heads: Sequence[tuple[int, int]] | UnitSet, *, 
     if len(asked) == units.num_units:
         raise InputError(f"All {len(asked)} heads of the model are selected. Leave some.")
     layers = []
-    for before in units.layers:
+    for before in units.heads:
         of_layer = [head for layer, head in heads if layer == before.index]
         layers.append(_plan_layer(before, of_layer, uneven))
     return Plan(layers=tuple(layers), asked=asked)

@@ -115,7 +115,7 @@ def replace_heads(
 def removed_inputs(model: PreTrainedModel, removed: UnitSet) -> dict[int, Tensor]:
     """For each layer that loses heads, in order: bool ``[head · head_dim]``, True for inputs of removed heads."""
     masks = {}
-    for layer in units_of(model).layers:
+    for layer in units_of(model).heads:
         going = [head for of_layer, head in removed if of_layer == layer.index]
         if going:
             mask = torch.zeros(layer.num_attention_heads, layer.head_dim, dtype=torch.bool)

@@ -184,7 +184,7 @@ def calibration_cost(
     batch_tokens: int,
 ) -> CalibrationCost:
     """Of calibrating a model on texts of these lengths, with the options of ``calibrate``."""
-    config, layers = model.config.get_text_config(), units_of(model).layers
+    config, layers = model.config.get_text_config(), units_of(model).heads
     hidden, tokens, size = config.hidden_size, sum(lengths), ModelSize.of(model)
     groups = layer_groups(layers, hidden, memory if covariances else None)
     sums = {layer.index: sum_bytes(layer, hidden) * covariances for layer in layers}

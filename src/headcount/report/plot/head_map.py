@@ -74,7 +74,7 @@ def head_map(
 def _rows(table: xr.Dataset, units: UnitMap | None) -> np.ndarray:
     """Where the top of each head is, [layer, head], with a gap of a quarter before every key-value group but the first."""
     heads = np.arange(table.sizes["head"])
-    known = {layer.index: layer for layer in units.layers} if units is not None else {}
+    known = {layer.index: layer for layer in units.heads} if units is not None else {}
     gaps = np.zeros((table.sizes["layer"], len(heads)))
     for row, index in zip(gaps, table["layer"].values, strict=True):
         layer = known.get(int(index))

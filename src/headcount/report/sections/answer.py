@@ -71,7 +71,7 @@ def words(report: Report) -> dict[str, Any]:
         return {"caveats": [], "shares": None, "answer": "", "proof": "", "untouched": ""}
     removable, accuracy = run.removable, run.answers.accuracy
     said: dict[str, Any] = {"margin": MARGIN, "confidence": CONFIDENCE, "units": run.kind.short}
-    asked = said | {"num_questions": int(accuracy["num_questions"].iloc[0])}
+    asked: dict[str, Any] = said | {"num_questions": int(accuracy["num_questions"].iloc[0])}
     return {
         "answer": _claim(run, **asked),
         "proof": wording.proof(removable, **asked),
