@@ -18,7 +18,7 @@ from headcount.models.reading import Heard, block_inputs, changed_outputs, read_
 from headcount.models.sensitivity import sensitivities
 from headcount.models.state import reads
 from headcount.moments import Covariance, Mean
-from headcount.store.parts import CalibrationParts, calibrating
+from headcount.store.parts import CalibrationParts, calibrating, clear_parts
 from headcount.store.whole import check_writable
 from headcount.units import LayerUnits
 
@@ -106,7 +106,7 @@ def calibrate(
             layers[index] = LayerCalibration(**vars(layers[index]) | {"sensitivity": mean, "gradients": outer})
         calibration = Calibration(layers=layers, facts=facts)
         if file is not None:
-            calibration.save(file)
+            parts.finish(calibration, file)
             calibration = Calibration.load(file)  # matrices are read from there; the parts go
     return calibration
 
@@ -126,6 +126,7 @@ def new_file(into: str | os.PathLike[str] | None, *, sensitivity: bool, gradient
         return None
     file = Path(os.path.abspath(into))
     if os.path.lexists(file):
+        clear_parts(file)
         raise InputError(f"{os.fspath(into)!r} exists already. Choose another file with -o (into), or remove it first.")
     check_writable(file)
     return file

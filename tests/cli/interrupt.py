@@ -11,11 +11,13 @@ import signal
 import sys
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from headcount.calibrating import calibrate
+from headcount.errors import InputError
 from headcount.models.loading import load
 from headcount.removal.fitting import Fitting
 from headcount.removal.prune import prune_heads
@@ -40,7 +42,7 @@ def works(folder: Path):
         prune_heads(model, selection, target, Fitting(rows=rows), tokenizer=tokenizer, how="refit")
 
     def calibration(target: Path) -> None:
-        if not (target / FILE).exists():
+        with suppress(InputError):  # it is there, and what was left beside it goes
             calibrate(model, rows, batch_tokens=16, memory=1, gradients=True, into=target / FILE)
 
     def export(target: Path) -> None:

@@ -375,5 +375,5 @@ def test_without_scripts_the_answer_and_the_tables_are_there(browser, page_file,
     page = context.new_page()
     page.goto(page_file.as_uri())
     assert "of heads can be off within 1 point" in page.locator(".claim").inner_text()
-    assert page.locator("noscript").inner_text().startswith("Charts and the head map need JavaScript")
+    assert page.locator("noscript").inner_text().startswith("Charts and maps need JavaScript")
     context.close()

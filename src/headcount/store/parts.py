@@ -11,11 +11,12 @@ from pathlib import Path
 from torch import Tensor
 
 from headcount.calibration import Calibration, CalibrationFacts, LayerCalibration
-from headcount.errors import InputError
-from headcount.files import kind
+from headcount.errors import InputError, RunError
+from headcount.files import cannot_write, kind
 from headcount.store.files import leftovers
 from headcount.store.lock import claimed
 from headcount.tensor_files import TensorFile, write_tensors
+from headcount.unfinished import sync_folder
 
 _SENSITIVITIES = "sensitivities.safetensors"
 
@@ -77,6 +78,17 @@ class CalibrationParts:
             shapes = {name: tensor.shape for name, tensor in tensors.items()}
             write_tensors(self._folder / _SENSITIVITIES, said, shapes, tensors.__getitem__)
 
+    def finish(self, calibration: Calibration, file: Path) -> None:
+        """Write the whole to ``file``, by way of the folder, so that nothing half made is left elsewhere."""
+        assert self._folder is not None
+        whole = self._folder / file.name
+        calibration.save(whole)
+        try:
+            whole.replace(file)
+            sync_folder(file.parent)
+        except OSError as error:
+            raise cannot_write(file, error) from error
+
     def _layer_file(self, folder: Path, index: int) -> Path:
         return folder / f"layer-{index}.safetensors"
 
@@ -99,9 +111,27 @@ def calibrating(file: Path | None, facts: CalibrationFacts, command: str) -> Ite
     folder = parts_folder(file)
     with claimed(folder, "calibration", lambda _: True, command):
         yield CalibrationParts(folder, facts)
-        for path in [*folder.glob("layer-*.safetensors"), folder / _SENSITIVITIES, *leftovers(folder)]:
-            if kind(path) == "file":
-                path.unlink()
+        _clear(folder)
+    _remove(folder)
+
+
+def clear_parts(file: Path) -> None:
+    """Remove the parts of what is in ``file`` already, which a process left that was killed just after it had written it."""
+    folder = parts_folder(file)
+    if kind(folder) == "folder":
+        with suppress(RunError):  # another process makes it anew, or nothing can be written there
+            with claimed(folder, "calibration", lambda _: True, ""):
+                _clear(folder)
+            _remove(folder)
+
+
+def _clear(folder: Path) -> None:
+    for path in [*folder.glob("layer-*.safetensors"), folder / _SENSITIVITIES, *leftovers(folder)]:
+        if kind(path) == "file":
+            path.unlink()
+
+
+def _remove(folder: Path) -> None:
     with suppress(OSError):  # somebody put things of their own there
         (folder / ".lock").unlink(missing_ok=True)
         folder.rmdir()
