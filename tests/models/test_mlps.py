@@ -234,6 +234,12 @@ def test_what_units_do_not_have_is_refused(model):
         unit="neuron",
     )
     refused(InputError, "MLP neuron 5000 of layer 1 does not exist", policy=Fixed([(1, 5000)]), unit="neuron")
+    refused(
+        InputError,
+        r"\(1, 1\) is no layer's MLP: layers are 0…2, and each has one, 0",
+        policy=Fixed([(1, 1)]),
+        unit="mlp",
+    )
     refused(InputError, "A unit is one of head, group", unit="expert")
     if model.config.model_type == "gemma2":
         refused(ModelError, "normalises or scales what its MLPs write", scores=["influence"], unit="mlp")
@@ -319,8 +325,12 @@ def test_an_mlp_exchanged_inside_a_block_is_not_passed_over():
             model(torch.tensor([TEXTS[0]]))
 
 
-def test_what_is_scaled_before_it_is_added_has_no_influence():
-    model = build("granite")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_scaled_before_it_is_added_has_no_influence(dtype):
+    model = build("granite").to(dtype)
+    with torch.no_grad():
+        model.model.embed_tokens.weight[:, 5] = 3000  # beside which all that is added is small
+    assert not any(mlp.normed for mlp in mlps_of(model).values())
     for layer in model.model.layers:
         layer.residual_multiplier = 0.22
     with pytest.raises(ModelError, match="normalises or scales"), instrument(model, scores=["influence"], unit="mlp"):

@@ -28,7 +28,7 @@ class _Observed:
     modules: dict[int, nn.Module]  # layer → its attention module
     attributes: list[dict[str, object]]  # of these modules
     stamp: Stamp
-    mlps: dict[int, Mlp] | None = None  # once they are asked for
+    mlps: tuple[list[dict[str, object]], dict[int, Mlp]] | None = None  # once asked for; with their layers' attributes
 
 
 _observed: "WeakKeyDictionary[PreTrainedModel, _Observed]" = WeakKeyDictionary()
@@ -49,9 +49,10 @@ def units_of(model: PreTrainedModel, kind: KindId = "head") -> UnitMap:
 def mlps_of(model: PreTrainedModel) -> dict[int, Mlp]:
     """The MLP of each decoder layer, by the layer's place. Raises ModelError as ``find_mlps``, and as ``units_of``."""
     known = _look(model)
-    if known.mlps is None:
-        known.mlps = find_mlps(measurable(model), known.decoder, {*known.modules.values()})
-    return dict(known.mlps)
+    attributes = [scalars(module) for layer in known.decoder.layers for module in layer.modules()]
+    if known.mlps is None or known.mlps[0] != attributes:  # a layer may scale what it adds by one
+        known.mlps = attributes, find_mlps(measurable(model), known.decoder, {*known.modules.values()})
+    return dict(known.mlps[1])
 
 
 def decoder_of(model: PreTrainedModel) -> Decoder:
