@@ -59,7 +59,8 @@ def measure(
         from headcount.cli.runs import command_line, default_folder, keep_offline, say_template
 
         keep_offline(questions.offline)
-        from headcount.study.evaluating import measure_run, named_texts
+        from headcount.study.evaluating import measure_run
+        from headcount.study.given import named_texts
         from headcount.thresholding import not_finite, said_not_finite
         from headcount.units import KINDS
 

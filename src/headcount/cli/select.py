@@ -95,7 +95,7 @@ def select(
         from headcount.removal.choose import NOT_FINITE, check_options, check_share, default_score, select_heads
         from headcount.removal.fitting import Fitting
         from headcount.store.whole import check_writable
-        from headcount.study.evaluating import named_tasks
+        from headcount.study.given import named_tasks
         from headcount.study.subject import load_model, read_calibration, read_data
         from headcount.units import KINDS
 

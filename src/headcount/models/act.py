@@ -16,7 +16,7 @@ from headcount.errors import InputError, ModelError
 from headcount.models.draws import draw_tokens
 from headcount.outputs import Outputs
 from headcount.policies import Policy
-from headcount.policies.policy import Seen, Wholes, declared
+from headcount.policies.seen import Seen, Wholes, declared
 from headcount.replacements import Replacement, replaced
 from headcount.scores import Score
 from headcount.units import UnitMap

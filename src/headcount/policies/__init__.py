@@ -14,11 +14,11 @@ from headcount.policies.policy import (
     UNTOUCHED,
     Policy,
     PolicyFacts,
-    Seen,
     check_policy,
 )
 from headcount.policies.random import RANDOM, Random, is_random
 from headcount.policies.ranked import Ranked
+from headcount.policies.seen import Seen
 from headcount.policies.threshold import Threshold
 
 __all__ = [

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from headcount.devices import moved
-from headcount.policies.policy import Policy, PolicyFacts, Seen
+from headcount.policies.policy import Policy, PolicyFacts
+from headcount.policies.seen import Seen
 from headcount.units import UnitMap, UnitSet
 
 

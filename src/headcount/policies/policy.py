@@ -2,30 +2,21 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from html import escape
 from numbers import Real
 from typing import Any, NamedTuple, Self
 
-import torch
 import xarray as xr
 from torch import Tensor
 
-from headcount.attention.measurements import (
-    CALIBRATED,
-    MEASURED,
-    MEASUREMENTS,
-    OF_TOKENS,
-    RAW_TENSORS,
-    LayerMeasurements,
-)
+from headcount.attention.measurements import CALIBRATED, MEASURED, MEASUREMENTS, RAW_TENSORS
 from headcount.calibration import Calibration
-from headcount.devices import moved
 from headcount.errors import InputError, whole
-from headcount.outputs import Outputs
+from headcount.policies.seen import Seen
 from headcount.replacements import ZERO, Replacement, replacement_named
-from headcount.scores import Rows, Score, get_score
+from headcount.scores import Rows, Score
 from headcount.units import KINDS, KindId, UnitMap
 
 #: The untouched model, as tables and manifests call it.
@@ -80,101 +71,6 @@ class PolicyFacts:
 
 #: The columns by which rows of outcomes name their policy.
 POLICY_COLUMNS = ("policy", "curve", "score", "share_asked", "threshold")
-
-
-class Wholes:
-    """Units of a layer that are made of several of its query heads each."""
-
-    def __init__(self, members: Sequence[Sequence[int]], device: torch.device) -> None:
-        """``members``: the heads of each unit."""
-        self.num_units, most = len(members), max(map(len, members))
-        padded = torch.tensor([[*heads, *[heads[0]] * (most - len(heads))] for heads in members])
-        sizes = torch.tensor([[len(heads)] for heads in members])
-        unit_of = {head: unit for unit, heads in enumerate(members) for head in heads}
-        self._members, self._there = moved(padded, device), moved(torch.arange(most) < sizes, device)
-        self._sizes = moved(sizes[:, 0], device)
-        self._unit_of = moved(torch.tensor([unit_of[head] for head in sorted(unit_of)]), device)
-
-    def means(self, values: Tensor) -> Tensor:
-        """``[row, head]`` → ``[row, unit]``: NaN where one of a unit's heads has no value."""
-        return values[:, self._members].masked_fill(~self._there, 0).sum(-1) / self._sizes
-
-    def spread(self, values: Tensor) -> Tensor:
-        """``[row, unit, …]`` → ``[row, head, …]``: each head its unit's."""
-        return values.index_select(1, self._unit_of)
-
-
-class Seen:
-    """What one layer of one pass shows to policies.
-
-    A row is what a decision is about: an input, or a token of one, input after input and padding included.
-
-    Attributes:
-        layer: the layer's index in the model.
-        place: its rank among the layers that have units, as in tables.
-        shape: rows and units of the layer.
-        device: where decisions are wanted.
-        known: scores computed so far, by id.
-    """
-
-    def __init__(
-        self, outputs: Outputs, uniform: Callable[[int | None], Tensor], *, place: int, per: Rows = "input",
-        wholes: Wholes | None = None,
-    ) -> None:  # fmt: skip
-        """``outputs`` of the layer, ``uniform`` as below, and of which of its parts a unit is made, where of several."""
-        self._outputs, self._per, self._uniform, self.place, self._wholes = outputs, per, uniform, place, wholes
-        rows, parts, length = outputs.values.shape[:3]
-        self.layer, self.device = outputs.layer, outputs.values.device
-        self._of_parts = (rows * length if per == "token" else rows, parts)
-        self.shape: tuple[int, int] = (self._of_parts[0], parts if wholes is None else wholes.num_units)
-        self.known: dict[str, Tensor] = {}
-
-    def score(self, id: str) -> Tensor:
-        """A score's values ``[row, unit]``, computed once a layer however many policies read them: the mean of a unit's parts.
-
-        Raises:
-            InputError: it is of other rows, or reads what was not measured.
-        """
-        score = get_score(id)
-        if score.per != self._per:
-            other = score.id.removesuffix("/token") if self._per == "input" else f"{score.id}/token"
-            raise InputError(f"{score.id} is a score per {score.per}, and the policy decides per {self._per}: {other}.")
-        if score.id not in self.known:
-            uniform = self.uniform(None) if "uniform" in score.needs else None
-            if self._wholes is not None and uniform is not None:
-                uniform = self._wholes.spread(uniform)
-            measured = self._outputs.measured if self._per == "input" else _of_tokens(self._outputs, score.needs)
-            values = score.values(declared(measured, score.needs, uniform), self._of_parts)
-            self.known[score.id] = values if self._wholes is None else self._wholes.means(values)
-        return self.known[score.id]
-
-    def uniform(self, seed: int | None) -> Tensor:
-        """Float32 ``[row, unit]`` on [0, 1): of an input a function of the seed (None: the run's) and its tokens alone; of a
-        token one of the seed, the token and its place."""
-        return self._uniform(seed)
-
-
-def declared(measured: Mapping[str, Tensor], needs: frozenset[str], uniform: Tensor | None = None) -> LayerMeasurements:
-    """The measurements that ``needs`` names and no others; ``uniform`` [row, unit] if it is among them."""
-    wanted = needs | {"real"} if needs & RAW_TENSORS else needs  # token_mean reads `real`
-    found = {name: tensor for name, tensor in measured.items() if name in wanted}
-    return LayerMeasurements(**found, **({} if uniform is None else {"uniform": uniform}))
-
-
-def _of_tokens(outputs: Outputs, needs: frozenset[str]) -> dict[str, Tensor]:
-    """Measurements with a token a row: ``[row · token, unit]``; tensors with that one token."""
-    found = {name: outputs.by_token[name].transpose(1, 2).flatten(0, 1) for name in needs if name in outputs.by_token}
-    for name in needs & OF_TOKENS & outputs.measured.keys():
-        tensor = outputs.measured[name]
-        if name == "output":
-            tensor = tensor.transpose(1, 2).flatten(0, 1)[:, :, None]
-        elif name in ("residual", "block_input"):
-            tensor = tensor.flatten(0, 1)[:, None]
-        found[name] = tensor
-    if needs & RAW_TENSORS:
-        rows, _, length, _ = outputs.values.shape
-        found["real"] = outputs.values.new_ones(rows * length, 1, dtype=torch.bool)
-    return found
 
 
 class Wanted(NamedTuple):
@@ -384,7 +280,7 @@ def read_share(number: str, policy: str) -> float | None:
     """The share that the text of a ``policy`` names by ``number``; None where that is none. Raises InputError outside 0…1."""
     share = read_number(number)
     if share is not None and not 0 <= share <= 1:
-        raise InputError(f"Policy {policy!r}: a share of heads lies between 0 and 1; write 10% as 0.10.")
+        raise InputError(f"Policy {policy!r}: a share lies between 0 and 1; write 10% as 0.10.")
     return share
 
 
@@ -392,7 +288,7 @@ def share_of(share: object) -> float:
     """A share of units. Raises InputError unless it lies between 0 and 1."""
     number = float(share) if _is_number(share) else math.nan  # type: ignore[arg-type]
     if not 0 <= number <= 1:
-        raise InputError(f"A share of heads lies between 0 and 1, not {share!r}; write 10% as 0.10.")
+        raise InputError(f"A share lies between 0 and 1, not {share!r}; write 10% as 0.10.")
     return number
 
 

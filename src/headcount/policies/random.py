@@ -8,7 +8,8 @@ from typing import Self
 from torch import Tensor
 
 from headcount.errors import InputError, seed_of
-from headcount.policies.policy import Policy, PolicyFacts, Seen, read_name, read_share, share_of
+from headcount.policies.policy import Policy, PolicyFacts, read_name, read_share, share_of
+from headcount.policies.seen import Seen
 from headcount.scores import PER_TOKEN, Rows
 
 #: Its name in texts, its curve, and the id of the score of the same numbers.

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from headcount.policies.by_score import ByScore
-from headcount.policies.policy import PolicyFacts, Seen, read_name, read_share, share_of
+from headcount.policies.policy import PolicyFacts, read_name, read_share, share_of
+from headcount.policies.seen import Seen
 from headcount.scores import get_score
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from headcount.errors import InputError
 from headcount.policies.by_score import ByScore
-from headcount.policies.policy import PolicyFacts, Seen, Wanted, read_name, read_number, read_share, share_of
+from headcount.policies.policy import PolicyFacts, Wanted, read_name, read_number, read_share, share_of
+from headcount.policies.seen import Seen
 from headcount.scores import get_score
 from headcount.units import UnitMap
 
@@ -111,7 +112,7 @@ class Threshold(ByScore):
         super().check(units)
         if self.wants is not None:
             raise InputError(
-                f"Policy {self.label} names a share of heads and has no threshold yet. Find it with thresholds() of measured "
+                f"Policy {self.label} names a share and has no threshold yet. Find it with thresholds() of measured "
                 "scores and `found`, or name it."
             )
 

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from headcount.calibration import Calibration
 from headcount.errors import InputError, RunError
 from headcount.evaluation.workload import Workload
 from headcount.models.observe import scores_of, units_of
-from headcount.policies import Policy, Threshold, check_policy, policy_list, read_curve
+from headcount.policies import Policy, Threshold, check_policy, policy_list
 from headcount.policies.policy import calibration_of, check_measured, layer_set
 from headcount.resolving import read_policy
 from headcount.scores import of_tokens, select_scores
@@ -24,25 +23,30 @@ from headcount.store.scores import DTYPES
 from headcount.study.asking import Asking
 from headcount.study.cuts import find_thresholds
 from headcount.study.deciding import ask_until_decided, search_run
-from headcount.study.progress import Announce, announced, silent
+from headcount.study.given import (
+    described,
+    given_calibration,
+    loaded_model,
+    named_tasks,
+    named_texts,
+    searched_scores,
+    several,
+    unit_asked,
+)
+from headcount.study.progress import Announce, silent
 from headcount.study.pruned import ask_pruned, check_pruned
 from headcount.study.realising import realise
-from headcount.study.spec import ModelSpec, Tasks, Texts
+from headcount.study.spec import ModelSpec, Texts
 from headcount.study.stages import aggregate_run, ask_run, inputs_left, measure_inputs
 from headcount.study.subject import (
-    LoadedModel,
     Subject,
     SubjectFacts,
-    load_model,
-    read_calibration,
     read_data,
-    read_texts,
 )
 from headcount.study.units import Engine, LocalEngine
 from headcount.summaries import Summary
-from headcount.tasks import check_tasks
 from headcount.thresholding import thresholds
-from headcount.units import KINDS, KindId, checked_kind
+from headcount.units import KINDS, KindId
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -105,8 +109,8 @@ def evaluate_run(
             NaN under it, when the others are kept.
         RunError: the folder holds another run, or a policy of this name with another threshold, or was asked in another way.
     """
-    spec, excluded = _described(model), layer_set(exclude_layers)
-    calibration, unit = _calibration(calibration, spec), _unit(unit, folder, thresholds_from)
+    spec, excluded = described(model), layer_set(exclude_layers)
+    calibration, unit = given_calibration(calibration, spec), unit_asked(unit, folder, thresholds_from)
     read = [
         read_policy(policy, exclude_layers=excluded, seed=seed, model=spec.model) if isinstance(policy, str) else policy
         for policy in policy_list(policies)
@@ -123,11 +127,11 @@ def evaluate_run(
         raise InputError(
             f"until_decided is an UntilDecided, such as hc.UntilDecided(margin=0.01), not {until_decided!r}."
         )
-    searched = _searched(search, unit)
+    searched = searched_scores(search, unit)
     asking = Asking(
         policies=tuple(dict.fromkeys(read)), rule=until_decided or (UntilDecided() if searched else None),
         searched=searched, search=search_range or ShareSearch(), exclude_layers=excluded,
-        thresholds_from=thresholds_from, pruned=tuple(map(Path, _several(pruned))), calibration=calibration,
+        thresholds_from=thresholds_from, pruned=tuple(map(Path, several(pruned))), calibration=calibration,
     )  # fmt: skip
     select_scores(asking.scores() or "all", unit)
     if unit != "head" and (asking.pruned or calibration is not None):
@@ -135,7 +139,7 @@ def evaluate_run(
             f"Calibrations and pruned checkpoints are of heads, not of {KINDS[unit].plural}. Leave them out."
         )
     data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, announce=announce)
-    loaded = _loaded(model, tokenizer, calibration, announce)
+    loaded = loaded_model(model, tokenizer, calibration, announce)
     units_of(loaded.model, unit)  # refused before questions are prepared
     for checkpoint in asking.pruned:
         check_pruned(checkpoint, loaded)
@@ -192,7 +196,7 @@ def measure_run(
     """
     if bool(tasks) == bool(texts):
         raise InputError("Say what the model should read: either tasks or texts, not both.")
-    unit = _unit(unit, folder)
+    unit = unit_asked(unit, folder)
     select_scores(scores, unit)
     if scores_dtype not in DTYPES:
         raise InputError(f"Unknown scores_dtype {scores_dtype!r}. Use {' or '.join(DTYPES)}.")
@@ -200,9 +204,9 @@ def measure_run(
         data = named_tasks(tasks, num_fewshot=num_fewshot, limit=limit, include_path=include_path, announce=announce)
     else:
         data = texts if isinstance(texts, Texts) else named_texts(texts, limit=limit)
-    calibration = _calibration(calibration, _described(model))
+    calibration = given_calibration(calibration, described(model))
     calibration_of((), select_scores(scores, unit), calibration)
-    loaded = _loaded(model, tokenizer, calibration, announce)
+    loaded = loaded_model(model, tokenizer, calibration, announce)
     ids = [score.id for score in scores_of(loaded.model, scores, unit)]
     subject = read_data(
         loaded, data, chat_template=chat_template, offline=offline,
@@ -216,40 +220,6 @@ def measure_run(
             run, LocalEngine(subject), ids, num_inputs=facts.num_inputs, calibration=calibration, announce=announce
         )
     return run
-
-
-def named_tasks(
-    tasks: str | Sequence[str],
-    *,
-    num_fewshot: int | None,
-    limit: float | None,
-    include_path: str | Path | None,
-    announce: Announce = silent,
-) -> Tasks:
-    """Questions by the names of their tasks. What is wrong with names and number is said before a model is loaded."""
-    names = tuple(_several(tasks))
-    with announced(announce, "Looking up the tasks"):
-        check_tasks(names, limit=limit, include_path=include_path)
-    return Tasks.model_construct(tasks=names, num_fewshot=num_fewshot, limit=None if limit is None else float(limit))
-
-
-def named_texts(
-    texts: str | Sequence[str],
-    *,
-    limit: float | None,
-    text_column: str = "text",
-    max_length: int | None = None,
-    too_long: str = "refuse",
-) -> Texts:
-    """Texts by the names of their files or data sets. What is wrong with them is said before a model is loaded."""
-    if limit is not None and not float(limit).is_integer():
-        raise InputError(f"--limit is a whole number of texts, not {limit}.")
-    data = Texts.model_construct(
-        texts=tuple(map(os.fspath, _several(texts))), text_column=text_column,
-        limit=None if limit is None else int(limit), max_length=max_length, too_long=too_long,
-    )  # fmt: skip
-    read_texts(data)
-    return data
 
 
 def begun(
@@ -355,58 +325,3 @@ def _check_has(wanted: Sequence[str], measured: Collection[str], source: Run) ->
             f"{str(source.path)!r} has no scores for {', '.join(missing)}. Measure them with "
             "`headcount measure` in a new folder and give it with --thresholds-from."
         )
-
-
-def _several(given: Any) -> Iterable[Any]:
-    """One name or path stands for a list of one, and None for none."""
-    if given is None or given == "":
-        return ()
-    if isinstance(given, str | os.PathLike):
-        return (given,)
-    if not isinstance(given, Iterable):
-        raise InputError(f"A name, a path or a list of them is needed, not {given!r:.60}.")
-    return given
-
-
-def _unit(given: str | None, *folders: str | os.PathLike[str] | None) -> KindId:
-    """The kind of unit that is said, or else that of the first folder with a run."""
-    if given is not None:
-        return checked_kind(given)
-    for folder in folders:
-        with suppress(Damaged):  # which says more about itself where it is opened
-            if folder is not None and is_run(Path(folder)):
-                return open_run(folder).manifest.unit
-    return "head"
-
-
-def _searched(search: Iterable[str], unit: KindId) -> tuple[str, ...]:
-    names = [*_several(search)]
-    curves = dict.fromkeys(read_curve(name) for name in names if name != "all")
-    return tuple(score.id for score in select_scores("all", unit)) if "all" in names else tuple(curves)
-
-
-def _described(model: "str | ModelSpec | PreTrainedModel") -> ModelSpec:
-    """What the model is called, and how it is loaded; one that is loaded is called by where it came from."""
-    if isinstance(model, ModelSpec):
-        return model
-    name = model if isinstance(model, str) else getattr(model, "name_or_path", "") or ""
-    return ModelSpec.model_construct(model=name)
-
-
-def _calibration(given: Calibration | str | os.PathLike[str] | None, spec: ModelSpec) -> Calibration | None:
-    """The calibration that is given, or that the model's specification names."""
-    return given if isinstance(given, Calibration) else read_calibration(given or spec.calibration)
-
-
-def _loaded(
-    model: "str | ModelSpec | PreTrainedModel",
-    tokenizer: "PreTrainedTokenizerBase | None",
-    calibration: Calibration | None,
-    announce: Announce,
-) -> LoadedModel:
-    spec = _described(model)
-    if isinstance(model, str | ModelSpec):
-        return replace(load_model(spec, announce=announce), calibration=calibration)
-    if tokenizer is None:
-        raise InputError("A model that is loaded goes with its tokenizer: pass both that `load` gave.")
-    return LoadedModel(spec=spec, model=model, tokenizer=tokenizer, calibration=calibration)
