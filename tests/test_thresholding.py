@@ -79,7 +79,7 @@ def test_result_has_a_row_of_shares_for_each_score_and_keeps_attributes():
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, 30, float("nan")])
 def test_shares_outside_0_to_1_are_refused(share):
-    with pytest.raises(InputError, match="A share of heads lies between 0 and 1"):
+    with pytest.raises(InputError, match="A share lies between 0 and 1"):
         thresholds(table(ahon=FIVE), [0.1, share])
 
 

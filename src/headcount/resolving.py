@@ -72,7 +72,7 @@ def resolve_policy(
         )
     if thresholds_from is None:
         raise InputError(
-            f"Policy {text!r} names a share of heads, so its threshold comes from measured scores: give thresholds_from=RUN "
+            f"Policy {text!r} names a share, so its threshold comes from measured scores: give thresholds_from=RUN "
             f"(a folder made by `headcount measure`), or name the threshold, {score}@NUMBER."
         )
     scores = open_run(thresholds_from).measurements()

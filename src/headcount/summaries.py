@@ -264,6 +264,9 @@ class Summary:
             attrs=self.attrs,
         )  # fmt: skip
 
+    def __repr__(self) -> str:
+        return f"Summary({', '.join(self.scores)}: {self.num_inputs:,} inputs, {self.num_tokens:,} tokens)"
+
     def __contains__(self, name: str) -> bool:
         return name in self.scores
 

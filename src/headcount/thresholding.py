@@ -45,7 +45,7 @@ def thresholds(table: xr.Dataset | Summary, shares: Sequence[float] = SHARES) ->
     except (TypeError, ValueError):
         raise InputError(f"shares are numbers between 0 and 1, not {shares!r:.60}.") from None
     if wrong := [share for share in wanted if not 0 <= share <= 1]:
-        raise InputError(f"A share of heads lies between 0 and 1, not {wrong[0]}; write 10% as 0.10.")
+        raise InputError(f"A share lies between 0 and 1, not {wrong[0]}; write 10% as 0.10.")
     names = [str(name) for name in (table.scores if isinstance(table, Summary) else table.data_vars)]
     if not wanted or not names:
         raise InputError("Thresholds need at least one share and one measured score.")

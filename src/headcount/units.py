@@ -46,7 +46,7 @@ KINDS: dict[KindId, Kind] = {
     "head": Kind("query head", "query heads", "attention", lambda layer: tuple(range(layer.num_parts)), "heads"),
     "group": Kind("key-value group", "key-value groups", "attention", lambda layer: layer.key_value_heads, "groups"),
     "attention": Kind(
-        "layer's attention", "layers' attention", "attention", lambda layer: (0,) * layer.num_parts, "layers",
+        "layer's attention", "layers' attention", "attention", lambda layer: (0,) * layer.num_parts, "layers' attention",
         one_a_layer=True,
     ),
     "neuron": Kind("MLP neuron", "MLP neurons", "mlp", lambda layer: tuple(range(layer.num_parts)), "neurons", many=True),
@@ -255,6 +255,10 @@ class UnitSet:
         counts, kind = dict(zip(units.layer_indices, units.counts, strict=True)), KINDS[units.kind]
         for layer, unit in self:
             if not 0 <= unit < counts.get(layer, 0):
+                if kind.one_a_layer:
+                    raise InputError(
+                        f"({layer}, {unit}) is no {kind.noun}: layers are {min(counts)}…{max(counts)}, and each has one, 0."
+                    )
                 raise InputError(
                     f"{kind.titled(kind.noun)} {unit} of layer {layer} does not exist: layers are {min(counts)}…{max(counts)} "
                     f"with up to {max(counts.values())} {kind.plural}. Count layers and {kind.plural} from 0."

@@ -145,7 +145,7 @@ def test_values_of_the_wrong_type_are_refused():
         Threshold("ahon", "abc")  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="collection of layer indices"):
         Random(0.1, exclude_layers=3)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match="A share of heads"):
+    with pytest.raises(InputError, match="A share lies between"):
         Random("0.1")  # pyright: ignore[reportArgumentType]
 
 
@@ -206,9 +206,9 @@ def test_arrays_and_tensors_are_collections():
         (lambda: Random(0.1, seed=2**127), "A seed is a whole number"),
         (lambda: check_policy("random:0.1"), "A policy is a Threshold, Random or Fixed"),
         (lambda: check_policy(Random), "A policy is a Threshold, Random or Fixed"),
-        (lambda: Random(torch.tensor([0.1, 0.2])), "A share of heads lies"),
-        (lambda: Random("0.1"), "A share of heads lies"),
-        (lambda: Random(NAN), "A share of heads lies"),
+        (lambda: Random(torch.tensor([0.1, 0.2])), "A share lies"),
+        (lambda: Random("0.1"), "A share lies"),
+        (lambda: Random(NAN), "A share lies"),
         (lambda: Fixed(3), "Heads are pairs"),
         (lambda: Fixed([3]), "A head is a pair"),
         (lambda: Fixed([(0.5, 1)]), "A head is a pair"),

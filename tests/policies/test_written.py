@@ -41,7 +41,7 @@ def test_only_shares_of_measured_scores_want_a_threshold(text, wants):
 
 def test_a_policy_without_its_threshold_decides_nothing(tiny):
     policy = parse_policy("ahon_ln:0.1")
-    with pytest.raises(InputError, match=r"ahon_ln:0.1 names a share of heads and has no threshold yet"):
+    with pytest.raises(InputError, match=r"ahon_ln:0.1 names a share and has no threshold yet"):
         check_policy(policy, units_of(tiny("llama")))
     with pytest.raises(InputError, match=r"ahon_ln:0.1 needs a threshold: measure ahon_ln first"):
         policy.found(None)

@@ -76,7 +76,9 @@ Unit = Annotated[
     Literal["head", "group", "attention", "neuron", "mlp"]
     | None,  # as headcount.units.KINDS, which imports too much here
     typer.Option(
-        help="What is measured and off; a run is of one kind. [default: that of the run, or head]", metavar="KIND"
+        help="What is measured and off: head, group, attention, neuron or mlp. A run is of one kind. [default: that of the "
+        "run, or head]",
+        metavar="KIND",
     ),
 ]
 Seed = Annotated[int, typer.Option(help="Of random heads and few-shot samples.")]

@@ -10,10 +10,12 @@ from headcount.whole_table import WholeTable
 def scores(scores_from: options.ScoresFrom = None) -> None:
     """List every score: id, name, when a head is inactive, unit, source, aliases."""
     from headcount.scores import all_scores
+    from headcount.units import KINDS
 
     table = WholeTable(box=None, header_style="bold")
-    for heading in ("id", "name", "inactive when", "unit", "source", "aliases"):
+    for heading in ("id", "name", "inactive when", "unit", "of", "source", "aliases"):
         table.add_column(heading, overflow="fold", no_wrap=heading == "id")
     for score in all_scores():
-        table.add_row(score.id, score.name, score.inactive_when, score.unit, score.source, ", ".join(score.aliases))
+        of = ", ".join(kind for kind in KINDS if score.is_of(kind))
+        table.add_row(score.id, score.name, score.inactive_when, score.unit, of, score.source, ", ".join(score.aliases))
     output.print(table)

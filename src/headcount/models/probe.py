@@ -47,13 +47,16 @@ class Probe:
         return xr.Dataset(
             {id: (("example", "layer", "head"), values[i]) for i, id in enumerate(self._score_ids)},
             coords=self._coordinates,
+            attrs=self._attributes,
         )
 
     @property
     def off(self) -> xr.DataArray:
         """bool, dims (example, layer, head): the heads that were off; per token, those off on all of an example's tokens."""
         values = np.concatenate([np.zeros((0, *self._coordinates_shape), bool), *(seen.off for seen in self._passes)])
-        return xr.DataArray(values, dims=("example", "layer", "head"), coords=self._coordinates, name="off")
+        return xr.DataArray(
+            values, dims=("example", "layer", "head"), coords=self._coordinates, name="off", attrs=self._attributes
+        )
 
     @property
     def share_off(self) -> np.ndarray:
@@ -94,6 +97,10 @@ class Probe:
     @property
     def _coordinates_shape(self) -> tuple[int, int]:
         return len(self.units.layers), self.units.most_units
+
+    @property
+    def _attributes(self) -> dict[str, Any]:
+        return {} if self.units.kind == "head" else {"unit": self.units.kind}
 
     @property
     def _coordinates(self) -> dict[str, Any]:
