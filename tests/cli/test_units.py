@@ -91,6 +91,8 @@ def test_other_kinds_are_measured_and_evaluated(headcount, checkpoint, own, unit
 def test_what_a_kind_does_not_have_is_refused(headcount, refused, checkpoint, texts):
     measure = "measure", checkpoint(), "--texts", texts, "-o", "run"
     assert "MLP neurons have no awft" in refused(*measure, "--unit", "neuron", "--score", "awft")
+    evaluate = "evaluate", checkpoint(), "--task", "sums_a", "--unit", "neuron", "-o", "other"
+    assert "puts mean in the place of what is off" in refused(*evaluate, "-p", "fhon+mean:0.1")
     assert "Layers' MLPs have no fhon_ln" in refused(*measure, "--unit", "mlp", "--score", "fhon_ln")
     code, _, error = headcount(*measure, "--unit", "nonsense")
     assert code == 2

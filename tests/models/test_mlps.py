@@ -11,8 +11,10 @@ from headcount.evaluation.engine import run_plan
 from headcount.evaluation.plan import ScoringPlan
 from headcount.models.instrument import instrument
 from headcount.models.observe import mlps_of, units_of
-from headcount.policies import Fixed, Random, parse_policy
+from headcount.policies import Fixed, Random, Threshold, parse_policy
+from headcount.replacements import Mean
 from headcount.scores import select_scores
+from tests.calibrated import calibrated_on
 from tests.models.families import build
 
 TEXTS = [list(range(3 + 7 * i % 11, 80, 3 + i % 4))[: 9 + 2 * (i % 5)] for i in range(8)]
@@ -243,6 +245,16 @@ def test_what_units_do_not_have_is_refused(model):
     refused(InputError, "A unit is one of head, group", unit="expert")
     if model.config.model_type == "gemma2":
         refused(ModelError, "normalises or scales what its MLPs write", scores=["influence"], unit="mlp")
+
+
+def test_what_is_calibrated_for_heads_is_not_put_in_the_place_of_neurons():
+    model = build("llama")
+    policy = Threshold("fhon", 0.05, instead=Mean(), calibration=calibrated_on(model, TEXTS))
+    for kind in ("neuron", "mlp"):
+        with pytest.raises(InputError, match="calibrated for heads alone"), instrument(model, policy=policy, unit=kind):
+            pass
+        with pytest.raises(InputError, match="calibrated for heads alone"):
+            run_plan(model, plan_of(TEXTS), [policy], unit=kind)
 
 
 def test_block_influence_is_the_turn_of_the_residual_stream():

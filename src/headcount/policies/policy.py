@@ -187,8 +187,8 @@ class Policy(ABC):
         return f"<p><b>{escape(self.label)}</b>: {escape(str(self))}</p>"
 
 
-def check_policy(policy: Any, units: UnitMap | None = None) -> None:
-    """Raise InputError for what is no policy, lacks its calibration, or does not fit a model's ``units``."""
+def check_policy(policy: Any, units: UnitMap | None = None, *, kind: KindId | None = None) -> None:
+    """Raise InputError for what is no policy, not for units of a ``kind``, lacks its calibration, or does not fit ``units``."""
     if not isinstance(policy, Policy):
         raise InputError(
             f"A policy is a Threshold, Random or Fixed, such as Random(0.1), or a class of your own that is a headcount.Policy, "
@@ -200,21 +200,26 @@ def check_policy(policy: Any, units: UnitMap | None = None) -> None:
             f"{policy.label} says that it needs {policy.needs!r:.80}. A policy's `needs` is a frozenset of what its scores "
             f"read: {', '.join(sorted(MEASUREMENTS - RAW_TENSORS))}."
         )
+    if units is not None or kind is not None:
+        _check_kind(policy, units.kind if units is not None else kind or "head")
     if policy.needs_calibration and policy.calibration is None:
         raise InputError(
             f"{policy.label} needs a calibration. Make one with `headcount calibrate MODEL --texts … -o FILE` and give it with "
             "--calibration FILE, or from Python with calibration=headcount.calibrate(…)."
         )
     if units is not None:
-        check_measured(policy, units.kind)
         policy.check(units)
 
 
-def check_measured(policy: Policy, kind: KindId) -> None:
-    """Raise InputError unless what a policy decides by is measured of units of a kind."""
+def _check_kind(policy: Policy, kind: KindId) -> None:
+    plural = KINDS[kind].plural
     if unknown := policy.needs - MEASURED[kind]:
-        plural = KINDS[kind].plural
         raise InputError(f"{policy.label} reads {', '.join(sorted(unknown))}, which {plural} do not have.")
+    if KINDS[kind].site == "mlp" and policy.instead.needs:
+        raise InputError(
+            f"{policy.label} puts {policy.instead.name} in the place of what is off, which is calibrated for heads alone: "
+            f"{plural} that are off write 0. Leave +{policy.instead.name} out (instead=Zero())."
+        )
 
 
 def calibration_of(

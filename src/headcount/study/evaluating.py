@@ -14,7 +14,7 @@ from headcount.errors import InputError, RunError
 from headcount.evaluation.workload import Workload
 from headcount.models.observe import scores_of, units_of
 from headcount.policies import Policy, Threshold, check_policy, policy_list
-from headcount.policies.policy import calibration_of, check_measured, layer_set
+from headcount.policies.policy import calibration_of, layer_set
 from headcount.resolving import read_policy
 from headcount.scores import of_tokens, select_scores
 from headcount.store import Run, begin_run, is_run, manifest, open_run
@@ -117,8 +117,7 @@ def evaluate_run(
     ]
     read = policy_list(read, calibration)
     for policy in read:
-        check_policy(policy)
-        check_measured(policy, unit)
+        check_policy(policy, kind=unit)
         if unit != "head" and isinstance(policy, Threshold) and policy.source.startswith("published"):
             raise InputError(
                 f"{policy.label} has a threshold that was published for heads, not for {KINDS[unit].plural}."
